@@ -1,0 +1,32 @@
+// The Python module frameattn._C. Importing it registers the operators (torch.ops.frameattn.*), which is what Python
+// code calls: torch.compile cannot look into the functions below. They are the C++ interface as C++ users see it, for
+// eager use and tests.
+#include <torch/extension.h>
+
+#include "csrc/matrix_attention/matrix_linear.h"
+#include "frameattn/frameattn.h"
+
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+  using namespace frameattn;
+  namespace py = pybind11;
+
+  m.def("matrix_linear", &matrix_linear, py::arg("x"), py::arg("u"), py::arg("w"), py::arg("bias") = py::none());
+  m.def("matrix_attention", &matrix_attention, py::arg("query"), py::arg("key"), py::arg("value"), py::arg("row_heads"),
+        py::arg("col_heads"), py::arg("scale") = py::none());
+
+  m.def("build_info", &build_info, "(name, value) pairs: what the library was built with");
+  m.def("cuda_devices", &cuda_devices, "one line for each NVIDIA GPU the library sees");
+
+  // Pure functions that choose how an operator runs, for tests.
+  m.def(
+      "matrix_linear_left_first",
+      [](int64_t n, int64_t d, int64_t m, int64_t e) { return matrix_linear_left_first({n, d, m, e}); }, py::arg("n"),
+      py::arg("d"), py::arg("m"), py::arg("e"));
+  m.def(
+      "plan_matrix_linear_backward",
+      [](int64_t n, int64_t d, int64_t m, int64_t e, std::array<bool, 3> wanted) {
+        const auto plan = plan_matrix_linear_backward({n, d, m, e}, wanted);
+        return std::array<bool, 3>{plan.grad_x_left, plan.grad_u_left, plan.grad_w_left};
+      },
+      py::arg("n"), py::arg("d"), py::arg("m"), py::arg("e"), py::arg("wanted"));
+}

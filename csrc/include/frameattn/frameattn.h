@@ -1,0 +1,5 @@
+// Everything a C++ user of frameattn may call.
+#pragma once
+
+#include <frameattn/build_info.h>
+#include <frameattn/matrix_attention.h>

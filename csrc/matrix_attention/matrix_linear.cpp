@@ -1,0 +1,130 @@
+// matrix_linear: y[b,t] = u^T . x[b,t] . w + bias, for every frame t of every clip b.
+//   x [B, T, N, D] (any leading sizes)   u [N, M]   w [D, E]   bias [M, E] | [1, E] | [M, 1]   ->   y [B, T, M, E]
+// This file: schema, checks, Meta, Autocast and the C++ calls, all that has no arithmetic.
+// Definition: python/frameattn/reference/matrix_attention.py
+#include "csrc/matrix_attention/matrix_linear.h"
+
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/library.h>
+
+#include "csrc/shared/autocast.h"
+#include "csrc/shared/checks.h"
+#include "frameattn/matrix_attention.h"
+
+namespace frameattn {
+
+void check_matrix_linear_inputs(const at::Tensor& x, const at::Tensor& u, const at::Tensor& w,
+                                const std::optional<at::Tensor>& bias) {
+  TORCH_CHECK(x.dim() >= 2, "matrix_linear: x must be [..., N, D], got ", x.sym_sizes());
+  check_same_dtype_and_device("matrix_linear", {{"x", x}, {"u", u}, {"w", w}});
+  const auto n = x.sym_size(-2), d = x.sym_size(-1);
+  TORCH_CHECK(u.dim() == 2, "matrix_linear: u must be [N, M] with N = x.size(-2) = ", n, ", got ", u.sym_sizes());
+  TORCH_CHECK(w.dim() == 2, "matrix_linear: w must be [D, E] with D = x.size(-1) = ", d, ", got ", w.sym_sizes());
+  TORCH_SYM_CHECK(u.sym_size(0).sym_eq(n), "matrix_linear: u must be [N, M] with N = x.size(-2) = ", n, ", got ",
+                  u.sym_sizes());
+  TORCH_SYM_CHECK(w.sym_size(0).sym_eq(d), "matrix_linear: w must be [D, E] with D = x.size(-1) = ", d, ", got ",
+                  w.sym_sizes());
+  if (!bias) return;
+  check_same_dtype_and_device("matrix_linear", {{"x", x}, {"bias", *bias}});
+  const auto m = u.sym_size(1), e = w.sym_size(1);
+  const auto fits = [&](const c10::SymInt& rows, const c10::SymInt& columns) {
+    return bias->sym_size(0).sym_eq(rows).sym_and(bias->sym_size(1).sym_eq(columns));
+  };
+  TORCH_CHECK(bias->dim() == 2, "matrix_linear: bias must be [M, E], [1, E] or [M, 1] with M = ", m, ", E = ", e,
+              ", got ", bias->sym_sizes());
+  TORCH_SYM_CHECK(fits(m, e).sym_or(fits(1, e)).sym_or(fits(m, 1)),
+                  "matrix_linear: bias must be [M, E], [1, E] or [M, 1] with M = ", m, ", E = ", e, ", got ",
+                  bias->sym_sizes());
+}
+
+namespace {
+
+c10::SymDimVector output_sizes(const at::Tensor& x, const at::Tensor& u, const at::Tensor& w) {
+  c10::SymDimVector sizes(x.sym_sizes().begin(), x.sym_sizes().end());
+  sizes[sizes.size() - 2] = u.sym_size(1);
+  sizes[sizes.size() - 1] = w.sym_size(1);
+  return sizes;
+}
+
+}  // namespace
+
+void check_matrix_linear_backward_inputs(const at::Tensor& grad_output, const at::Tensor& x, const at::Tensor& u,
+                                         const at::Tensor& w, const std::optional<at::Tensor>& bias) {
+  check_matrix_linear_inputs(x, u, w, bias);
+  check_same_dtype_and_device("matrix_linear_backward", {{"x", x}, {"grad_output", grad_output}});
+  const auto sizes = output_sizes(x, u, w);
+  TORCH_CHECK(grad_output.dim() == x.dim(), "matrix_linear_backward: grad_output must be [..., M, E] = ", sizes,
+              ", got ", grad_output.sym_sizes());
+  for (size_t i = 0; i < sizes.size(); ++i)
+    TORCH_SYM_CHECK(grad_output.sym_size(i).sym_eq(sizes[i]),
+                    "matrix_linear_backward: grad_output must be [..., M, E] = ", sizes, ", got ",
+                    grad_output.sym_sizes());
+}
+
+at::Tensor matrix_linear(const at::Tensor& x, const at::Tensor& u, const at::Tensor& w,
+                         const std::optional<at::Tensor>& bias) {
+  static const auto op =
+      c10::Dispatcher::singleton().findSchemaOrThrow("frameattn::matrix_linear", "").typed<decltype(matrix_linear)>();
+  return op.call(x, u, w, bias);
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> matrix_linear_backward(
+    const at::Tensor& grad_output, const at::Tensor& x, const at::Tensor& u, const at::Tensor& w,
+    const std::optional<at::Tensor>& bias, std::array<bool, 4> wanted) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("frameattn::matrix_linear_backward", "")
+                             .typed<decltype(matrix_linear_backward)>();
+  return op.call(grad_output, x, u, w, bias, wanted);
+}
+
+namespace {
+
+at::Tensor matrix_linear_meta(const at::Tensor& x, const at::Tensor& u, const at::Tensor& w,
+                              const std::optional<at::Tensor>& bias) {
+  check_matrix_linear_inputs(x, u, w, bias);
+  return x.new_empty_symint(output_sizes(x, u, w));
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> matrix_linear_backward_meta(
+    const at::Tensor& grad_output, const at::Tensor& x, const at::Tensor& u, const at::Tensor& w,
+    const std::optional<at::Tensor>& bias, std::array<bool, 4> wanted) {
+  check_matrix_linear_backward_inputs(grad_output, x, u, w, bias);
+  const auto gradient_of = [&](const at::Tensor& input, bool is_wanted) {
+    return is_wanted ? input.new_empty_symint(input.sym_sizes()) : input.new_empty({0});
+  };
+  return {gradient_of(x, wanted[0]), gradient_of(u, wanted[1]), gradient_of(w, wanted[2]),
+          gradient_of(bias ? *bias : x, wanted[3] && bias)};
+}
+
+template <at::DeviceType device>
+at::Tensor matrix_linear_autocast(const at::Tensor& x, const at::Tensor& u, const at::Tensor& w,
+                                  const std::optional<at::Tensor>& bias) {
+  return with_autocast<device>([&](auto cast) { return matrix_linear(cast(x), cast(u), cast(w), cast(bias)); });
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(frameattn, m) {
+  m.def("matrix_linear(Tensor x, Tensor u, Tensor w, Tensor? bias=None) -> Tensor", {at::Tag::pt2_compliant_tag});
+  m.def(
+      "matrix_linear_backward(Tensor grad_output, Tensor x, Tensor u, Tensor w, Tensor? bias, bool[4] wanted)"
+      " -> (Tensor, Tensor, Tensor, Tensor)",
+      {at::Tag::pt2_compliant_tag});
+}
+
+TORCH_LIBRARY_IMPL(frameattn, Meta, m) {
+  m.impl("matrix_linear", &matrix_linear_meta);
+  m.impl("matrix_linear_backward", &matrix_linear_backward_meta);
+}
+
+TORCH_LIBRARY_IMPL(frameattn, AutocastCPU, m) {
+  m.impl("matrix_linear", &matrix_linear_autocast<at::kCPU>);
+  m.impl("matrix_linear_backward", &WithoutAutocast<at::kCPU, &matrix_linear_backward>::call);
+}
+
+TORCH_LIBRARY_IMPL(frameattn, AutocastCUDA, m) {
+  m.impl("matrix_linear", &matrix_linear_autocast<at::kCUDA>);
+  m.impl("matrix_linear_backward", &WithoutAutocast<at::kCUDA, &matrix_linear_backward>::call);
+}
+
+}  // namespace frameattn

@@ -1,0 +1,54 @@
+// Autograd of matrix_linear. Saves the inputs; intermediates are computed again in backward.
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+#include "csrc/matrix_attention/matrix_linear.h"
+#include "csrc/shared/double_backward.h"
+#include "frameattn/matrix_attention.h"
+
+namespace frameattn {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+struct MatrixLinear : torch::autograd::Function<MatrixLinear> {
+  static constexpr bool is_traceable = true;  // compiled autograd may look inside
+
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& u, const at::Tensor& w,
+                            const std::optional<at::Tensor>& bias) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    ctx->set_materialize_grads(false);
+    ctx->save_for_backward({x, u, w, bias.value_or(at::Tensor())});
+    return matrix_linear(x, u, w, bias);
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grad_outputs) {
+    variable_list gradients(4);
+    if (!grad_outputs[0].defined()) return gradients;
+    const auto saved = ctx->get_saved_variables();
+    const auto bias = saved[3].defined() ? std::optional(saved[3]) : std::nullopt;
+    const std::array<bool, 4> wanted{ctx->needs_input_grad(0), ctx->needs_input_grad(1), ctx->needs_input_grad(2),
+                                     bias && ctx->needs_input_grad(3)};
+    auto [x, u, w, b] = matrix_linear_backward(grad_outputs[0], saved[0], saved[1], saved[2], bias, wanted);
+    if (wanted[0]) gradients[0] = x;
+    if (wanted[1]) gradients[1] = u;
+    if (wanted[2]) gradients[2] = w;
+    if (wanted[3]) gradients[3] = b;
+    return gradients;
+  }
+};
+
+at::Tensor matrix_linear_autograd(const at::Tensor& x, const at::Tensor& u, const at::Tensor& w,
+                                  const std::optional<at::Tensor>& bias) {
+  return MatrixLinear::apply(x, u, w, bias);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(frameattn, Autograd, m) {
+  m.impl("matrix_linear", &matrix_linear_autograd);
+  m.impl("matrix_linear_backward", &RefuseDoubleBackward<&matrix_linear_backward>::call);
+}
+
+}  // namespace frameattn

@@ -1,0 +1,17 @@
+"""frameattn: Matrix Attention for video diffusion transformers, as PyTorch operators.
+
+Importing the package registers ``torch.ops.frameattn.*``. The documented functions are in ``frameattn.functional``,
+readable definitions in ``frameattn.reference``, layers in ``frameattn.modules``, networks in ``frameattn.models``.
+"""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from frameattn._load import build_info, cuda_devices, library_path
+from frameattn.functional import matrix_attention, matrix_linear
+
+try:
+    __version__ = version("frameattn")
+except PackageNotFoundError:  # run from a source folder that was never installed
+    __version__ = "unknown"
+
+__all__ = ["__version__", "build_info", "cuda_devices", "library_path", "matrix_attention", "matrix_linear"]

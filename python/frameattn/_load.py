@@ -1,0 +1,40 @@
+"""Loads the compiled operators once. A missing or mismatched build explains itself instead of failing in the linker."""
+
+import torch
+
+_REBUILD = "pip install --no-build-isolation --force-reinstall --no-deps ."
+
+try:
+    from frameattn._build import TORCH_VERSION
+except ImportError:
+    raise ImportError(
+        f"frameattn is not built: from its source folder run `{_REBUILD}` (or `pip install --no-build-isolation -e .`)."
+    ) from None
+
+if torch.__version__ != TORCH_VERSION:
+    raise ImportError(
+        f"frameattn was built for torch {TORCH_VERSION}, but torch {torch.__version__} is installed: "
+        f"from frameattn's source folder run `{_REBUILD}`."
+    )
+
+try:
+    from frameattn import _C
+except ImportError as error:
+    raise ImportError(
+        f"frameattn's compiled library does not load ({error}): from its source folder run `{_REBUILD}`."
+    ) from error
+
+
+def build_info() -> dict[str, str]:
+    """What the compiled library was built with: torch, compiler, C++ standard, OpenMP, CUDA (or why not)."""
+    return dict(_C.build_info())
+
+
+def cuda_devices() -> list[str]:
+    """One line for each NVIDIA GPU that the compiled library sees; empty in a CPU build."""
+    return _C.cuda_devices()
+
+
+def library_path() -> str:
+    """The file of the compiled library."""
+    return _C.__file__

@@ -1,0 +1,5 @@
+"""The operators as documented Python functions. Each calls ``torch.ops.frameattn``: torch.compile sees through it."""
+
+from frameattn.functional.matrix_attention import matrix_attention, matrix_linear
+
+__all__ = ["matrix_attention", "matrix_linear"]

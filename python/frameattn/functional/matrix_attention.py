@@ -1,0 +1,118 @@
+"""Matrix Attention of FrameDiT (arXiv 2603.09721): a frame is a matrix, attention compares frames."""
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+
+def matrix_linear(x: Tensor, u: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
+    r"""Linear map of matrices from both sides: :math:`Y = U^\top X W + \text{bias}`, for every frame X.
+
+    Args:
+        x: [..., N, D], frames of N tokens with D channels; any leading sizes and any strides.
+        u: [N, M], mixes tokens.
+        w: [D, E], mixes channels.
+        bias: [M, E], [1, E] or [M, 1], or None.
+
+    Returns:
+        [..., M, E] in the dtype of x, contiguous.
+
+    All tensors share one dtype (float64, float32, bfloat16, float16) and device. Each of the two products is summed in
+    float32 or better. The order of the products is the one with fewer multiply-adds. Differentiable once in every
+    input; deterministic.
+
+    Raises:
+        RuntimeError: ranks, sizes, dtypes or devices do not fit; the message names what came.
+
+    Source: FrameDiT, arXiv 2603.09721, the matrix-valued linear layer of Matrix Attention.
+
+    >>> x, u, w = torch.randn(2, 16, 256, 384), torch.randn(256, 128), torch.randn(384, 384)
+    >>> matrix_linear(x, u, w).shape
+    torch.Size([2, 16, 128, 384])
+    """
+    return torch.ops.frameattn.matrix_linear(x, u, w, bias)
+
+
+def matrix_attention(
+    query: Tensor, key: Tensor, value: Tensor, row_heads: int, col_heads: int, scale: float | None = None
+) -> Tensor:
+    r"""Softmax attention over frames, whose heads compare sub-matrices of the frames.
+
+    Head (c, r) sees rows c*n .. (c+1)*n (n = M / col_heads) and columns r*d .. (r+1)*d (d = D / row_heads) of a frame:
+
+    .. math:: O_t = \sum_s \text{softmax}_s\big(\text{scale} \cdot \langle Q_t, K_s \rangle\big) V_s
+
+    with the inner product of matrices :math:`\langle Q, K \rangle = \sum_{ij} Q_{ij} K_{ij}`.
+
+    Args:
+        query, key: [B, T, Mq, D]: B clips, T frames.
+        value: [B, T, Mv, D].
+        row_heads: splits the channels; divides D.
+        col_heads: splits the tokens; divides Mq and Mv.
+        scale: of the logits; 1 / sqrt(Mq / col_heads * D / row_heads) if None.
+
+    Returns:
+        [B, T, Mv, D], contiguous. With T = 1 a copy of value.
+
+    All tensors share one dtype (float64, float32, bfloat16, float16) and device; sums in float32 or better. Reads and
+    writes this layout in place of rearranged copies. Backward computes the T x T weights again. Differentiable once in
+    every input; deterministic, for any number of threads.
+
+    Raises:
+        RuntimeError: ranks, sizes, heads, dtypes or devices do not fit; the message names what came.
+
+    Source: FrameDiT, arXiv 2603.09721, Matrix Attention.
+
+    >>> q, v = torch.randn(1, 16, 128, 384), torch.randn(1, 16, 512, 384)
+    >>> matrix_attention(q, q, v, row_heads=6, col_heads=64).shape
+    torch.Size([1, 16, 512, 384])
+    """
+    return torch.ops.frameattn.matrix_attention(query, key, value, row_heads, col_heads, scale)
+
+
+# Operation counts for torch.utils.flop_counter (a multiply-add counts as two).
+
+
+def _matrix_linear_flops(frames: int, n: int, d: int, m: int, e: int) -> int:
+    return 2 * frames * min(m * d * (n + e), n * e * (d + m))
+
+
+@register_flop_formula(torch.ops.frameattn.matrix_linear)
+def _(x_shape, u_shape, w_shape, bias_shape=None, *, out_shape=None, **kwargs) -> int:
+    *leading, n, d = x_shape
+    return _matrix_linear_flops(torch.Size(leading).numel(), n, d, u_shape[1], w_shape[1])
+
+
+@register_flop_formula(torch.ops.frameattn.matrix_linear_backward)
+def _(grad_shape, x_shape, u_shape, w_shape, bias_shape, wanted, *, out_shape=None, **kwargs) -> int:
+    *leading, n, d = x_shape
+    frames, m, e = torch.Size(leading).numel(), u_shape[1], w_shape[1]
+    want_x, want_u, want_w, _ = wanted
+    left, right, inner, outer = m * d * e, n * d * e, n * m * d, n * m * e
+    best = min(
+        left * ((want_x and x_left) or (want_u and u_left))
+        + outer * ((want_x and not x_left) or (want_w and not w_left))
+        + inner * (want_w and w_left)
+        + right * (want_u and not u_left)
+        + want_x * (inner if x_left else right)
+        + want_u * (inner if u_left else outer)
+        + want_w * (left if w_left else right)
+        for x_left in (True, False)
+        for u_left in (True, False)
+        for w_left in (True, False)
+    )
+    return 2 * frames * best
+
+
+@register_flop_formula(torch.ops.frameattn.matrix_attention)
+def _(query_shape, key_shape, value_shape, row_heads, col_heads, scale=None, *, out_shape=None, **kwargs) -> int:
+    batch, frames, rows, channels = query_shape
+    return 2 * batch * frames**2 * channels * (rows + value_shape[2])
+
+
+@register_flop_formula(torch.ops.frameattn.matrix_attention_backward)
+def _(
+    grad_shape, query_shape, key_shape, value_shape, row_heads, col_heads, scale=None, *, out_shape=None, **kw
+) -> int:
+    batch, frames, rows, channels = query_shape
+    return 2 * batch * frames**2 * channels * (3 * rows + 2 * value_shape[2])

@@ -1,0 +1,8 @@
+"""Readable definitions in plain PyTorch, for any dtype: documentation, oracle of the tests and baseline in one.
+
+They are differentiable any number of times and work under torch.func, which the compiled operators are not.
+"""
+
+from frameattn.reference.matrix_attention import matrix_attention, matrix_linear
+
+__all__ = ["matrix_attention", "matrix_linear"]

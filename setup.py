@@ -1,0 +1,112 @@
+"""Builds frameattn._C, the extension module with the C++ and CUDA operators.
+
+What decides the build: the torch that is importable (its CPU or CUDA variant), nvcc, and four variables:
+FRAMEATTN_CUDA=0|1 forces a CPU or CUDA build, TORCH_CUDA_ARCH_LIST names the architectures, MAX_JOBS the number of
+compilers at once, FRAMEATTN_DEBUG=1 builds without optimisation. Metadata is in pyproject.toml.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import torch
+from setuptools import setup
+
+ROOT = Path(__file__).parent
+# Every GPU since Ampere: machine code for A100, H100 (with its own instructions) and Blackwell cards, PTX for the rest.
+os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0+PTX;9.0a;12.0")
+
+
+def find_cuda_toolkit() -> Path | None:
+    """The folder that holds bin/nvcc. nvcc on PATH may be a wrapper script, so nvcc itself is asked where it lives."""
+    if home := os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH"):
+        return Path(home)
+    nvcc = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
+    try:
+        dry_run = subprocess.run([nvcc, "--dryrun", "-c", "any.cu"], capture_output=True, text=True)
+    except OSError:
+        return None
+    top = re.search(r"^#\$ TOP=(.+)$", dry_run.stderr, re.MULTILINE)
+    return Path(top[1]).resolve() if top else None
+
+
+def decide_cuda() -> tuple[Path | None, str]:
+    """The CUDA toolkit to build with, or None, and what the build summary says about it."""
+    forced = os.environ.get("FRAMEATTN_CUDA")
+    if forced not in (None, "", "0", "1"):
+        raise SystemExit(f"setup.py: FRAMEATTN_CUDA must be 0 or 1, got {forced!r}")
+    toolkit = find_cuda_toolkit()
+    if forced == "0":
+        reason = "no: FRAMEATTN_CUDA=0"
+    elif torch.version.cuda is None:
+        reason = "no: the installed torch is a CPU build"
+    elif toolkit is None:
+        reason = "no: nvcc was not found"
+    else:
+        return toolkit, f"{torch.version.cuda} (toolkit {toolkit})"
+    if forced == "1":
+        raise SystemExit(f"setup.py: FRAMEATTN_CUDA=1, but CUDA cannot be built: {reason}")
+    return None, reason
+
+
+TOOLKIT, CUDA = decide_cuda()
+if TOOLKIT:
+    os.environ["CUDA_HOME"] = str(TOOLKIT)  # before torch.utils.cpp_extension guesses it
+
+from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension  # noqa: E402
+
+
+def read_sources(cuda: bool) -> list[str]:
+    lines = (ROOT / "csrc" / "sources.txt").read_text().split("\n")
+    sources = [line for line in lines if line and not line.startswith("#")]
+    return [source for source in sources if cuda or "/cuda/" not in source]
+
+
+def extension():
+    architectures = os.environ["TORCH_CUDA_ARCH_LIST"] if TOOLKIT else "none"
+    optimisation = ["-O0", "-g"] if os.environ.get("FRAMEATTN_DEBUG") == "1" else ["-O3", "-g0"]
+    macros = [
+        ("FRAMEATTN_CUDA", f'"{torch.version.cuda if TOOLKIT else CUDA}"'),
+        ("FRAMEATTN_CUDA_ARCHITECTURES", f'"{architectures}"'),
+    ]
+    include_dirs = [str(ROOT), str(ROOT / "csrc" / "include")]
+    flags = {"cxx": ["-std=c++20", "-fopenmp", "-Wall", "-Wno-unknown-pragmas", *optimisation]}
+    if TOOLKIT:
+        macros.append(("FRAMEATTN_WITH_CUDA", "1"))
+        flags["nvcc"] = ["-std=c++20", "-lineinfo", *optimisation[:1]]
+        # Headers of the CUDA libraries may come with torch's own packages instead of the toolkit.
+        packaged = Path(torch.__file__).parents[1] / "nvidia" / f"cu{torch.version.cuda.split('.')[0]}" / "include"
+        if packaged.is_dir() and not (TOOLKIT / "include" / "cusparse.h").exists():
+            include_dirs.append(str(packaged))
+    kind = CUDAExtension if TOOLKIT else CppExtension
+    return kind(
+        "frameattn._C",
+        [*read_sources(TOOLKIT is not None), "csrc/bindings/module.cpp"],
+        include_dirs=include_dirs,
+        define_macros=macros,
+        extra_compile_args=flags,
+        extra_link_args=["-fopenmp"],
+    )
+
+
+class Build(BuildExtension):
+    def run(self):
+        super().run()
+        # Read by frameattn/_load.py, to explain another torch before the dynamic linker fails on it.
+        path = Path(self.get_ext_fullpath("frameattn._C")).parent / "_build.py"
+        path.write_text(f'TORCH_VERSION = "{torch.__version__}"\n')
+        compiler = subprocess.run([os.environ.get("CXX", "c++"), "--version"], capture_output=True, text=True).stdout
+        print(
+            "\nframeattn was built\n"
+            f"  torch               {torch.__version__}\n"
+            f"  compiler            {compiler.splitlines()[0] if compiler else 'unknown'}\n"
+            f"  openmp              -fopenmp\n"
+            f"  cuda                {CUDA}\n"
+            f"  cuda architectures  {os.environ['TORCH_CUDA_ARCH_LIST'] if TOOLKIT else 'none'}\n",
+            flush=True,
+        )
+
+
+setup(ext_modules=[extension()], cmdclass={"build_ext": Build}, package_dir={"": "python"})
