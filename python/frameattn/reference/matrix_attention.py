@@ -18,7 +18,7 @@ def matrix_attention(
     def split(x: Tensor) -> Tensor:  # [B, T, C*n, R*d] -> [B, C*R, T, n*d]
         batch, frames, rows, channels = x.shape
         x = x.reshape(batch, frames, col_heads, rows // col_heads, row_heads, channels // row_heads)
-        return x.permute(0, 2, 4, 1, 3, 5).reshape(batch, col_heads * row_heads, frames, -1)
+        return x.permute(0, 2, 4, 1, 3, 5).flatten(4).flatten(1, 2)
 
     q, k, v = split(query), split(key), split(value)
     if scale is None:

@@ -1,0 +1,26 @@
+// Calls both operators through the C++ API and checks a gradient. Prints what it found; exits with 1 if it is wrong.
+#include <frameattn/frameattn.h>
+#include <torch/torch.h>
+
+#include <cstdio>
+
+int main() {
+  const auto options = torch::dtype(torch::kDouble);
+  const auto x = torch::randn({2, 5, 4, 6}, options).requires_grad_();
+  const auto u = torch::randn({4, 2}, options).requires_grad_(), w = torch::randn({6, 6}, options).requires_grad_();
+
+  const auto y = frameattn::matrix_linear(x, u, w);
+  const auto out = frameattn::matrix_attention(y, y, y, /*row_heads=*/2, /*col_heads=*/1);
+  out.square().sum().backward();
+
+  // The same with LibTorch's own operators.
+  const auto x2 = x.detach().clone().requires_grad_();
+  const auto heads = u.detach().t().matmul(x2).matmul(w.detach()).unflatten(3, {2, 3}).permute({0, 3, 1, 2, 4});
+  const auto flat = heads.reshape({2, 2, 5, 6});
+  const auto expected = torch::scaled_dot_product_attention(flat, flat, flat);
+  expected.square().sum().backward();
+
+  const double error = (x.grad() - x2.grad()).abs().max().item<double>();
+  std::printf("frameattn: output %s, largest gradient difference %.2e\n", c10::str(out.sizes()).c_str(), error);
+  return error < 1e-10 && w.grad().defined() ? 0 : 1;
+}
