@@ -1,0 +1,159 @@
+"""Checkpoints: safetensors of ours, which say what they are, and ``.pt`` files as the official code writes them.
+
+A file of ours has one metadata entry, ``frameattn``, a JSON object: ``model`` (registered name), ``arguments``, and
+what else the writer adds (training adds ``diffusion``, ``data``, ``sampling``, ``step``).
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from frameattn._optional import require
+from frameattn.models.registry import create_model
+
+_METADATA = "frameattn"
+_COMPILED_PREFIX = "_orig_mod."  # torch.compile puts it before every name
+
+
+def save_checkpoint(
+    weights: Mapping[str, Tensor], path: str | Path, *, name: str, arguments: dict[str, Any], **more: Any
+) -> None:
+    """Writes weights as safetensors with the model's registered name, its arguments and more JSON values."""
+    require("safetensors")
+    from safetensors.torch import save_file
+
+    metadata = json.dumps({"model": name, "arguments": arguments, **more})
+    save_file({k: v.contiguous() for k, v in weights.items()}, path, metadata={_METADATA: metadata})
+
+
+def read_metadata(path: str | Path) -> dict[str, Any]:
+    """What save_checkpoint was told beside the weights; empty for a file that frameattn did not write."""
+    if Path(path).suffix != ".safetensors":
+        return {}
+    require("safetensors")
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return json.loads((file.metadata() or {}).get(_METADATA, "{}"))
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a safetensors file: {error}") from error
+
+
+def load_checkpoint(model: nn.Module, path: str | Path, weights: str = "auto", strict: bool = True) -> None:
+    """Loads weights into model, in the model's dtype.
+
+    Args:
+        path: ``.safetensors``, or a ``.pt`` that holds a state dict or, as official training writes it, a dict with
+            ``model`` and ``ema``.
+        weights: which of the two: ``ema``, ``model``, or ``auto``: ema if there is one.
+        strict: with False, missing and unknown tensors are passed over; shapes must fit all the same.
+
+    Raises:
+        ValueError: the file cannot be read without running code in it, has not the weights asked for, or tensors are
+            missing, unknown or of another shape; the message names them.
+        FileNotFoundError: no such file.
+    """
+    _load(model, _read_weights(path, weights), path, strict)
+
+
+def from_checkpoint(path: str | Path, name: str | None = None, weights: str = "auto", **overrides: Any) -> nn.Module:
+    """The model of a checkpoint with its weights, in evaluation mode.
+
+    Args:
+        name: registered name of the model, for a file that does not say it (an official ``.pt``). Its sizes are then
+            read off the tensors.
+        overrides: further arguments of the model.
+
+    Raises:
+        ValueError: as load_checkpoint, or the file names no model and neither does the caller.
+    """
+    metadata, state = read_metadata(path), _read_weights(path, weights)
+    name = name or metadata.get("model")
+    if name is None:
+        raise ValueError(f"{path} does not say which model it is: give its name (frameattn.models.list_models())")
+    arguments = metadata.get("arguments") or _arguments_of(state)
+    model = create_model(name, **{**arguments, **overrides})
+    _load(model, state, path, strict=True)
+    return model.eval()
+
+
+def _read_weights(path: str | Path, weights: str) -> dict[str, Tensor]:
+    if weights not in ("auto", "ema", "model"):
+        raise ValueError(f"load_checkpoint: weights must be auto, ema or model, got {weights!r}")
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    if path.suffix == ".safetensors":
+        read_metadata(path)  # a damaged file is reported with its name
+        from safetensors.torch import load_file
+
+        state = load_file(path)
+    else:
+        state = _read_pickle(path)
+        if any(isinstance(state.get(key), Mapping) for key in ("ema", "model")):
+            key = weights if weights != "auto" else "ema" if isinstance(state.get("ema"), Mapping) else "model"
+            if not isinstance(state.get(key), Mapping):
+                raise ValueError(f"{path} holds no {key!r} weights, only {', '.join(map(str, state))}")
+            state = state[key]
+    tensors = {k.removeprefix(_COMPILED_PREFIX): v for k, v in state.items() if isinstance(v, Tensor)}
+    if not tensors:
+        raise ValueError(f"{path} holds no weights")
+    return tensors
+
+
+def _read_pickle(path: Path) -> Mapping[str, Any]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        raise ValueError(
+            f"{path} is refused: it is no checkpoint or holds more than tensors and plain values, so that reading it "
+            "could run code"
+        ) from error
+    except (RuntimeError, EOFError) as error:
+        raise ValueError(f"{path} is not a checkpoint: {error}") from error
+    if not isinstance(state, Mapping):
+        raise ValueError(f"{path} holds a {type(state).__name__}, not a dict of tensors")
+    return state
+
+
+def _load(model: nn.Module, state: dict[str, Tensor], path: str | Path, strict: bool) -> None:
+    expected = model.state_dict()
+    problems = []
+    if strict:
+        problems += [f"missing {key}" for key in expected if key not in state]
+        problems += [f"unknown {key}" for key in state if key not in expected]
+    problems += [
+        f"{key} is {list(state[key].shape)}, the model has {list(tensor.shape)}"
+        for key, tensor in expected.items()
+        if key in state and state[key].shape != tensor.shape
+    ]
+    if problems:
+        shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
+        raise ValueError(f"{path} does not fit {type(model).__name__}: {shown}")
+    model.load_state_dict(state, strict=strict)
+
+
+def _arguments_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The arguments of a FrameDiT that its name leaves open, as far as shapes tell them."""
+    try:
+        _, in_channels, patch_size, _ = state["x_embedder.proj.weight"].shape
+        out_channels = len(state["final_layer.linear.bias"]) // patch_size**2
+        arguments = {
+            "input_size": round(state["pos_embed"].size(1) ** 0.5) * patch_size,
+            "num_frames": state["temp_embed"].size(1),
+            "in_channels": in_channels,
+            "learn_sigma": out_channels == 2 * in_channels,
+        }
+    except KeyError:
+        return {}  # loading will say what is missing
+    if (table := state.get("y_embedder.embedding_table.weight")) is not None:
+        arguments |= {"extras": 2, "num_classes": len(table) - 1}  # the last is the null class
+    elif "text_embedding_projection.1.weight" in state:
+        arguments["extras"] = 78
+    return arguments

@@ -1,0 +1,344 @@
+"""FrameDiT-G and FrameDiT-H (arXiv 2603.09721): diffusion transformers of videos [B, T, C, H, W].
+
+Even blocks attend in each frame; odd blocks attend over time, G by Matrix Attention and H by local temporal attention
+beside Matrix Attention. Parameter names and shapes are those of the official code. Tokens stay [B, T, N, D] throughout,
+and the modulation by time step and condition is computed once per clip.
+"""
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from frameattn.models.embeddings import (
+    LabelEmbedder,
+    PatchEmbed,
+    TimestepEmbedder,
+    position_embedding,
+    temporal_embedding,
+)
+from frameattn.modules import LocalGlobalAttention, MatrixAttention, SpatialAttention
+
+NO_CONDITION, CLASSES, TEXT = 1, 2, 78  # values of `extras`
+TEXT_TOKENS, TEXT_CHANNELS = 77, 768  # CLIP
+
+
+class Mlp(nn.Module):
+    """fc2(gelu(fc1(x)))."""
+
+    def __init__(self, dim: int, hidden: int):
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+
+
+class Modulation(nn.Sequential):
+    """Condition [B, K, D] -> ``parts`` tensors [B, F, 1, D] that shift, scale and gate the tokens of F frames."""
+
+    def __init__(self, dim: int, parts: int):
+        super().__init__(nn.SiLU(), nn.Linear(dim, parts * dim))
+        self.parts = parts
+
+    def forward(self, condition: Tensor, condition_of_frame: Tensor | None) -> tuple[Tensor, ...]:
+        parts = super().forward(condition)
+        if condition_of_frame is not None:
+            parts = parts.index_select(1, condition_of_frame)
+        return parts.unsqueeze(2).chunk(self.parts, dim=-1)
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """LayerNorm(x) * (1 + scale) + shift."""
+    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=1e-6), 1 + scale)
+
+
+class Block(nn.Module):
+    """x + gate attention(modulate(x)), then the same with an MLP (adaLN-Zero)."""
+
+    def __init__(self, dim: int, attention: nn.Module, mlp_ratio: float):
+        super().__init__()
+        self.attn = attention
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.adaLN_modulation = Modulation(dim, 6)
+
+    def forward(self, x: Tensor, condition: Tensor, condition_of_frame: Tensor | None) -> Tensor:
+        modulation = self.adaLN_modulation(condition, condition_of_frame)
+        shift_attention, scale_attention, gate_attention, shift_mlp, scale_mlp, gate_mlp = modulation
+        x = x + gate_attention * self.attn(modulate(x, shift_attention, scale_attention))
+        return x + gate_mlp * self.mlp(modulate(x, shift_mlp, scale_mlp))
+
+
+class FinalLayer(nn.Module):
+    """Tokens [B, F, N, D] -> [B, F, N, p p C]."""
+
+    def __init__(self, dim: int, out_features: int):
+        super().__init__()
+        self.linear = nn.Linear(dim, out_features)
+        self.adaLN_modulation = Modulation(dim, 2)
+
+    def forward(self, x: Tensor, condition: Tensor, condition_of_frame: Tensor | None) -> Tensor:
+        return self.linear(modulate(x, *self.adaLN_modulation(condition, condition_of_frame)))
+
+
+class FrameDiT(nn.Module):
+    """What G and H share: all but the attention of the odd blocks. Use FrameDiTG or FrameDiTH.
+
+    Args:
+        input_size: side of a frame (of the latent, for a latent model); patch_size divides it.
+        in_channels: C.
+        hidden_size: D.
+        qk_col_dim, v_col_dim, num_col_heads, num_row_heads: of MatrixAttention; num_row_heads also of the spatial and
+            local temporal attention.
+        depth: number of blocks, even.
+        num_frames: T.
+        class_dropout_prob: how often a label becomes the null class in training; 0: there is none.
+        learn_sigma: predict a variance too, in as many channels again.
+        extras: 1 no condition, 2 classes, 78 text (CLIP's 77 x 768).
+        u_type, bias_type, sparse_bandwidth, u_norm_eps_outside: of MatrixLinear.
+        gradient_checkpointing: compute blocks again in backward instead of keeping their activations.
+
+    Attributes:
+        config: these arguments, all of them.
+        num_frames: frames of a clip; may be set to fewer than the model was made for.
+
+    Raises:
+        ValueError: arguments do not fit together.
+    """
+
+    def __init__(
+        self,
+        input_size: int = 32,
+        patch_size: int = 2,
+        in_channels: int = 4,
+        hidden_size: int = 1152,
+        qk_col_dim: int = 64,
+        v_col_dim: int = 64,
+        depth: int = 28,
+        num_col_heads: int = 16,
+        num_row_heads: int = 16,
+        mlp_ratio: float = 4.0,
+        num_frames: int = 16,
+        class_dropout_prob: float = 0.1,
+        num_classes: int = 1000,
+        learn_sigma: bool = True,
+        extras: int = NO_CONDITION,
+        u_type: str = "param",
+        bias_type: str = "matrix",
+        sparse_bandwidth: int = 16,
+        u_norm_eps_outside: bool = False,
+        gradient_checkpointing: bool = False,
+        *,
+        _temporal_attention: Callable[..., nn.Module],
+    ):
+        config = {k: v for k, v in locals().items() if k not in ("self", "__class__", "_temporal_attention")}
+        super().__init__()
+        self.config: dict[str, Any] = config
+        side = input_size // patch_size
+        self._check_config(hidden_size, side)
+        self.num_frames = num_frames
+        self.out_channels = in_channels * (2 if learn_sigma else 1)
+        self.gradient_checkpointing = gradient_checkpointing
+
+        self.x_embedder = PatchEmbed(patch_size, in_channels, hidden_size)
+        self.t_embedder = TimestepEmbedder(hidden_size)
+        if extras == CLASSES:
+            self.y_embedder = LabelEmbedder(num_classes, hidden_size, class_dropout_prob)
+        elif extras == TEXT:
+            self.text_embedding_projection = nn.Sequential(
+                nn.SiLU(), nn.Linear(TEXT_TOKENS * TEXT_CHANNELS, hidden_size)
+            )
+        self.register_buffer("pos_embed", position_embedding(side, hidden_size))
+        self.register_buffer("temp_embed", temporal_embedding(num_frames, hidden_size))
+
+        matrix_options = {k: v for k, v in config.items() if k in inspect.signature(MatrixAttention).parameters}
+        self.blocks = nn.ModuleList()
+        for _ in range(0, depth, 2):
+            spatial = SpatialAttention(hidden_size, num_row_heads)
+            temporal = _temporal_attention(hidden_size, side * side, **matrix_options)
+            self.blocks += [Block(hidden_size, attention, mlp_ratio) for attention in (spatial, temporal)]
+        self.final_layer = FinalLayer(hidden_size, patch_size**2 * self.out_channels)
+        self._initialize()
+
+    def _check_config(self, dim: int, side: int) -> None:
+        config, name = self.config, type(self).__name__
+        if config["depth"] % 2:
+            raise ValueError(f"{name}: depth must be even (a spatial and a temporal block each), got {config['depth']}")
+        if config["extras"] not in (NO_CONDITION, CLASSES, TEXT):
+            raise ValueError(f"{name}: extras must be 1 (none), 2 (classes) or 78 (text), got {config['extras']}")
+        if side < 1 or config["input_size"] % config["patch_size"]:
+            raise ValueError(
+                f"{name}: patch_size must divide input_size = {config['input_size']}, got {config['patch_size']}"
+            )
+        if dim % 4:
+            raise ValueError(f"{name}: hidden_size must be a multiple of 4 (sines and cosines of 2 axes), got {dim}")
+
+    def _initialize(self) -> None:
+        """Linear layers Xavier uniform with zero bias; every block starts as the identity, the output as zero."""
+        for name, module in self.named_modules():
+            if not isinstance(module, nn.Linear) or name.startswith("t_embedder"):
+                continue
+            if "adaLN_modulation" in name or name == "final_layer.linear":
+                nn.init.zeros_(module.weight)
+            else:
+                nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        y: Tensor | None = None,
+        text_embedding: Tensor | None = None,
+        y_image: Tensor | None = None,
+        use_image_num: int = 0,
+    ) -> Tensor:
+        """Predicts noise (and variance) of a batch of noised clips.
+
+        Args:
+            x: [B, T, C, H, W] with T = num_frames + use_image_num.
+            t: [B], diffusion steps.
+            y: [B], classes (extras = 2); num_classes is the null class. In training mode a label is dropped with
+                class_dropout_prob.
+            text_embedding: [B, 77, 768] (extras = 78).
+            y_image: [B, use_image_num], classes of the images (extras = 2).
+            use_image_num: so many last frames of x are still images: they pass the spatial blocks only.
+
+        Returns:
+            [B, T, C_out, H, W], C_out = 2 C with learn_sigma: prediction, then variance.
+
+        Raises:
+            ValueError: sizes do not fit the model, or a condition is missing.
+        """
+        video_frames = x.size(1) - use_image_num if x.dim() == 5 else 0
+        self._check_input(x, video_frames, y, text_embedding, y_image, use_image_num)
+        condition, final_condition, condition_of_frame = self._conditions(
+            t, y, text_embedding, y_image, video_frames, use_image_num
+        )
+        # One condition for all frames, or one for each: the video's frames then have the first.
+        video_condition = condition[:, :1]
+
+        tokens = self.x_embedder(x.flatten(0, 1)).unflatten(0, x.shape[:2]) + self.pos_embed
+        for i, block in enumerate(self.blocks):
+            if i % 2 == 0:
+                tokens = self._run(block, tokens, condition, condition_of_frame)
+            elif video_frames:
+                video = tokens[:, :video_frames]
+                if i == 1:
+                    video = video + self.temp_embed[:, :video_frames].unsqueeze(2)
+                video = self._run(block, video, video_condition, None)
+                tokens = torch.cat([video, tokens[:, video_frames:]], dim=1) if use_image_num else video
+        return self._unpatchify(self.final_layer(tokens, final_condition, condition_of_frame))
+
+    def forward_with_cfg(
+        self,
+        x: Tensor,
+        t: Tensor,
+        y: Tensor | None = None,
+        cfg_scale: float = 7.0,
+        text_embedding: Tensor | None = None,
+    ) -> Tensor:
+        """Classifier-free guidance as the official code samples with.
+
+        Args:
+            x: [2 B, T, C, H, W]; only the first half is read.
+            y, text_embedding: [2 B, ...]: conditions, then null conditions.
+
+        Returns:
+            [2 B, T, C_out, H, W]: channels 0..3 are uncond + cfg_scale (cond - uncond) in both halves; the others are
+            what each half gives.
+        """
+        half = x[: len(x) // 2]
+        out = self(torch.cat([half, half]), t, y, text_embedding)
+        conditional, unconditional = out[:, :, :4].chunk(2)
+        guided = unconditional + cfg_scale * (conditional - unconditional)
+        return torch.cat([torch.cat([guided, guided]), out[:, :, 4:]], dim=2)
+
+    def _check_input(self, x, video_frames, y, text_embedding, y_image, use_image_num) -> None:
+        config = self.config
+        size, channels = config["input_size"], config["in_channels"]
+        frames = self.num_frames + use_image_num
+        if x.dim() != 5 or x.shape[1:] != (frames, channels, size, size):
+            images = f" + use_image_num = {frames}" if use_image_num else ""
+            raise ValueError(
+                f"{type(self).__name__}: x must be [B, T, C, H, W] with T = num_frames = {self.num_frames}{images}, "
+                f"C = {channels}, H = W = {size}, got {list(x.shape)}"
+            )
+        if config["extras"] == TEXT:
+            if text_embedding is None or text_embedding.shape != (len(x), TEXT_TOKENS, TEXT_CHANNELS):
+                got = "none" if text_embedding is None else list(text_embedding.shape)
+                raise ValueError(
+                    f"{type(self).__name__}: text_embedding must be [B, {TEXT_TOKENS}, {TEXT_CHANNELS}] with "
+                    f"B = {len(x)}, got {got}"
+                )
+        elif config["extras"] == CLASSES:
+            if video_frames and (y is None or y.shape != (len(x),)):
+                got = "none" if y is None else list(y.shape)
+                raise ValueError(f"{type(self).__name__}: y must be labels [B] with B = {len(x)}, got {got}")
+            if use_image_num and (y_image is None or y_image.shape != (len(x), use_image_num)):
+                got = "none" if y_image is None else list(y_image.shape)
+                raise ValueError(
+                    f"{type(self).__name__}: y_image must be labels [B, use_image_num] = [{len(x)}, {use_image_num}], "
+                    f"got {got}"
+                )
+
+    def _conditions(
+        self, t, y, text_embedding, y_image, video_frames: int, use_image_num: int
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Conditions [B, K, D] of the blocks and of the final layer; which of the K each frame has (None: K = 1)."""
+        step = self.t_embedder(t).unsqueeze(1)
+        if self.config["extras"] == TEXT:
+            text = self.text_embedding_projection(text_embedding.flatten(1)).unsqueeze(1)
+            return step + text, step, None
+        if self.config["extras"] != CLASSES:
+            return step, step, None
+        embedded = []
+        if video_frames:
+            embedded.append(self.y_embedder(y.unsqueeze(1)))
+        if use_image_num:
+            embedded.append(self.y_embedder(y_image))
+        condition = step + torch.cat(embedded, dim=1)
+        if not use_image_num:
+            return condition, condition, None
+        index = torch.arange(video_frames + use_image_num, device=t.device)
+        return condition, condition, (index - max(0, video_frames - 1)).clamp(min=0)
+
+    def _run(self, block: Block, *arguments) -> Tensor:
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, *arguments, use_reentrant=False)
+        return block(*arguments)
+
+    def _unpatchify(self, tokens: Tensor) -> Tensor:
+        """[B, F, N, p p C] -> [B, F, C, H, W]."""
+        p = self.config["patch_size"]
+        side = self.config["input_size"] // p
+        patches = tokens.unflatten(-1, (p, p, self.out_channels)).unflatten(2, (side, side))  # B F h w p q C
+        return patches.permute(0, 1, 6, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)
+
+
+class FrameDiTG(FrameDiT):
+    """FrameDiT-G: the temporal blocks attend by Matrix Attention alone. Arguments: see FrameDiT."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs, _temporal_attention=MatrixAttention)
+
+
+class FrameDiTH(FrameDiT):
+    """FrameDiT-H: the temporal blocks fuse local temporal attention and Matrix Attention.
+
+    Args:
+        fuse_mode: of LocalGlobalAttention: ``concat``, ``sum``, ``gated`` or ``local``.
+
+    The other arguments are those of FrameDiT.
+    """
+
+    def __init__(self, *args, fuse_mode: str = "concat", **kwargs):
+        super().__init__(*args, **kwargs, _temporal_attention=partial(LocalGlobalAttention, fuse_mode=fuse_mode))
+        self.config["fuse_mode"] = fuse_mode

@@ -1,0 +1,17 @@
+"""Layers around the operators: parameters and the ways FrameDiT (arXiv 2603.09721) combines them."""
+
+from frameattn.modules.attention import SpatialAttention, TemporalAttention
+from frameattn.modules.local_global import FUSE_MODES, LocalGlobalAttention
+from frameattn.modules.matrix_attention import MatrixAttention
+from frameattn.modules.matrix_linear import BIAS_TYPES, U_TYPES, MatrixLinear
+
+__all__ = [
+    "BIAS_TYPES",
+    "FUSE_MODES",
+    "U_TYPES",
+    "LocalGlobalAttention",
+    "MatrixAttention",
+    "MatrixLinear",
+    "SpatialAttention",
+    "TemporalAttention",
+]
