@@ -1,0 +1,28 @@
+"""Videos to train on: data sets that draw clips from a generator, and reading and writing of video files.
+
+A data set has ``channels``, ``size`` (side of a frame), ``num_classes`` (0: without classes) and
+``draw(count, frames, generator)``, which returns clips [count, frames, channels, size, size] in -1..1 and their labels
+[count]. All that is random is taken from the generator: the same state gives the same bits.
+"""
+
+from pathlib import Path
+
+from frameattn.data.moving_digits import MovingDigits
+from frameattn.data.video_folder import VideoFolder
+
+DATASETS = {"moving_digits": MovingDigits}
+
+__all__ = ["DATASETS", "MovingDigits", "VideoFolder", "create_dataset"]
+
+
+def create_dataset(name: str, **arguments):
+    """The data set called name, or the videos of the folder name (``./moving_digits`` is a folder of that name).
+
+    Raises:
+        ValueError: name is neither, or an argument does not fit.
+    """
+    if name in DATASETS:
+        return DATASETS[name](**arguments)
+    if not Path(name).is_dir():
+        raise ValueError(f"{name} is neither a folder of videos nor a data set ({', '.join(DATASETS)})")
+    return VideoFolder(name, **arguments)

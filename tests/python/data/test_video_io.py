@@ -1,0 +1,221 @@
+"""Files read back with PyAV and Pillow, and frames by number for every kind of file."""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("av")
+pytest.importorskip("PIL")
+
+import av
+from frameattn.data.video_io import (
+    GAP,
+    UnreadableVideo,
+    count_frames,
+    enlarge,
+    read_video,
+    write_contact_sheet,
+    write_gif,
+    write_mp4,
+)
+from PIL import Image
+
+
+def smooth_videos(count, frames, channels, height=16, width=16):
+    """Different smooth videos [K, T, C, H, W] in -1..1, no two frames alike."""
+    k, t, c, y, x = (torch.arange(n) for n in (count, frames, channels, height, width))
+    phase = 2 * k.view(-1, 1, 1, 1, 1) + 0.4 * t.view(-1, 1, 1, 1) + 2 * c.view(-1, 1, 1)
+    return torch.sin(phase + 0.2 * y.view(-1, 1) + 0.1 * x)
+
+
+def as_bytes(videos):
+    return (videos.clamp(-1, 1) + 1) * 127.5
+
+
+FILES = {
+    "short.mp4": dict(rate=25, key_frames_every=5),
+    "long.mp4": dict(rate=30, key_frames_every=250),
+    "ntsc.mp4": dict(rate=Fraction(30000, 1001), key_frames_every=12),
+    "open.mp4": dict(rate=25, options={"x264-params": "open-gop=1:bframes=8:b-adapt=0:keyint=24:scenecut=0"}),
+    "rounded_times.mkv": dict(rate=30, key_frames_every=20),
+    "vp9.webm": dict(rate=30, codec="libvpx-vp9", options={"deadline": "realtime", "cpu-used": "8"}),
+    "mpeg4.mov": dict(rate=25, codec="mpeg4", options={"bf": "2"}),
+    "mpeg4.avi": dict(rate=25, codec="mpeg4", options={"bf": "2"}),
+    "h264.avi": dict(rate=25),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_frames_by_number(name, tmp_path, write_numbers, read_numbers):
+    if FILES[name].get("codec", "libx264") not in av.codecs_available:
+        pytest.skip(f"PyAV without {FILES[name]['codec']}")
+    path = write_numbers(tmp_path / name, range(80), **FILES[name])
+    assert count_frames(path) == 80
+    assert read_numbers(read_video(path)) == list(range(80))
+    for start in range(0, 50, 3):
+        assert read_numbers(read_video(path, range(start, start + 30, 7))) == list(range(start, start + 30, 7))
+    assert read_numbers(read_video(path, [79])) == [79]
+
+
+@pytest.mark.parametrize("name", ["varying.mp4", "varying.mkv"])
+def test_frame_on_screen_where_the_rate_varies(name, tmp_path, write_numbers, read_numbers):
+    times = [t for t in range(80) if t % 7 != 3]
+    path = write_numbers(tmp_path / name, times, times=times, rate=30)
+    for start in (0, 10, 23, 31):
+        indices = range(start, start + 36, 5)
+        assert read_numbers(read_video(path, indices)) == [i - 1 if i % 7 == 3 else i for i in indices]
+
+
+def test_frames_of_a_gif(tmp_path, read_numbers, write_numbers):
+    numbers = read_video(write_numbers(tmp_path / "numbers.mp4", range(20)))
+    write_gif(tmp_path / "numbers.gif", numbers[None], fps=8)
+    assert count_frames(tmp_path / "numbers.gif") == 20
+    assert read_numbers(read_video(tmp_path / "numbers.gif", [3, 11, 19])) == [3, 11, 19]
+
+
+def test_read_scales_and_crops(tmp_path, write_video):
+    stripes = np.zeros((64, 96, 3), np.uint8)
+    for third, channel in enumerate((0, 1, 2)):
+        stripes[:, 32 * third : 32 * third + 32, channel] = 255
+    wide = write_video(tmp_path / "wide.mp4", [stripes] * 2, options={"crf": "1"})
+    high = write_video(tmp_path / "high.mp4", [stripes.swapaxes(0, 1)] * 2, options={"crf": "1"})
+    assert read_video(wide).shape == (2, 3, 64, 96)
+    video = read_video(wide, size=32)  # 32 x 48, of which columns 8 to 40 are left
+    assert video.shape == (2, 3, 32, 32)
+    assert (video - read_video(high, size=32).mT).abs().mean() < 0.04
+    for columns, colour in ((slice(0, 6), 0), (slice(10, 22), 1), (slice(26, 32), 2)):
+        expected = torch.full((3,), -1.0)
+        expected[colour] = 1
+        assert (video[:, :, :, columns] - expected.view(3, 1, 1)).abs().max() < 0.1
+    assert read_video(wide, size=100).shape == (2, 3, 100, 100)
+
+
+def test_read_turns_as_the_file_says(tmp_path, write_video):
+    picture = np.zeros((48, 64, 3), np.uint8)
+    picture[:24] = 255  # what was up
+    path = write_video(tmp_path / "phone.mp4", [picture] * 2)
+    data = bytearray(path.read_bytes())
+    matrix = data.index(b"tkhd") + 44  # version 0: 40 bytes of other fields
+    one, minus_one = (0x10000).to_bytes(4, "big"), (0xFFFF0000).to_bytes(4, "big")
+    data[matrix : matrix + 20] = bytes(4) + one + bytes(4) + minus_one + bytes(4)  # a quarter clockwise
+    path.write_bytes(data)
+    video = read_video(path)
+    assert video.shape == (2, 3, 64, 48)
+    assert video[..., :20].max() < -0.9 and video[..., -20:].min() > 0.9
+
+
+def test_unreadable_files(tmp_path, write_numbers):
+    path = write_numbers(tmp_path / "whole.mp4", range(60), options={"movflags": "faststart"})
+    (tmp_path / "noise.mp4").write_bytes(b"noise" * 100)
+    for name, reason in (("noise.mp4", "Invalid data"), ("missing.mp4", "No such file")):
+        with pytest.raises(UnreadableVideo, match=f"{name}: {reason}"):
+            count_frames(tmp_path / name)
+    with pytest.raises(UnreadableVideo, match=r"whole.mp4: ends after frame 59, 90 was asked for"):
+        read_video(path, [50, 90])
+
+
+def test_enlarge():
+    videos = smooth_videos(2, 3, 1)
+    larger = enlarge(videos)
+    assert larger.shape == (2, 3, 1, 128, 128)
+    assert larger.min() >= -1 and larger.max() <= 1
+    means = larger.flatten(0, 1).unfold(2, 8, 8).unfold(3, 8, 8).mean((-1, -2))
+    assert (means - videos.flatten(0, 1)).abs().max() < 0.05
+    assert enlarge(torch.zeros(1, 1, 3, 100, 150)).shape[-2:] == (200, 300)
+    assert torch.equal(enlarge(torch.full((1, 1, 3, 128, 130), 2.0)), torch.ones(1, 1, 3, 128, 130))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("count", [1, 3])
+def test_mp4(channels, count, tmp_path):
+    videos = smooth_videos(count, 10, channels, 131, 150)
+    path = tmp_path / "videos.mp4"
+    write_mp4(path, videos, fps=8)
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
+        assert (stream.frames, stream.average_rate, stream.time_base * stream.duration) == (10, 8, Fraction(10, 8))
+    video = read_video(path)
+    assert video.shape == (10, 3, 132, count * (150 + GAP) - GAP)
+    for k in range(count):
+        left = k * (150 + GAP)
+        assert (video[:, :, :131, left : left + 150] - videos[k]).abs().mean() < (0.02 if channels == 1 else 0.04)
+    if count > 1:
+        assert video[:, :, :131, 151:153].mean() > 0.9  # white
+
+
+def test_mp4_of_small_pictures_is_sharp(tmp_path):
+    videos = (torch.rand(1, 4, 1, 16, 16, generator=torch.Generator().manual_seed(0)) > 0.5) * 2.0 - 1
+    write_mp4(tmp_path / "small.mp4", videos, fps=12.5)
+    assert (read_video(tmp_path / "small.mp4") - enlarge(videos)[0]).abs().mean() < 0.03
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_gif(channels, tmp_path):
+    videos = smooth_videos(5, 9, channels)
+    path = tmp_path / "videos.gif"
+    write_gif(path, videos, fps=8)
+    expected = as_bytes(enlarge(videos))
+    durations = []
+    with Image.open(path) as gif:
+        assert gif.n_frames == 9 and gif.info["loop"] == 0
+        assert gif.size == (3 * 128 + 2 * GAP, 2 * 128 + GAP)
+        for t in range(9):
+            gif.seek(t)
+            durations.append(gif.info["duration"])
+            frame = torch.from_numpy(np.array(gif.convert("RGB"))).movedim(-1, 0)
+            last = frame[:, 128 + GAP :, 128 + GAP : 256 + GAP]
+            assert (last - expected[4, t]).abs().mean() < (0.6 if channels == 1 else 8)  # 256 colours
+            assert (frame[:, 128 + GAP :, 256 + GAP :] == 255).all()  # the empty place
+    assert sum(durations) == pytest.approx(9 * 125, abs=5) and set(durations) == {120, 130}
+
+
+@pytest.mark.parametrize("fps", [50, 60])
+def test_gif_is_not_faster_than_browsers_play(fps, tmp_path):
+    write_gif(tmp_path / "fast.gif", smooth_videos(1, 4, 1), fps)
+    with Image.open(tmp_path / "fast.gif") as gif:
+        assert gif.info["duration"] == 20
+
+
+def test_still_images(tmp_path):
+    images = smooth_videos(1, 1, 3)
+    for name, write in (("image.gif", write_gif), ("image.mp4", write_mp4)):
+        write(tmp_path / name, images, fps=8)
+        assert (read_video(tmp_path / name) - enlarge(images)[0]).abs().mean() < 0.06
+
+
+@pytest.mark.parametrize("frames", [3, 16, 40])
+def test_contact_sheet(frames, tmp_path):
+    videos = smooth_videos(3, frames, 1)
+    write_contact_sheet(tmp_path / "sheet.png", videos, [7, None, 10])
+    sheet = torch.from_numpy(np.array(Image.open(tmp_path / "sheet.png")))
+    columns = min(frames, 16)
+    margin = sheet.shape[1] - (columns * (64 + GAP) - GAP)
+    assert sheet.shape[0] == 3 * (64 + GAP) - GAP and 20 < margin < 60
+    expected = as_bytes(enlarge(videos, side=64))
+    for row in range(3):
+        top = row * (64 + GAP)
+        for column, frame in ((0, 0), (columns - 1, frames - 1)):
+            left = margin + column * (64 + GAP)
+            assert (sheet[top : top + 64, left : left + 64] - expected[row, frame, 0]).abs().max() < 1
+    written = [sheet[row * (64 + GAP) : row * (64 + GAP) + 64, :margin].min() < 100 for row in range(3)]
+    assert written == [True, False, True]
+
+
+def test_contact_sheet_without_labels(tmp_path):
+    write_contact_sheet(tmp_path / "sheet.png", smooth_videos(2, 2, 3, 64, 80), [None, None])
+    assert Image.open(tmp_path / "sheet.png").size == (2 * 80 + GAP, 2 * 64 + GAP)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 16, 16), (3, 1, 16, 16), (0, 3, 1, 16, 16)])
+def test_rejects_what_is_no_video(shape, tmp_path):
+    with pytest.raises(ValueError, match=r"videos must be \[K, T, C, H, W\] with C 1 or 3, got \[\d"):
+        write_gif(tmp_path / "x.gif", torch.zeros(shape), fps=8)
+
+
+def test_mp4_without_encoder(tmp_path, monkeypatch):
+    monkeypatch.setattr(av, "codecs_available", av.codecs_available - {"libx264"})
+    with pytest.raises(RuntimeError, match="write_mp4 needs PyAV with libx264"):
+        write_mp4(tmp_path / "x.mp4", smooth_videos(1, 2, 1), fps=8)
