@@ -1,0 +1,276 @@
+"""The configuration of a training run: a dataclass that YAML files and ``--key value`` options fill in.
+
+Every key has one meaning and one type; a wrong key is answered with the nearest right one. ``model`` and ``data`` are
+open sections: besides ``name`` they hold the arguments of ``create_model`` and ``create_dataset``.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from frameattn._optional import require
+from frameattn.cli.errors import UsageError
+
+
+@dataclass
+class Named:
+    """A model or data set: its registered name and the arguments it is created with."""
+
+    name: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+    def flat(self) -> dict[str, Any]:
+        return {"name": self.name, **self.arguments}
+
+
+@dataclass
+class Diffusion:
+    """The arguments of GaussianDiffusion."""
+
+    learn_sigma: bool = True
+    predict_xstart: bool = False
+    sigma_small: bool = False
+    max_snr_weight: float | None = None
+
+
+@dataclass
+class Sampling:
+    """Defaults of ``frameattn sample`` that the checkpoint carries."""
+
+    steps: int = 250
+    method: Literal["ddpm", "ddim", "dpm"] = "ddpm"
+    cfg: float = 1.0
+
+
+@dataclass
+class Stage:
+    """A part of the training: ``steps`` steps on ``batch`` clips of ``frames`` frames and ``images`` still images."""
+
+    steps: int
+    batch: int
+    frames: int
+    images: int = 0
+
+
+@dataclass
+class Config:
+    """A training run. Without ``stages`` it is one, of all the model's frames: ``steps``, ``batch``, ``images``."""
+
+    data: Named
+    model: Named = field(default_factory=lambda: Named("FrameDiTG-XL/128-512/2"))
+    diffusion: Diffusion = field(default_factory=Diffusion)
+    init: str | None = None  # a checkpoint whose weights training starts from
+    seed: int = 0
+
+    stages: list[Stage] | None = None
+    steps: int = 1_000_000
+    batch: int = 4
+    images: int = 0
+    accumulation: int = 1  # micro-batches of a step
+    stratified_timesteps: bool = False  # t spread evenly over the batch
+
+    learning_rate: float = 1e-4
+    schedule: Literal["constant", "cosine"] = "constant"
+    final_fraction: float = 0.01  # where cosine ends, as a fraction of learning_rate
+    warmup: int = 0
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    clip_norm: float | None = 0.1
+    clip_start: int = 20_000  # first step whose gradient is clipped
+    ema_decay: float = 0.9999
+
+    precision: Literal["fp32", "bf16"] = "fp32"
+    device: str = "auto"
+    compile: bool = False
+    workers: int = 0  # processes that prepare data
+
+    log_every: int = 100
+    save_every: int = 10_000
+    checkpoint_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    sampling: Sampling = field(default_factory=Sampling)
+
+    def __post_init__(self):
+        requirements = {
+            "at least 0": [("seed", self.seed >= 0), ("images", self.images >= 0), ("warmup", self.warmup >= 0)],
+            "at least 1": [
+                (key, getattr(self, key) >= 1) for key in ("steps", "batch", "accumulation", "log_every", "save_every")
+            ],
+            "more than 0": [
+                ("learning_rate", self.learning_rate > 0),
+                ("clip_norm", self.clip_norm is None or self.clip_norm > 0),
+            ],
+            "in 0..1": [("final_fraction", 0 <= self.final_fraction <= 1)],
+            "0 or more, less than 1": [
+                ("ema_decay", 0 <= self.ema_decay < 1),
+                ("betas", all(0 <= beta < 1 for beta in self.betas)),
+            ],
+        }
+        for requirement, keys in requirements.items():
+            for key, met in keys:
+                if not met:
+                    raise UsageError(f"{key} must be {requirement}, got {getattr(self, key)}")
+        for i, stage in enumerate(self.stages or []):
+            if min(stage.steps, stage.batch, stage.frames + stage.images) < 1 or min(stage.frames, stage.images) < 0:
+                raise UsageError(f"stages[{i}] needs steps >= 1, batch >= 1 and frames + images >= 1, got {stage}")
+
+    def plan(self, num_frames: int) -> list[Stage]:
+        """The stages of the run for a model of num_frames frames."""
+        return self.stages or [Stage(steps=self.steps, batch=self.batch, frames=num_frames, images=self.images)]
+
+
+OPEN_SECTIONS = ("model", "data")
+
+
+def read_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
+    """The configuration of a YAML file with ``--key value`` options put over it."""
+    return build_config(merge(load_yaml(path) if path else {}, parse_overrides(overrides)))
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    yaml = require("yaml")
+    try:
+        values = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UsageError(f"config {path} cannot be read: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise UsageError(f"config {path} is not YAML: {' '.join(str(error).split())}") from error
+    if values is not None and not isinstance(values, dict):
+        raise UsageError(f"config {path} must hold `key: value` lines, got a {type(values).__name__}")
+    return nest_names(values or {})
+
+
+def parse_overrides(tokens: Sequence[str]) -> dict[str, Any]:
+    """``--key value``, ``--key=value`` and ``--section.key value`` as a nested dictionary."""
+    yaml = require("yaml")
+    values: dict[str, Any] = {}
+    remaining = list(tokens)
+    while remaining:
+        token = remaining.pop(0)
+        if not token.startswith("--"):
+            raise UsageError(f"unexpected argument {token!r}: options are written --key value")
+        key, has_value, value = token[2:].partition("=")
+        if not has_value:
+            if not remaining or remaining[0].startswith("--"):
+                raise UsageError(f"--{key} needs a value")
+            value = remaining.pop(0)
+        section, _, inner = key.replace("-", "_").partition(".")
+        if section in OPEN_SECTIONS and not inner:
+            inner, parsed = "name", value
+        else:
+            try:
+                parsed = yaml.safe_load(value)
+            except yaml.YAMLError as error:
+                raise UsageError(f"--{key} {value}: the value is not YAML") from error
+        values = merge(values, {section: {inner: parsed} if inner else parsed})
+    return values
+
+
+def nest_names(values: dict[str, Any]) -> dict[str, Any]:
+    """``model: NAME`` is short for ``model: {name: NAME}``, and ``data`` likewise."""
+    return {k: {"name": str(v)} if k in OPEN_SECTIONS and not isinstance(v, dict) else v for k, v in values.items()}
+
+
+def merge(values: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """values with those of over in their place; sections are merged key by key."""
+    merged = dict(values)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = {**merged[key], **value} if both else value
+    return merged
+
+
+def build_config(values: dict[str, Any]) -> Config:
+    """A Config from plain values, every one of them checked."""
+    if "data" not in values:
+        raise UsageError("data is missing: --data FOLDER or the name of a data set")
+    return _build(Config, values, "")
+
+
+def config_values(config: Config) -> dict[str, Any]:
+    """The plain values that build_config makes the same configuration of."""
+    values = dataclasses.asdict(config)
+    values["betas"] = list(config.betas)
+    return {**values, "model": config.model.flat(), "data": config.data.flat()}
+
+
+def save_config(config: Config, path: Path) -> None:
+    path.write_text(require("yaml").safe_dump(config_values(config), sort_keys=False))
+
+
+def _build(kind: type, values: dict[str, Any], prefix: str) -> Any:
+    types = get_type_hints(kind)
+    for key in values:
+        if key not in types:
+            raise UsageError(_unknown_key(prefix + str(key)))
+    required = [f.name for f in dataclasses.fields(kind) if f.default is f.default_factory is dataclasses.MISSING]
+    if missing := [key for key in required if key not in values]:
+        raise UsageError(f"{prefix}{missing[0]} is missing")
+    return kind(**{key: _convert(value, types[key], prefix + key) for key, value in values.items()})
+
+
+def _convert(value: Any, kind: Any, key: str) -> Any:
+    """value as kind, or an error that says what key expects."""
+    if kind is Named and isinstance(value, dict):
+        arguments = {k: _number(v) for k, v in value.items() if k != "name"}
+        if "name" not in value:
+            raise UsageError(f"{key}.name is missing")
+        return Named(str(value["name"]), arguments)
+    if dataclasses.is_dataclass(kind) and isinstance(value, dict):
+        return _build(kind, value, key + ".")
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (UnionType, Union):  # int | None is the second from Python 3.14 on
+        return None if value is None else _convert(value, arguments[0], key)
+    if origin is Literal and value in arguments:
+        return value
+    if origin is list and isinstance(value, list):
+        return [_convert(v, arguments[0], f"{key}[{i}]") for i, v in enumerate(value)]
+    if origin is tuple and isinstance(value, (list, tuple)) and len(value) == len(arguments):
+        return tuple(_convert(v, a, key) for v, a in zip(value, arguments, strict=True))
+    if kind is str and not isinstance(value, (dict, list)) and value is not None:
+        return str(value)
+    if kind is bool and isinstance(value, bool):
+        return value
+    if kind is int and isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if kind is float and isinstance(number := _number(value), (int, float)) and not isinstance(value, bool):
+        return float(number)
+    raise UsageError(f"{key} must be {_describe(kind)}, got {value!r}")
+
+
+def _number(value: Any) -> Any:
+    """YAML reads 1e-3 as text (it wants 1.0e-3): text that is a number becomes one."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return float(value)
+    except ValueError:
+        return value
+
+
+def _describe(kind: Any) -> str:
+    if dataclasses.is_dataclass(kind):
+        return f"a section with {', '.join(get_type_hints(kind))}"
+    if get_origin(kind) is Literal:
+        return " or ".join(map(str, get_args(kind)))
+    if get_origin(kind) is list:
+        return "a list like [{steps: 1000, batch: 4, frames: 16}]"
+    if get_origin(kind) is tuple:
+        return f"a list of {len(get_args(kind))} numbers"
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]
+
+
+def _unknown_key(key: str) -> str:
+    known = list(get_type_hints(Config)) + [
+        f"{section}.{inner}"
+        for section, kind in get_type_hints(Config).items()
+        if kind in (Diffusion, Sampling)
+        for inner in get_type_hints(kind)
+    ]
+    if key.startswith("stages"):
+        known = [f"{key.rpartition('.')[0]}.{inner}" for inner in get_type_hints(Stage)]
+    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+    return f"unknown key {key}: did you mean {nearest[0]}?"

@@ -1,0 +1,80 @@
+"""What a training step draws: clips, labels, noise steps t and noise, from the seed and the step's number alone.
+
+Because nothing is taken from a running generator, step k draws the same whether training was interrupted before it or
+not, and worker processes may prepare steps ahead in any order.
+"""
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from frameattn.cli.config import Config, Stage
+
+
+class Draw(NamedTuple):
+    """One micro-batch. The last ``images`` frames of x are still images with labels of their own."""
+
+    x: Tensor  # [B, frames + images, C, H, W] in -1..1
+    labels: Tensor  # [B]
+    image_labels: Tensor  # [B, images]
+    t: Tensor  # [B]
+    noise: Tensor  # like x
+
+
+def seed_of(seed: int, *place: int) -> int:
+    """A 64 bit seed for a place in the training; places differ in all bits, however close they are."""
+    return int(np.random.SeedSequence([seed, *place]).generate_state(1, np.uint64)[0])
+
+
+def stage_at(stages: Sequence[Stage], step: int) -> Stage:
+    """The stage that step (0, 1, ...) belongs to."""
+    for stage, end in zip(stages, accumulate(stage.steps for stage in stages), strict=True):
+        if step < end:
+            return stage
+    raise IndexError(f"step {step} is behind the last stage")
+
+
+class Draws(Dataset):
+    """Item i is micro-batch i % accumulation of step i // accumulation."""
+
+    def __init__(self, dataset, config: Config, stages: Sequence[Stage], num_timesteps: int):
+        self.dataset = dataset
+        self.seed = config.seed
+        self.accumulation = config.accumulation
+        self.stratified = config.stratified_timesteps
+        self.stages = stages
+        self.num_timesteps = num_timesteps
+
+    def __getitem__(self, index: int) -> Draw:
+        step, micro = divmod(index, self.accumulation)
+        stage = stage_at(self.stages, step)
+        generator = torch.Generator().manual_seed(seed_of(self.seed, step, micro))
+        x, labels, image_labels = self._clips(stage, generator)
+        t = draw_timesteps(stage.batch, self.num_timesteps, self.stratified, generator)
+        noise = torch.randn(x.shape, generator=generator)
+        return Draw(x, labels, image_labels, t, noise)
+
+    def _clips(self, stage: Stage, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        parts, labels = [], torch.zeros(stage.batch, dtype=torch.int64)
+        image_labels = torch.zeros(stage.batch, 0, dtype=torch.int64)
+        if stage.frames:
+            video, labels = self.dataset.draw(stage.batch, stage.frames, generator)
+            parts.append(video)
+        if stage.images:
+            images, image_labels = self.dataset.draw(stage.batch * stage.images, 1, generator)
+            parts.append(images.view(stage.batch, stage.images, *images.shape[2:]))
+            image_labels = image_labels.view(stage.batch, stage.images)
+        return torch.cat(parts, 1), labels, image_labels
+
+
+def draw_timesteps(count: int, total: int, stratified: bool, generator: torch.Generator) -> Tensor:
+    """count steps of 0 .. total - 1, each uniform; stratified: one from each of count equal parts, in random order."""
+    if not stratified:
+        return torch.randint(total, (count,), generator=generator)
+    parts = torch.randperm(count, generator=generator) + torch.rand(count, generator=generator, dtype=torch.float64)
+    return (parts * (total / count)).long().clamp(max=total - 1)

@@ -1,0 +1,40 @@
+"""The entry point of the command ``frameattn``: finds the subcommand and turns errors of the user into exit code 2."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from frameattn._optional import MissingExtra
+from frameattn.cli import info, sample, train
+from frameattn.cli.errors import UsageError
+
+COMMANDS = {"train": train, "sample": sample, "info": info}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs ``frameattn`` with arguments (of the process if None) and returns its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="frameattn", description="Train and sample video diffusion transformers with Matrix Attention (FrameDiT)."
+    )
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="{" + ",".join(COMMANDS) + "}")
+    for name, module in COMMANDS.items():
+        summary, _, rest = module.__doc__.partition("\n")
+        subparser = subparsers.add_parser(
+            name,
+            help=summary,
+            description=summary,
+            epilog=rest.strip("\n"),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        module.add_arguments(subparser)
+    options, rest = parser.parse_known_args(arguments)
+    try:
+        return COMMANDS[options.command].run(options, rest)
+    except (UsageError, MissingExtra) as error:
+        print(f"frameattn {options.command}: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

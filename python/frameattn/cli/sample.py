@@ -1,0 +1,213 @@
+"""Generate videos from a checkpoint: GIF, MP4 and a PNG contact sheet.
+
+The checkpoint of frameattn train carries the model, its arguments and defaults for --steps, --method and --cfg.
+For one without (an official .pt) name the model; its arguments may follow as --model.KEY value.
+
+examples:
+  frameattn sample --ckpt runs/digits/checkpoint.safetensors --out samples
+  frameattn sample --ckpt runs/digits/checkpoint.safetensors --out samples --classes 3,7 --count 8 --cfg 3
+  frameattn sample --ckpt clips.safetensors --out samples --method ddim --steps 50 --format mp4
+  frameattn sample --ckpt ucf.pt --out samples --model FrameDiTG-XL/128-512/2 --model.extras 2 --model.num_classes 101
+
+files in --out:
+  0000_class_7.mp4, .gif   every video (0000.mp4 for a model without classes)
+  overview.mp4, .gif       all of them side by side
+  contact_sheet.png        a row of frames for every video
+  latents.safetensors      instead of these, from a model of latents (4 channels)
+"""
+
+import argparse
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import cycle, islice
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from frameattn._optional import require
+from frameattn.cli.config import Sampling, parse_overrides
+from frameattn.cli.devices import choose_device
+from frameattn.cli.draws import seed_of
+from frameattn.cli.errors import UsageError, as_usage_error
+from frameattn.diffusion import METHODS, GaussianDiffusion, classifier_free_guidance
+
+FORMATS = ("gif", "mp4", "png")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--ckpt", type=Path, required=True, metavar="FILE", help=".safetensors, or a .pt of the official code")
+    add("--out", type=Path, required=True, metavar="DIR", help="folder for the videos")
+    add("--model", metavar="NAME", help="model of a checkpoint that does not name it")
+    add("--steps", type=int, help="calls of the model for a video")
+    add("--method", choices=METHODS, help="ddpm: 250 steps; ddim: 50; dpm (DPM-Solver++): 20")
+    add("--cfg", type=float, metavar="SCALE", help="classifier-free guidance; 1 is none")
+    add("--classes", type=_classes, metavar="3,7", help="labels, taken in turn (default: all)")
+    add("--count", type=_positive, help="number of videos (default: one of each of --classes, else 4)")
+    add("--batch", type=_positive, default=4, help="videos at once (default 4)")
+    add("--seed", type=int, default=0, help="of the noise; a video depends on seed and index (default 0)")
+    add("--format", type=_formats, default=FORMATS, metavar="gif,mp4,png", help="what to write (default: all)")
+    add("--fps", type=_positive, default=8, help="frames a second (default 8)")
+    add("--precision", choices=("fp32", "bf16"), default="fp32")
+    add("--device", default="auto", help="auto, cpu or cuda")
+
+
+@dataclass
+class Checkpoint:
+    """A model and what its file says about sampling from it."""
+
+    model: nn.Module
+    diffusion: GaussianDiffusion
+    sampling: Sampling
+
+
+def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    device = choose_device(options.device)
+    checkpoint = load(options.ckpt, options.model, overrides, device)
+    model = checkpoint.model
+    for name in ("steps", "method", "cfg"):
+        if getattr(options, name) is not None:
+            setattr(checkpoint.sampling, name, getattr(options, name))
+    if not 2 <= checkpoint.sampling.steps <= GaussianDiffusion.num_timesteps:
+        raise UsageError(f"--steps must be in 2..{GaussianDiffusion.num_timesteps}, got {checkpoint.sampling.steps}")
+    if options.seed < 0:
+        raise UsageError(f"--seed must be at least 0, got {options.seed}")
+    labels = choose_labels(model, options.classes, options.count, checkpoint.sampling.cfg)
+
+    started = time.monotonic()
+    videos = generate(checkpoint, labels, options.seed, options.batch, options.precision, device)
+    seconds = time.monotonic() - started
+
+    options.out.mkdir(parents=True, exist_ok=True)
+    if videos.shape[2] in (1, 3):
+        for path in write_videos(videos, labels, options):
+            print(path)
+    else:
+        print(write_latents(videos, labels, options.out))
+        print(
+            f"The model makes latents of {videos.shape[2]} channels: decode them with the VAE it was trained with "
+            "(official FrameDiT checkpoints: AutoencoderKL stabilityai/sd-vae-ft-ema on latents / 0.18215)."
+        )
+    sampling = checkpoint.sampling
+    print(
+        f"{seconds / len(videos):.2f} s a video ({len(videos)} videos of {videos.shape[1]} frames, "
+        f"{sampling.method}, {sampling.steps} steps, cfg {sampling.cfg:g}, {device})"
+    )
+    return 0
+
+
+def load(path: Path, name: str | None, overrides: Sequence[str], device: torch.device) -> Checkpoint:
+    """The model of a checkpoint, ready to sample, and how to sample it."""
+    from frameattn.models import from_checkpoint, read_metadata
+
+    values = parse_overrides(overrides)
+    if unknown := [key for key in values if key != "model"]:
+        raise UsageError(f"unknown option --{unknown[0]}; frameattn sample --help lists them")
+    if not path.is_file():
+        raise UsageError(f"--ckpt {path}: no such file")
+    with as_usage_error(f"--ckpt {path}"):
+        metadata = read_metadata(path)
+        model = from_checkpoint(path, name, **values.get("model", {}))
+    if not hasattr(model, "num_frames"):
+        raise UsageError(f"{type(model).__name__} is guided by text: sample it with the LattePipeline of diffusers")
+    diffusion = metadata.get("diffusion", {"learn_sigma": model.config["learn_sigma"]})
+    return Checkpoint(
+        model.to(device).eval(),
+        GaussianDiffusion(**diffusion),
+        Sampling(**metadata.get("sampling", {})),
+    )
+
+
+def choose_labels(model: nn.Module, classes: list[int] | None, count: int | None, cfg: float) -> list[int | None]:
+    """The class of every video; None for a model without classes."""
+    if model.config["extras"] == 78:
+        raise UsageError("the model is guided by text embeddings: call frameattn.diffusion from Python")
+    if model.config["extras"] != 2:
+        if classes or cfg != 1:
+            raise UsageError("the model knows no classes: leave out --classes and --cfg")
+        return [None] * (count or 4)
+    num_classes = model.config["num_classes"]
+    if wrong := [label for label in classes or () if label not in range(num_classes)]:
+        raise UsageError(f"--classes: the model knows 0..{num_classes - 1}, got {wrong[0]}")
+    if cfg != 1 and model.config["class_dropout_prob"] == 0:
+        raise UsageError("the model has no null class (class_dropout_prob 0), so it cannot be guided: use --cfg 1")
+    count = count or (len(classes) if classes else 4)
+    return list(islice(cycle(classes or range(num_classes)), count))
+
+
+def generate(
+    checkpoint: Checkpoint, labels: list[int | None], seed: int, batch: int, precision: str, device: torch.device
+) -> Tensor:
+    """Videos [count, T, C, H, W] on the CPU. The noise that a video starts from depends on seed and its index alone."""
+    model, sampling = checkpoint.model, checkpoint.sampling
+    shape = (model.num_frames, model.config["in_channels"], model.config["input_size"], model.config["input_size"])
+
+    def autocast_model(x: Tensor, t: Tensor, **kwargs: Tensor) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            return model(x, t, **kwargs)
+
+    videos = []
+    for start in range(0, len(labels), batch):
+        part = labels[start : start + batch]
+        generators = [torch.Generator().manual_seed(seed_of(seed, start + i)) for i in range(len(part))]
+        noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(device)
+        guided = autocast_model
+        if part[0] is not None:
+            y = torch.tensor(part, device=device)
+            guided = classifier_free_guidance(autocast_model, y, model.config["num_classes"], sampling.cfg)
+        generator = torch.Generator().manual_seed(seed_of(seed, start, 1))
+        video = checkpoint.diffusion.sample(guided, noise, sampling.steps, sampling.method, generator=generator)
+        videos.append(video.cpu())
+    return torch.cat(videos)
+
+
+def write_videos(videos: Tensor, labels: list[int | None], options: argparse.Namespace) -> list[Path]:
+    """Writes what --format asks for and returns the paths."""
+    from frameattn.data.video_io import write_contact_sheet, write_gif, write_mp4
+
+    names = [f"{i:04d}" if label is None else f"{i:04d}_class_{label}" for i, label in enumerate(labels)]
+    paths = []
+    for suffix, write in (("gif", write_gif), ("mp4", write_mp4)):
+        if suffix not in options.format:
+            continue
+        for name, video in zip(names, videos, strict=True):
+            paths.append(options.out / f"{name}.{suffix}")
+            write(paths[-1], video[None], options.fps)
+        paths.append(options.out / f"overview.{suffix}")
+        write(paths[-1], videos, options.fps)
+    if "png" in options.format:
+        paths.append(options.out / "contact_sheet.png")
+        write_contact_sheet(paths[-1], videos, labels)
+    return paths
+
+
+def write_latents(latents: Tensor, labels: list[int | None], folder: Path) -> Path:
+    """latents.safetensors: ``latents`` [count, T, C, H, W] and, for a model with classes, ``labels`` [count]."""
+    tensors = {"latents": latents.contiguous()}
+    if labels[0] is not None:
+        tensors["labels"] = torch.tensor(labels)
+    require("safetensors")
+    from safetensors.torch import save_file
+
+    path = folder / "latents.safetensors"
+    save_file(tensors, path)
+    return path
+
+
+def _positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number
+
+
+def _classes(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+def _formats(text: str) -> list[str]:
+    formats = text.split(",")
+    if wrong := [part for part in formats if part not in FORMATS]:
+        raise argparse.ArgumentTypeError(f"{wrong[0]!r} is not one of {', '.join(FORMATS)}")
+    return formats

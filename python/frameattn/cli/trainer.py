@@ -1,0 +1,232 @@
+"""The training loop: AdamW on the diffusion loss, an exponential moving average of the weights, files to resume from.
+
+A run is a function of its configuration: state.pt holds weights, average, optimizer and the step's number, and all
+that is random is seeded by that number (draws.py). Stopped and resumed on a CPU it gives the same bits.
+"""
+
+import math
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from frameattn._optional import require
+from frameattn.cli.config import Config, Stage, config_values
+from frameattn.cli.draws import Draw, Draws, seed_of, stage_at
+from frameattn.cli.errors import UsageError
+from frameattn.cli.log import Log
+from frameattn.diffusion import GaussianDiffusion
+
+
+class Trainer:
+    """Trains model on dataset as config says and keeps its files in folder."""
+
+    def __init__(self, config: Config, model: nn.Module, dataset, folder: Path, device: torch.device):
+        self.config = config
+        self.model = model.to(device).train()
+        self.folder = folder
+        self.device = device
+        self.stages = config.plan(model.num_frames)
+        self.total_steps = sum(stage.steps for stage in self.stages)
+        self.diffusion = GaussianDiffusion(**vars(config.diffusion))
+        self.draws = Draws(dataset, config, self.stages, self.diffusion.num_timesteps)
+        self.parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        self.ema = {name: p.detach().clone() for name, p in self.parameters.items()}
+        self.optimizer = torch.optim.AdamW(
+            self.parameters.values(),
+            lr=config.learning_rate,
+            betas=config.betas,
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+        self.forward = torch.compile(self.model) if config.compile else self.model
+        self.step = 0
+        self.seconds = 0.0
+
+    def run(self) -> int | None:
+        """Trains to the last step or to a signal, whose number is returned."""
+        log = Log(self.folder, self.step)
+        totals, steps_in_totals, started = None, 0, time.monotonic() - self.seconds
+        bar = require("tqdm").tqdm(total=self.total_steps, initial=self.step, unit="step", disable=None)
+        with stop_signals() as received, bar:
+            batches = self._batches()
+            stopping = False
+            while self.step < self.total_steps and not stopping:
+                losses, gradient_norm = self._train_step(batches)
+                self.step += 1
+                self.seconds = time.monotonic() - started
+                totals = losses if totals is None else totals + losses
+                steps_in_totals += 1
+                bar.update()
+
+                stopping = bool(received)  # once a step: a signal that comes later ends the next step
+                saving = stopping or self.step == self.total_steps or self.step % self.config.save_every == 0
+                if saving or self.step % self.config.log_every == 0:
+                    means = dict(zip(self._loss_names(), (totals / steps_in_totals).tolist(), strict=True))
+                    totals, steps_in_totals = None, 0
+                    self._report(log, bar, means, gradient_norm.item())
+                if saving:  # after the report, which refuses weights that are not finite
+                    self.save()
+                    log.plot()
+        return received[0] if stopping and self.step < self.total_steps else None
+
+    def learning_rate(self, step: int) -> float:
+        """The rate of step 0, 1, ...: linear warmup, then constant or cosine over the whole run."""
+        config = self.config
+        rate = config.learning_rate * min(1.0, (step + 1) / max(1, config.warmup))
+        if config.schedule == "cosine":
+            fall = 0.5 * (1 + math.cos(math.pi * step / self.total_steps))
+            rate *= config.final_fraction + (1 - config.final_fraction) * fall
+        return rate
+
+    def save(self) -> None:
+        """Writes state.pt, to resume from, and checkpoint.safetensors, the averaged weights to sample from."""
+        from frameattn.models import save_checkpoint
+
+        state = {
+            "model": self.model.state_dict(),
+            "ema": self.ema,
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "config": config_values(self.config),
+        }
+        with replacing(self.folder / "state.pt") as path:
+            torch.save(state, path)
+        dtype = getattr(torch, self.config.checkpoint_dtype)
+        weights = {**self.model.state_dict(), **self.ema}
+        weights = {name: w.to(dtype) if w.is_floating_point() else w for name, w in weights.items()}
+        with replacing(self.folder / "checkpoint.safetensors") as path:
+            save_checkpoint(
+                weights,
+                path,
+                name=self.config.model.name,
+                arguments=self.config.model.arguments,
+                diffusion=vars(self.config.diffusion),
+                data=self.config.data.flat(),
+                sampling=vars(self.config.sampling),
+                step=self.step,
+            )
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Continues from the contents of state.pt."""
+        self.model.load_state_dict(state["model"])
+        for name, average in self.ema.items():
+            average.copy_(state["ema"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step = state["step"]
+        self.seconds = state["seconds"]
+
+    def _batches(self) -> Iterator[Draw]:
+        accumulation = self.config.accumulation
+        return iter(
+            DataLoader(
+                self.draws,
+                batch_size=None,
+                sampler=range(self.step * accumulation, self.total_steps * accumulation),
+                num_workers=self.config.workers,
+                worker_init_fn=_leave_signals_to_parent,
+                pin_memory=self.device.type == "cuda",
+            )
+        )
+
+    def _train_step(self, batches: Iterator[Draw]) -> tuple[Tensor, Tensor]:
+        """One step of the optimizer. Returns the means of the losses and the norm of the gradient before clipping."""
+        config, stage = self.config, stage_at(self.stages, self.step)
+        self.model.num_frames = stage.frames
+        totals = 0
+        for micro in range(config.accumulation):
+            batch = Draw(*(part.to(self.device, non_blocking=True) for part in next(batches)))
+            torch.manual_seed(seed_of(config.seed, self.step, micro, 1))  # for what the model draws: dropped labels
+            losses = self.diffusion.training_losses(
+                self._autocast_model, batch.x, batch.t, self._conditions(batch, stage), batch.noise
+            )
+            means = torch.stack([losses[name].mean() for name in self._loss_names()]) / config.accumulation
+            means[0].backward()
+            totals = totals + means.detach()
+
+        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+        gradient_norm = nn.utils.get_total_norm(gradients)
+        if config.clip_norm is not None and self.step >= config.clip_start:
+            nn.utils.clip_grads_with_norm_(self.parameters.values(), config.clip_norm, gradient_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate(self.step)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self._update_average()
+        return totals, gradient_norm
+
+    def _autocast_model(self, x: Tensor, t: Tensor, **kwargs: Any) -> Any:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            return self.forward(x, t, **kwargs)
+
+    def _conditions(self, batch: Draw, stage: Stage) -> dict[str, Any]:
+        conditions: dict[str, Any] = {"use_image_num": stage.images} if stage.images else {}
+        if self.config.model.arguments.get("extras") == 2:
+            if stage.frames:
+                conditions["y"] = batch.labels
+            if stage.images:
+                conditions["y_image"] = batch.image_labels
+        return conditions
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        # A young average follows faster: the first weights would otherwise stay in it for 1 / (1 - decay) steps.
+        decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
+        torch._foreach_lerp_(list(self.ema.values()), list(self.parameters.values()), 1 - decay)
+
+    def _loss_names(self) -> list[str]:
+        return ["loss", "mse", "vb"] if self.config.diffusion.learn_sigma else ["loss", "mse"]
+
+    def _report(self, log: Log, bar, means: dict[str, float], gradient_norm: float) -> None:
+        if not all(map(math.isfinite, [*means.values(), gradient_norm])):
+            raise UsageError(
+                f"loss or gradient is not finite at step {self.step} (loss {means['loss']}, gradient norm "
+                f"{gradient_norm}): lower learning_rate or clip_norm; {self.folder / 'state.pt'} is of an earlier step"
+            )
+        rate = self.learning_rate(self.step - 1)
+        log.append(step=self.step, **means, learning_rate=rate, gradient_norm=gradient_norm, seconds=self.seconds)
+        text = " ".join(f"{name} {value:.4f}" for name, value in means.items())
+        if bar.disable:
+            print(f"step {self.step}/{self.total_steps} {text} lr {rate:.2e} {self.seconds:.0f} s", flush=True)
+        else:
+            bar.set_postfix_str(text)
+
+
+@contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """A list that SIGINT or SIGTERM puts its number into; a second one acts as it did before."""
+    received: list[int] = []
+    before = {}
+
+    def remember(number: int, frame) -> None:
+        received.append(number)
+        signal.signal(number, before[number])
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        before[number] = signal.signal(number, remember)
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file to write that takes the place of path at the end: a kill leaves the old or the new one, whole."""
+    temporary = path.with_name(f"{path.stem}.partial{path.suffix}")
+    yield temporary
+    os.replace(temporary, path)
+
+
+def _leave_signals_to_parent(worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
