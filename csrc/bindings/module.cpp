@@ -17,16 +17,23 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("build_info", &build_info, "(name, value) pairs: what the library was built with");
   m.def("cuda_devices", &cuda_devices, "one line for each NVIDIA GPU the library sees");
 
-  // Pure functions that choose how an operator runs, for tests.
+  // Pure functions that choose how an operator runs, for tests and for counting operations.
   m.def(
       "matrix_linear_left_first",
       [](int64_t n, int64_t d, int64_t m, int64_t e) { return matrix_linear_left_first({n, d, m, e}); }, py::arg("n"),
       py::arg("d"), py::arg("m"), py::arg("e"));
   m.def(
+      "matrix_linear_cost", [](int64_t n, int64_t d, int64_t m, int64_t e) { return matrix_linear_cost({n, d, m, e}); },
+      py::arg("n"), py::arg("d"), py::arg("m"), py::arg("e"));
+  py::class_<MatrixLinearBackwardPlan>(m, "MatrixLinearBackwardPlan")
+      .def_readonly("grad_x_left", &MatrixLinearBackwardPlan::grad_x_left)
+      .def_readonly("grad_u_left", &MatrixLinearBackwardPlan::grad_u_left)
+      .def_readonly("grad_w_left", &MatrixLinearBackwardPlan::grad_w_left)
+      .def_readonly("cost", &MatrixLinearBackwardPlan::cost);
+  m.def(
       "plan_matrix_linear_backward",
-      [](int64_t n, int64_t d, int64_t m, int64_t e, std::array<bool, 3> wanted) {
-        const auto plan = plan_matrix_linear_backward({n, d, m, e}, wanted);
-        return std::array<bool, 3>{plan.grad_x_left, plan.grad_u_left, plan.grad_w_left};
+      [](int64_t n, int64_t d, int64_t m, int64_t e, std::array<bool, 3> wanted, bool saved) {
+        return plan_matrix_linear_backward({n, d, m, e}, wanted, saved);
       },
-      py::arg("n"), py::arg("d"), py::arg("m"), py::arg("e"), py::arg("wanted"));
+      py::arg("n"), py::arg("d"), py::arg("m"), py::arg("e"), py::arg("wanted"), py::arg("saved"));
 }

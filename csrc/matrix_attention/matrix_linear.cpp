@@ -39,26 +39,45 @@ void check_matrix_linear_inputs(const at::Tensor& x, const at::Tensor& u, const 
 
 namespace {
 
-c10::SymDimVector output_sizes(const at::Tensor& x, const at::Tensor& u, const at::Tensor& w) {
+// x's sizes with others for a frame
+c10::SymDimVector with_frame(const at::Tensor& x, const c10::SymInt& rows, const c10::SymInt& columns) {
   c10::SymDimVector sizes(x.sym_sizes().begin(), x.sym_sizes().end());
-  sizes[sizes.size() - 2] = u.sym_size(1);
-  sizes[sizes.size() - 1] = w.sym_size(1);
+  sizes[sizes.size() - 2] = rows;
+  sizes[sizes.size() - 1] = columns;
   return sizes;
+}
+
+c10::SymDimVector output_sizes(const at::Tensor& x, const at::Tensor& u, const at::Tensor& w) {
+  return with_frame(x, u.sym_size(1), w.sym_size(1));
+}
+
+c10::SymDimVector product_sizes(const at::Tensor& x, const at::Tensor& u, const at::Tensor& w) {
+  const auto n = u.sym_size(0), d = w.sym_size(0), m = u.sym_size(1), e = w.sym_size(1);
+  // Which product is first depends on the numbers: the sizes of weights are constants wherever they are known.
+  const bool left = matrix_linear_left_first({n.guard_int(__FILE__, __LINE__), d.guard_int(__FILE__, __LINE__),
+                                              m.guard_int(__FILE__, __LINE__), e.guard_int(__FILE__, __LINE__)});
+  return left ? with_frame(x, m, d) : with_frame(x, n, e);
+}
+
+void check_sizes(const char* what, const at::Tensor& tensor, const c10::SymDimVector& sizes) {
+  TORCH_CHECK(tensor.dim() == static_cast<int64_t>(sizes.size()), "matrix_linear_backward: ", what, " = ", sizes,
+              ", got ", tensor.sym_sizes());
+  for (size_t i = 0; i < sizes.size(); ++i)
+    TORCH_SYM_CHECK(tensor.sym_size(i).sym_eq(sizes[i]), "matrix_linear_backward: ", what, " = ", sizes, ", got ",
+                    tensor.sym_sizes());
 }
 
 }  // namespace
 
 void check_matrix_linear_backward_inputs(const at::Tensor& grad_output, const at::Tensor& x, const at::Tensor& u,
-                                         const at::Tensor& w, const std::optional<at::Tensor>& bias) {
+                                         const at::Tensor& w, const std::optional<at::Tensor>& bias,
+                                         const std::optional<at::Tensor>& product) {
   check_matrix_linear_inputs(x, u, w, bias);
   check_same_dtype_and_device("matrix_linear_backward", {{"x", x}, {"grad_output", grad_output}});
-  const auto sizes = output_sizes(x, u, w);
-  TORCH_CHECK(grad_output.dim() == x.dim(), "matrix_linear_backward: grad_output must be [..., M, E] = ", sizes,
-              ", got ", grad_output.sym_sizes());
-  for (size_t i = 0; i < sizes.size(); ++i)
-    TORCH_SYM_CHECK(grad_output.sym_size(i).sym_eq(sizes[i]),
-                    "matrix_linear_backward: grad_output must be [..., M, E] = ", sizes, ", got ",
-                    grad_output.sym_sizes());
+  check_sizes("grad_output must be [..., M, E]", grad_output, output_sizes(x, u, w));
+  if (!product) return;
+  check_same_dtype_and_device("matrix_linear_backward", {{"x", x}, {"product", *product}});
+  check_sizes("product must be the first product of forward", *product, product_sizes(x, u, w));
 }
 
 at::Tensor matrix_linear(const at::Tensor& x, const at::Tensor& u, const at::Tensor& w,
@@ -68,27 +87,37 @@ at::Tensor matrix_linear(const at::Tensor& x, const at::Tensor& u, const at::Ten
   return op.call(x, u, w, bias);
 }
 
+std::tuple<at::Tensor, at::Tensor> matrix_linear_forward(const at::Tensor& x, const at::Tensor& u, const at::Tensor& w,
+                                                         const std::optional<at::Tensor>& bias, bool save) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("frameattn::matrix_linear_forward", "")
+                             .typed<decltype(matrix_linear_forward)>();
+  return op.call(x, u, w, bias, save);
+}
+
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> matrix_linear_backward(
     const at::Tensor& grad_output, const at::Tensor& x, const at::Tensor& u, const at::Tensor& w,
-    const std::optional<at::Tensor>& bias, std::array<bool, 4> wanted) {
+    const std::optional<at::Tensor>& bias, const std::optional<at::Tensor>& product, std::array<bool, 4> wanted) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("frameattn::matrix_linear_backward", "")
                              .typed<decltype(matrix_linear_backward)>();
-  return op.call(grad_output, x, u, w, bias, wanted);
+  return op.call(grad_output, x, u, w, bias, product, wanted);
 }
 
 namespace {
 
-at::Tensor matrix_linear_meta(const at::Tensor& x, const at::Tensor& u, const at::Tensor& w,
-                              const std::optional<at::Tensor>& bias) {
+std::tuple<at::Tensor, at::Tensor> matrix_linear_forward_meta(const at::Tensor& x, const at::Tensor& u,
+                                                              const at::Tensor& w,
+                                                              const std::optional<at::Tensor>& bias, bool save) {
   check_matrix_linear_inputs(x, u, w, bias);
-  return x.new_empty_symint(output_sizes(x, u, w));
+  return {x.new_empty_symint(output_sizes(x, u, w)),
+          save ? x.new_empty_symint(product_sizes(x, u, w)) : x.new_empty({0})};
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> matrix_linear_backward_meta(
     const at::Tensor& grad_output, const at::Tensor& x, const at::Tensor& u, const at::Tensor& w,
-    const std::optional<at::Tensor>& bias, std::array<bool, 4> wanted) {
-  check_matrix_linear_backward_inputs(grad_output, x, u, w, bias);
+    const std::optional<at::Tensor>& bias, const std::optional<at::Tensor>& product, std::array<bool, 4> wanted) {
+  check_matrix_linear_backward_inputs(grad_output, x, u, w, bias, product);
   const auto gradient_of = [&](const at::Tensor& input, bool is_wanted) {
     return is_wanted ? input.new_empty_symint(input.sym_sizes()) : input.new_empty({0});
   };
@@ -106,14 +135,16 @@ at::Tensor matrix_linear_autocast(const at::Tensor& x, const at::Tensor& u, cons
 
 TORCH_LIBRARY_FRAGMENT(frameattn, m) {
   m.def("matrix_linear(Tensor x, Tensor u, Tensor w, Tensor? bias=None) -> Tensor", {at::Tag::pt2_compliant_tag});
+  m.def("matrix_linear_forward(Tensor x, Tensor u, Tensor w, Tensor? bias, bool save) -> (Tensor, Tensor)",
+        {at::Tag::pt2_compliant_tag});
   m.def(
-      "matrix_linear_backward(Tensor grad_output, Tensor x, Tensor u, Tensor w, Tensor? bias, bool[4] wanted)"
-      " -> (Tensor, Tensor, Tensor, Tensor)",
+      "matrix_linear_backward(Tensor grad_output, Tensor x, Tensor u, Tensor w, Tensor? bias, Tensor? product,"
+      " bool[4] wanted) -> (Tensor, Tensor, Tensor, Tensor)",
       {at::Tag::pt2_compliant_tag});
 }
 
 TORCH_LIBRARY_IMPL(frameattn, Meta, m) {
-  m.impl("matrix_linear", &matrix_linear_meta);
+  m.impl("matrix_linear_forward", &matrix_linear_forward_meta);
   m.impl("matrix_linear_backward", &matrix_linear_backward_meta);
 }
 

@@ -1,4 +1,6 @@
-// Autograd of matrix_linear. Saves the inputs; intermediates are computed again in backward.
+// Autograd of matrix_linear. Saves the inputs and the first of the two products, which the gradient of w or of u needs.
+// matrix_linear itself only chooses: the differentiable way or, where no gradient is asked for, one that saves nothing.
+#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
@@ -19,8 +21,9 @@ struct MatrixLinear : torch::autograd::Function<MatrixLinear> {
                             const std::optional<at::Tensor>& bias) {
     at::AutoDispatchBelowADInplaceOrView guard;
     ctx->set_materialize_grads(false);
-    ctx->save_for_backward({x, u, w, bias.value_or(at::Tensor())});
-    return matrix_linear(x, u, w, bias);
+    auto [y, product] = matrix_linear_forward(x, u, w, bias, /*save=*/true);
+    ctx->save_for_backward({x, u, w, bias.value_or(at::Tensor()), product});
+    return y;
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grad_outputs) {
@@ -30,7 +33,7 @@ struct MatrixLinear : torch::autograd::Function<MatrixLinear> {
     const auto bias = saved[3].defined() ? std::optional(saved[3]) : std::nullopt;
     const std::array<bool, 4> wanted{ctx->needs_input_grad(0), ctx->needs_input_grad(1), ctx->needs_input_grad(2),
                                      bias && ctx->needs_input_grad(3)};
-    auto [x, u, w, b] = matrix_linear_backward(grad_outputs[0], saved[0], saved[1], saved[2], bias, wanted);
+    auto [x, u, w, b] = matrix_linear_backward(grad_outputs[0], saved[0], saved[1], saved[2], bias, saved[4], wanted);
     if (wanted[0]) gradients[0] = x;
     if (wanted[1]) gradients[1] = u;
     if (wanted[2]) gradients[2] = w;
@@ -39,15 +42,20 @@ struct MatrixLinear : torch::autograd::Function<MatrixLinear> {
   }
 };
 
-at::Tensor matrix_linear_autograd(const at::Tensor& x, const at::Tensor& u, const at::Tensor& w,
-                                  const std::optional<at::Tensor>& bias) {
-  return MatrixLinear::apply(x, u, w, bias);
+at::Tensor matrix_linear_composite(const at::Tensor& x, const at::Tensor& u, const at::Tensor& w,
+                                   const std::optional<at::Tensor>& bias) {
+  const bool differentiate = at::GradMode::is_enabled() && (x.requires_grad() || u.requires_grad() ||
+                                                            w.requires_grad() || (bias && bias->requires_grad()));
+  if (differentiate) return MatrixLinear::apply(x, u, w, bias);
+  return std::get<0>(matrix_linear_forward(x, u, w, bias, /*save=*/false));
 }
 
 }  // namespace
 
+TORCH_LIBRARY_IMPL(frameattn, CompositeImplicitAutograd, m) { m.impl("matrix_linear", &matrix_linear_composite); }
+
 TORCH_LIBRARY_IMPL(frameattn, Autograd, m) {
-  m.impl("matrix_linear", &matrix_linear_autograd);
+  m.impl("matrix_linear_forward", torch::autograd::autogradNotImplementedFallback());
   m.impl("matrix_linear_backward", &RefuseDoubleBackward<&matrix_linear_backward>::call);
 }
 

@@ -36,38 +36,56 @@ Tensor u_times(const Tensor& u, const Tensor& x) {
   return u_times(out, u, x);
 }
 
-// sum over frames of a[f] . b[f]
+// sum over frames of a[f] . b[f]^T
 Tensor sum_of_products(const Tensor& a, const Tensor& b) {
-  // float16 and bfloat16 would round the running sum after every frame; the sum of the products is taken in float32.
-  if (a.scalar_type() == at::kHalf || a.scalar_type() == at::kBFloat16) return at::bmm(a, b).sum(0);
-  return at::zeros({a.size(1), b.size(2)}, a.options()).addbmm_(a, b);
+  if (a.scalar_type() == at::kDouble || a.scalar_type() == at::kFloat)
+    return at::zeros({a.size(1), b.size(1)}, a.options()).addbmm_(a, b.transpose(1, 2));
+  // float16 and bfloat16 would round the running sum after every frame: one GEMM over all frames instead, on copies.
+  const auto side_by_side = [](const Tensor& t) {
+    return t.transpose(0, 1).reshape({t.size(1), t.size(0) * t.size(2)});
+  };
+  return at::mm(side_by_side(a), side_by_side(b).t());
 }
 
-Tensor matrix_linear_cpu(const Tensor& x, const Tensor& u, const Tensor& w, const std::optional<Tensor>& bias) {
+// [F, rows, columns] in the leading sizes of x
+Tensor like_leading(const Tensor& frames, const Tensor& x) {
+  auto sizes = x.sizes().vec();
+  sizes[sizes.size() - 2] = frames.size(1);
+  sizes[sizes.size() - 1] = frames.size(2);
+  return frames.view(sizes);
+}
+
+std::tuple<Tensor, Tensor> matrix_linear_forward_cpu(const Tensor& x, const Tensor& u, const Tensor& w,
+                                                     const std::optional<Tensor>& bias, bool save) {
   check_matrix_linear_inputs(x, u, w, bias);
   auto sizes = x.sizes().vec();
   sizes[sizes.size() - 2] = u.size(1);
   sizes[sizes.size() - 1] = w.size(1);
   Tensor y = at::empty(sizes, x.options());
-  if (y.numel() == 0) return y;
   if (bias) y.copy_(*bias);
   const int beta = bias ? 1 : 0;
   const Tensor frames = as_frames(x);
-  Tensor out = as_frames(y);
-  if (matrix_linear_left_first({u.size(0), w.size(0), u.size(1), w.size(1)}))
-    times_w(out, u_times(u.t(), frames), w, beta);
-  else
-    u_times(out, u.t(), times_w(frames, w), beta);
-  return y;
+  Tensor out = as_frames(y), product;
+  if (matrix_linear_left_first({u.size(0), w.size(0), u.size(1), w.size(1)})) {
+    product = u_times(u.t(), frames);
+    times_w(out, product, w, beta);
+  } else {
+    product = times_w(frames, w);
+    u_times(out, u.t(), product, beta);
+  }
+  return {y, save ? like_leading(product, x) : at::empty({0}, x.options())};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> matrix_linear_backward_cpu(const Tensor& grad_output, const Tensor& x,
                                                                       const Tensor& u, const Tensor& w,
                                                                       const std::optional<Tensor>& bias,
+                                                                      const std::optional<Tensor>& product,
                                                                       std::array<bool, 4> wanted) {
-  check_matrix_linear_backward_inputs(grad_output, x, u, w, bias);
+  check_matrix_linear_backward_inputs(grad_output, x, u, w, bias, product);
   const auto [want_x, want_u, want_w, want_bias] = wanted;
-  const auto plan = plan_matrix_linear_backward({u.size(0), w.size(0), u.size(1), w.size(1)}, {want_x, want_u, want_w});
+  const MatrixLinearSizes sizes{u.size(0), w.size(0), u.size(1), w.size(1)};
+  const auto plan = plan_matrix_linear_backward(sizes, {want_x, want_u, want_w}, product.has_value());
+  const bool has_ux = product && matrix_linear_left_first(sizes), has_xw = product && !has_ux;
   const Tensor frames = as_frames(x), g = as_frames(grad_output.contiguous());
 
   // Shared intermediates, each only if the plan reads it: g w^T [F, M, D] and u g [F, N, E].
@@ -79,10 +97,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> matrix_linear_backward_cpu(const Tens
   Tensor grad_x = none(), grad_u = none(), grad_w = none(), grad_bias = none();
   if (want_x) grad_x = (plan.grad_x_left ? u_times(u, g_wt) : times_w(u_g, w.t())).view(x.sizes());
   if (want_u)
-    grad_u = plan.grad_u_left ? sum_of_products(frames, g_wt.transpose(1, 2))
-                              : sum_of_products(times_w(frames, w), g.transpose(1, 2));
+    grad_u = plan.grad_u_left ? sum_of_products(frames, g_wt)
+                              : sum_of_products(has_xw ? as_frames(*product) : times_w(frames, w), g);
   if (want_w) {
-    const Tensor a = plan.grad_w_left ? u_times(u.t(), frames) : frames;
+    const Tensor a = !plan.grad_w_left ? frames : has_ux ? as_frames(*product) : u_times(u.t(), frames);
     const Tensor b = plan.grad_w_left ? g : u_g;
     grad_w = at::mm(as_rows(a).t(), as_rows(b));
   }
@@ -93,7 +111,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> matrix_linear_backward_cpu(const Tens
 }  // namespace
 
 TORCH_LIBRARY_IMPL(frameattn, CPU, m) {
-  m.impl("matrix_linear", &matrix_linear_cpu);
+  m.impl("matrix_linear_forward", &matrix_linear_forward_cpu);
   m.impl("matrix_linear_backward", &matrix_linear_backward_cpu);
 }
 

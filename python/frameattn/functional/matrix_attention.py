@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from frameattn import _C
+
 
 def matrix_linear(x: Tensor, u: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
     r"""Linear map of matrices from both sides: :math:`Y = U^\top X W + \text{bias}`, for every frame X.
@@ -73,35 +75,23 @@ def matrix_attention(
 # Operation counts for torch.utils.flop_counter (a multiply-add counts as two).
 
 
-def _matrix_linear_flops(frames: int, n: int, d: int, m: int, e: int) -> int:
-    return 2 * frames * min(m * d * (n + e), n * e * (d + m))
-
-
-@register_flop_formula(torch.ops.frameattn.matrix_linear)
-def _(x_shape, u_shape, w_shape, bias_shape=None, *, out_shape=None, **kwargs) -> int:
+def _sizes(x_shape, u_shape, w_shape) -> tuple[int, dict[str, int]]:
+    """Number of frames, and the sizes of one."""
     *leading, n, d = x_shape
-    return _matrix_linear_flops(torch.Size(leading).numel(), n, d, u_shape[1], w_shape[1])
+    return torch.Size(leading).numel(), {"n": n, "d": d, "m": u_shape[1], "e": w_shape[1]}
+
+
+@register_flop_formula(torch.ops.frameattn.matrix_linear_forward)
+def _(x_shape, u_shape, w_shape, bias_shape, save, *, out_shape=None, **kwargs) -> int:
+    frames, sizes = _sizes(x_shape, u_shape, w_shape)
+    return 2 * frames * _C.matrix_linear_cost(**sizes)
 
 
 @register_flop_formula(torch.ops.frameattn.matrix_linear_backward)
-def _(grad_shape, x_shape, u_shape, w_shape, bias_shape, wanted, *, out_shape=None, **kwargs) -> int:
-    *leading, n, d = x_shape
-    frames, m, e = torch.Size(leading).numel(), u_shape[1], w_shape[1]
-    want_x, want_u, want_w, _ = wanted
-    left, right, inner, outer = m * d * e, n * d * e, n * m * d, n * m * e
-    best = min(
-        left * ((want_x and x_left) or (want_u and u_left))
-        + outer * ((want_x and not x_left) or (want_w and not w_left))
-        + inner * (want_w and w_left)
-        + right * (want_u and not u_left)
-        + want_x * (inner if x_left else right)
-        + want_u * (inner if u_left else outer)
-        + want_w * (left if w_left else right)
-        for x_left in (True, False)
-        for u_left in (True, False)
-        for w_left in (True, False)
-    )
-    return 2 * frames * best
+def _(grad_shape, x_shape, u_shape, w_shape, bias_shape, product_shape, wanted, *, out_shape=None, **kwargs) -> int:
+    frames, sizes = _sizes(x_shape, u_shape, w_shape)
+    plan = _C.plan_matrix_linear_backward(**sizes, wanted=wanted[:3], saved=product_shape is not None)
+    return 2 * frames * plan.cost
 
 
 @register_flop_formula(torch.ops.frameattn.matrix_attention)

@@ -115,8 +115,10 @@ def _read_pickle(path: Path) -> Mapping[str, Any]:
             f"{path} is refused: it is no checkpoint or holds more than tensors and plain values, so that reading it "
             "could run code"
         ) from error
-    except (RuntimeError, EOFError) as error:
-        raise ValueError(f"{path} is not a checkpoint: {error}") from error
+    except PermissionError:
+        raise
+    except Exception as error:  # torch.load meets a file cut short or of another kind with errors of ten types
+        raise ValueError(f"{path} is not a checkpoint, or not the whole of one: {error}") from error
     if not isinstance(state, Mapping):
         raise ValueError(f"{path} holds a {type(state).__name__}, not a dict of tensors")
     return state

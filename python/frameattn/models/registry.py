@@ -62,14 +62,18 @@ def create_model(name: str, **overrides: Any) -> FrameDiT:
     if name == _TEXT_TO_VIDEO:
         raise NotImplementedError(f"{name}: the text-to-video model comes in a later version of frameattn")
     if name not in _REGISTRY:
-        nearest = difflib.get_close_matches(name, list_models(), n=1, cutoff=0.0)[0]
-        raise KeyError(f"unknown model {name!r}: did you mean {nearest!r}?")
+        raise KeyError(f"unknown model {name!r}: did you mean {_nearest(name, list_models())!r}?")
     kind, options = _REGISTRY[name]
     known = [k for k in inspect.signature(FrameDiT).parameters if not k.startswith("_")]
     if kind is FrameDiTH:
         known.append("fuse_mode")
     for key in overrides:
         if key not in known:
-            nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
-            raise TypeError(f"{kind.__name__} has no argument {key!r}: did you mean {nearest!r}?")
+            raise TypeError(f"{kind.__name__} has no argument {key!r}: did you mean {_nearest(key, known)!r}?")
     return kind(**{**options, **overrides})
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    """One that begins with name (four official configs leave out ``-concat``), or else the most similar."""
+    begins = [one for one in known if one.startswith(name)]
+    return begins[0] if begins else difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]

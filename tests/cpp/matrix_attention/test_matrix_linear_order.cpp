@@ -11,9 +11,11 @@ TEST(MatrixLinearOrder, MixesTokensFirstWhenTheyBecomeFewer) {
 }
 
 TEST(MatrixLinearOrder, BackwardWorksOnTheSmallerSide) {
-  const auto few_rows = plan_matrix_linear_backward({.n = 256, .d = 1152, .m = 128, .e = 1152}, {true, true, true});
+  const auto few_rows = plan_matrix_linear_backward({.n = 256, .d = 1152, .m = 128, .e = 1152}, {true, true, true},
+                                                    /*saved=*/false);
   EXPECT_TRUE(few_rows.grad_x_left && few_rows.grad_u_left && few_rows.grad_w_left);
-  const auto many_rows = plan_matrix_linear_backward({.n = 256, .d = 1152, .m = 512, .e = 1152}, {true, true, true});
+  const auto many_rows = plan_matrix_linear_backward({.n = 256, .d = 1152, .m = 512, .e = 1152}, {true, true, true},
+                                                     /*saved=*/false);
   EXPECT_FALSE(many_rows.grad_x_left || many_rows.grad_w_left);
 }
 

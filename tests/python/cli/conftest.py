@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from frameattn.cli.main import main
 
 TINY = """

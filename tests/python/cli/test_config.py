@@ -1,6 +1,7 @@
 """Configurations: files, options over them, types, and what a wrong key is answered with."""
 
 import pytest
+
 from frameattn.cli.config import (
     Config,
     Named,

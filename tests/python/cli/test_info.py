@@ -4,9 +4,10 @@ import os
 import subprocess
 import sys
 
-import frameattn
 import pytest
 import torch
+
+import frameattn
 from frameattn.cli.main import COMMANDS, main
 
 

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+
 from frameattn.cli import sample
 from frameattn.cli.errors import UsageError
 from frameattn.cli.main import main

@@ -6,6 +6,7 @@ import signal
 
 import pytest
 import torch
+
 from frameattn.cli.config import Config, Named, Stage, read_config
 from frameattn.cli.draws import Draws, draw_timesteps, seed_of, stage_at
 from frameattn.cli.main import main

@@ -10,6 +10,8 @@ pytest.importorskip("av")
 pytest.importorskip("PIL")
 
 import av
+from PIL import Image
+
 from frameattn.data.video_io import (
     GAP,
     UnreadableVideo,
@@ -20,7 +22,6 @@ from frameattn.data.video_io import (
     write_gif,
     write_mp4,
 )
-from PIL import Image
 
 
 def smooth_videos(count, frames, channels, height=16, width=16):

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from frameattn.diffusion import GaussianDiffusion
 
 BETAS = [1e-4 + i * (0.02 - 1e-4) / 999 for i in range(1000)]

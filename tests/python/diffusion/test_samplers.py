@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from frameattn.diffusion import GaussianDiffusion, classifier_free_guidance, sampling_timesteps
 
 ALPHAS_BAR = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)

@@ -2,11 +2,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import DTYPES, check_against_reference, randn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from frameattn import _C, functional, reference
+from oracle import DTYPES, check_against_reference, randn
 
 OP = torch.ops.frameattn.matrix_attention.default
 BACKWARD = torch.ops.frameattn.matrix_attention_backward.default
@@ -149,10 +149,9 @@ def test_strided_views_are_read_in_place():
 
 def test_offsets_beyond_32_bits():
     # Two clips that lie 2^31 elements apart in a storage whose pages between them are never touched.
-    batch, frames, nq, nv, d, row_heads, col_heads = shape = (2, 3, 2, 2, 4, 2, 3)
-    sizes, apart = (batch, frames, nq * col_heads, d * row_heads), 2**31 + 7
-    storage = torch.empty(apart + frames * sizes[2] * sizes[3], dtype=torch.bfloat16)
-    far = storage.as_strided(sizes, (apart, sizes[2] * sizes[3], sizes[3], 1))
+    shape, sizes, apart = (2, 3, 2, 2, 4, 2, 3), (2, 3, 6, 8), 2**31 + 7
+    storage = torch.empty(apart + 3 * 6 * 8, dtype=torch.bfloat16)
+    far = storage.as_strided(sizes, (apart, 6 * 8, 8, 1))
     query, key, value = inputs_of(shape, torch.bfloat16)
     far.copy_(value)
     op = ops_of(shape)[0]

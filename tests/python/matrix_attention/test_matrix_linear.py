@@ -5,12 +5,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import DTYPES, check_against_reference, randn
 from torch.utils.flop_counter import FlopCounterMode
 
 from frameattn import _C, functional, reference
+from oracle import DTYPES, check_against_reference, randn
 
 OP = torch.ops.frameattn.matrix_linear.default
+FORWARD = torch.ops.frameattn.matrix_linear_forward.default
 BACKWARD = torch.ops.frameattn.matrix_linear_backward.default
 
 # leading sizes, N, D, M, E: odd, prime, one, larger than any tile, left product first and right product first
@@ -75,10 +76,14 @@ def test_opcheck(dtype):
     for bias in (None, "matrix"):
         inputs = inputs_of(SHAPES[0], bias, dtype, requires_grad=True)
         torch.library.opcheck(OP, tuple(inputs))
+        for save in (False, True):
+            torch.library.opcheck(FORWARD, (*inputs_of(SHAPES[0], None, dtype), None, save))
         plain = inputs_of(SHAPES[0], bias, dtype)
         grad = randn(2, 3, 2, 5, dtype=dtype)
-        torch.library.opcheck(BACKWARD, (grad, *plain[:3], plain[3] if bias else None, [True] * 3 + [bias is not None]))
-        torch.library.opcheck(BACKWARD, (grad, *plain[:3], None, [True, False, False, False]))
+        product = FORWARD(*plain[:3], None, True)[1]
+        wanted = [True] * 3 + [bias is not None]
+        torch.library.opcheck(BACKWARD, (grad, *plain[:3], plain[3] if bias else None, product, wanted))
+        torch.library.opcheck(BACKWARD, (grad, *plain[:3], None, None, [True, False, False, False]))
 
 
 def test_autocast_runs_in_its_dtype_and_gradients_do_not_depend_on_where_backward_is_called():
@@ -230,23 +235,54 @@ def counted(function, *args):
     return counter.get_total_flops()
 
 
+@pytest.mark.parametrize("saved", [False, True])
 @pytest.mark.parametrize("wanted", list(itertools.product([True, False], repeat=3)))
 @pytest.mark.parametrize("sizes", [(6, 4, 3, 8), (3, 4, 9, 5), (5, 50, 6, 2)])
-def test_backward_plan_is_what_the_flop_formula_counts(sizes, wanted):
+def test_backward_plan_is_the_cheapest_and_what_is_counted(sizes, wanted, saved):
     n, d, m, e = sizes
-    x, u, w = inputs_of(((2,), *sizes))
-    grad = randn(2, m, e)
-    formula = counted(BACKWARD, grad, x, u, w, None, [*wanted, False])
 
-    x_left, u_left, w_left = _C.plan_matrix_linear_backward(n, d, m, e, wanted)
-    products = {}  # name -> multiply-adds of one frame
-    if wanted[0]:
-        products |= {"gw": m * d * e, "u.gw": n * m * d} if x_left else {"ug": n * m * e, "ug.w": n * d * e}
-    if wanted[1]:
-        products |= {"gw": m * d * e, "x.gw": n * m * d} if u_left else {"xw": n * d * e, "xw.g": n * m * e}
-    if wanted[2]:
-        products |= {"ux": n * m * d, "ux.g": m * d * e} if w_left else {"ug": n * m * e, "x.ug": n * d * e}
-    assert formula == 2 * 2 * sum(products.values())
+    def products(x_left, u_left, w_left):  # name -> multiply-adds of one frame
+        products = {}
+        if wanted[0]:
+            products |= {"gw": m * d * e, "u.gw": n * m * d} if x_left else {"ug": n * m * e, "ug.w": n * d * e}
+        if wanted[1]:
+            products |= {"gw": m * d * e, "x.gw": n * m * d} if u_left else {"xw": n * d * e, "xw.g": n * m * e}
+        if wanted[2]:
+            products |= {"ux": n * m * d, "ux.g": m * d * e} if w_left else {"ug": n * m * e, "x.ug": n * d * e}
+        if saved:
+            products.pop("ux" if _C.matrix_linear_left_first(n, d, m, e) else "xw", None)
+        return products
+
+    plan = _C.plan_matrix_linear_backward(n, d, m, e, wanted, saved)
+    cost = sum(products(plan.grad_x_left, plan.grad_u_left, plan.grad_w_left).values())
+    assert plan.cost == cost
+    assert cost == min(sum(products(*left).values()) for left in itertools.product([True, False], repeat=3))
+
+    x, u, w = inputs_of(((2,), *sizes))
+    product = FORWARD(x, u, w, None, True)[1] if saved else None
+    assert counted(BACKWARD, randn(2, m, e), x, u, w, None, product, [*wanted, False]) == 2 * 2 * cost
+
+
+def test_backward_gives_the_same_with_and_without_the_saved_product():
+    for shape in SHAPES:
+        x, u, w, bias = inputs_of(shape, "matrix")
+        out, product = FORWARD(x, u, w, bias, True)
+        grad = randn(*out.shape, seed=5)
+        with_product, without = (BACKWARD(grad, x, u, w, bias, p, [True] * 4) for p in (product, None))
+        for a, b in zip(with_product, without, strict=True):
+            torch.testing.assert_close(a, b)
+
+
+def test_nothing_is_saved_without_gradients():
+    x, u, w = inputs_of(SHAPES[0], requires_grad=True)
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.shape) or t, lambda t: t):
+        functional.matrix_linear(x.detach(), u.detach(), w.detach())
+        with torch.no_grad():
+            functional.matrix_linear(x, u, w)
+        assert not saved
+        functional.matrix_linear(x, u, w)
+    assert len(saved) == 4  # x, u, w and the first product
 
 
 def test_forward_flops():
@@ -289,4 +325,12 @@ def test_rejects_bad_inputs(change, words):
 def test_backward_rejects_a_gradient_of_another_shape(sizes):
     x, u, w = torch.zeros(3, 4, 6), torch.zeros(4, 2), torch.zeros(6, 5)
     with pytest.raises(RuntimeError, match=r"matrix_linear_backward: grad_output must be .* = \[3, 2, 5\], got"):
-        BACKWARD(torch.zeros(sizes), x, u, w, None, [True, True, True, False])
+        BACKWARD(torch.zeros(sizes), x, u, w, None, None, [True, True, True, False])
+
+
+def test_backward_rejects_another_product():
+    x, u, w = torch.zeros(3, 4, 6), torch.zeros(4, 2), torch.zeros(6, 5)
+    with pytest.raises(
+        RuntimeError, match=r"product must be the first product of forward = \[3, 2, 6\], got \[3, 4, 5\]"
+    ):
+        BACKWARD(torch.zeros(3, 2, 5), x, u, w, None, torch.zeros(3, 4, 5), [True, True, True, False])
