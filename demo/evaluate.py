@@ -16,10 +16,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+
 from frameattn.cli.sample import generate, load
 from frameattn.data import MovingDigits
 from frameattn.data.moving_digits import load_digits
-from torch import Tensor
 
 CANVAS, DIGIT = 32, 16  # pixels: frames are judged at twice the size they are generated at
 LEAST_STROKE = 0.4  # brightness in 0..1 from which a pixel belongs to the digit

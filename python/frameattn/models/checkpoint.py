@@ -67,7 +67,8 @@ def from_checkpoint(path: str | Path, name: str | None = None, weights: str = "a
 
     Args:
         name: registered name of the model, for a file that does not say it (an official ``.pt``). Its sizes are then
-            read off the tensors.
+            read off the tensors, of which labels do not tell whether the last is the null class: it is, unless
+            overrides have ``class_dropout_prob=0.0``.
         overrides: further arguments of the model.
 
     Raises:
@@ -77,7 +78,7 @@ def from_checkpoint(path: str | Path, name: str | None = None, weights: str = "a
     name = name or metadata.get("model")
     if name is None:
         raise ValueError(f"{path} does not say which model it is: give its name (frameattn.models.list_models())")
-    arguments = metadata.get("arguments") or _arguments_of(state)
+    arguments = metadata.get("arguments") or _arguments_of(state, null_class=overrides.get("class_dropout_prob", 1) > 0)
     model = create_model(name, **{**arguments, **overrides})
     _load(model, state, path, strict=True)
     return model.eval()
@@ -141,7 +142,7 @@ def _load(model: nn.Module, state: dict[str, Tensor], path: str | Path, strict: 
     model.load_state_dict(state, strict=strict)
 
 
-def _arguments_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
+def _arguments_of(state: Mapping[str, Tensor], null_class: bool) -> dict[str, Any]:
     """The arguments of a FrameDiT that its name leaves open, as far as shapes tell them."""
     try:
         _, in_channels, patch_size, _ = state["x_embedder.proj.weight"].shape
@@ -155,7 +156,7 @@ def _arguments_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
     except KeyError:
         return {}  # loading will say what is missing
     if (table := state.get("y_embedder.embedding_table.weight")) is not None:
-        arguments |= {"extras": 2, "num_classes": len(table) - 1}  # the last is the null class
+        arguments |= {"extras": 2, "num_classes": len(table) - null_class}
     elif "text_embedding_projection.1.weight" in state:
         arguments["extras"] = 78
     return arguments

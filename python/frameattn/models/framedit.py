@@ -140,8 +140,8 @@ class FrameDiT(nn.Module):
         config = {k: v for k, v in locals().items() if k not in ("self", "__class__", "_temporal_attention")}
         super().__init__()
         self.config: dict[str, Any] = config
+        self._check_config()
         side = input_size // patch_size
-        self._check_config(hidden_size, side)
         self.num_frames = num_frames
         self.out_channels = in_channels * (2 if learn_sigma else 1)
         self.gradient_checkpointing = gradient_checkpointing
@@ -166,18 +166,25 @@ class FrameDiT(nn.Module):
         self.final_layer = FinalLayer(hidden_size, patch_size**2 * self.out_channels)
         self._initialize()
 
-    def _check_config(self, dim: int, side: int) -> None:
+    def _check_config(self) -> None:
         config, name = self.config, type(self).__name__
+        for key in ("input_size", "patch_size", "in_channels", "hidden_size", "depth", "num_frames", "num_classes"):
+            if config[key] < 1:
+                raise ValueError(f"{name}: {key} must be at least 1, got {config[key]}")
         if config["depth"] % 2:
             raise ValueError(f"{name}: depth must be even (a spatial and a temporal block each), got {config['depth']}")
         if config["extras"] not in (NO_CONDITION, CLASSES, TEXT):
             raise ValueError(f"{name}: extras must be 1 (none), 2 (classes) or 78 (text), got {config['extras']}")
-        if side < 1 or config["input_size"] % config["patch_size"]:
+        if not 0 <= config["class_dropout_prob"] <= 1:
+            raise ValueError(f"{name}: class_dropout_prob must be in 0..1, got {config['class_dropout_prob']}")
+        if config["input_size"] % config["patch_size"]:
             raise ValueError(
                 f"{name}: patch_size must divide input_size = {config['input_size']}, got {config['patch_size']}"
             )
-        if dim % 4:
-            raise ValueError(f"{name}: hidden_size must be a multiple of 4 (sines and cosines of 2 axes), got {dim}")
+        if config["hidden_size"] % 4:
+            raise ValueError(
+                f"{name}: hidden_size must be a multiple of 4 (sines, cosines of 2 axes), got {config['hidden_size']}"
+            )
 
     def _initialize(self) -> None:
         """Linear layers Xavier uniform with zero bias; every block starts as the identity, the output as zero."""
@@ -215,13 +222,11 @@ class FrameDiT(nn.Module):
             [B, T, C_out, H, W], C_out = 2 C with learn_sigma: prediction, then variance.
 
         Raises:
-            ValueError: sizes do not fit the model, or a condition is missing.
+            ValueError: shapes do not fit the model, or a condition is missing; the message names what came.
         """
-        video_frames = x.size(1) - use_image_num if x.dim() == 5 else 0
-        self._check_input(x, video_frames, y, text_embedding, y_image, use_image_num)
-        condition, final_condition, condition_of_frame = self._conditions(
-            t, y, text_embedding, y_image, video_frames, use_image_num
-        )
+        self._check_input(x, t, y, text_embedding, y_image, use_image_num)
+        video_frames = self.num_frames
+        condition, final_condition, condition_of_frame = self._conditions(t, y, text_embedding, y_image, use_image_num)
         # One condition for all frames, or one for each: the video's frames then have the first.
         video_condition = condition[:, :1]
 
@@ -252,46 +257,48 @@ class FrameDiT(nn.Module):
             y, text_embedding: [2 B, ...]: conditions, then null conditions.
 
         Returns:
-            [2 B, T, C_out, H, W]: channels 0..3 are uncond + cfg_scale (cond - uncond) in both halves; the others are
-            what each half gives.
+            [2 B, T, C_out, H, W]: the first 4 channels of the prediction are uncond + cfg_scale (cond - uncond) in both
+            halves; the others, and the variance, are what each half gives.
         """
         half = x[: len(x) // 2]
         out = self(torch.cat([half, half]), t, y, text_embedding)
-        conditional, unconditional = out[:, :, :4].chunk(2)
+        channels = min(4, self.config["in_channels"])
+        conditional, unconditional = out[:, :, :channels].chunk(2)
         guided = unconditional + cfg_scale * (conditional - unconditional)
-        return torch.cat([torch.cat([guided, guided]), out[:, :, 4:]], dim=2)
+        return torch.cat([torch.cat([guided, guided]), out[:, :, channels:]], dim=2)
 
-    def _check_input(self, x, video_frames, y, text_embedding, y_image, use_image_num) -> None:
-        config = self.config
-        size, channels = config["input_size"], config["in_channels"]
+    def _check_input(self, x, t, y, text_embedding, y_image, use_image_num: int) -> None:
+        config, name = self.config, type(self).__name__
+        size, channels, made_for = config["input_size"], config["in_channels"], self.temp_embed.size(1)
+        if use_image_num < 0 or self.num_frames + use_image_num < 1:
+            raise ValueError(
+                f"{name}: use_image_num must be at least 0, and there must be a frame, got {use_image_num}"
+            )
+        if self.num_frames > made_for:
+            raise ValueError(f"{name}: num_frames may be set to {made_for} at most, got {self.num_frames}")
         frames = self.num_frames + use_image_num
         if x.dim() != 5 or x.shape[1:] != (frames, channels, size, size):
             images = f" + use_image_num = {frames}" if use_image_num else ""
             raise ValueError(
-                f"{type(self).__name__}: x must be [B, T, C, H, W] with T = num_frames = {self.num_frames}{images}, "
-                f"C = {channels}, H = W = {size}, got {list(x.shape)}"
+                f"{name}: x must be [B, T, C, H, W] with T = num_frames = {self.num_frames}{images}, C = {channels}, "
+                f"H = W = {size}, got {list(x.shape)}"
             )
-        if config["extras"] == TEXT:
-            if text_embedding is None or text_embedding.shape != (len(x), TEXT_TOKENS, TEXT_CHANNELS):
-                got = "none" if text_embedding is None else list(text_embedding.shape)
-                raise ValueError(
-                    f"{type(self).__name__}: text_embedding must be [B, {TEXT_TOKENS}, {TEXT_CHANNELS}] with "
-                    f"B = {len(x)}, got {got}"
-                )
-        elif config["extras"] == CLASSES:
-            if video_frames and (y is None or y.shape != (len(x),)):
-                got = "none" if y is None else list(y.shape)
-                raise ValueError(f"{type(self).__name__}: y must be labels [B] with B = {len(x)}, got {got}")
-            if use_image_num and (y_image is None or y_image.shape != (len(x), use_image_num)):
-                got = "none" if y_image is None else list(y_image.shape)
-                raise ValueError(
-                    f"{type(self).__name__}: y_image must be labels [B, use_image_num] = [{len(x)}, {use_image_num}], "
-                    f"got {got}"
-                )
 
-    def _conditions(
-        self, t, y, text_embedding, y_image, video_frames: int, use_image_num: int
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        def check_shape(argument: str, tensor: Tensor | None, what: str, *shape: int) -> None:
+            if not isinstance(tensor, Tensor) or tensor.shape != shape:
+                got = list(tensor.shape) if isinstance(tensor, Tensor) else tensor
+                raise ValueError(f"{name}: {argument} must be {what} = {list(shape)}, got {got}")
+
+        check_shape("t", t, "steps [B]", len(x))
+        if config["extras"] == TEXT:
+            check_shape("text_embedding", text_embedding, "[B, tokens, channels]", len(x), TEXT_TOKENS, TEXT_CHANNELS)
+        elif config["extras"] == CLASSES:
+            if self.num_frames:
+                check_shape("y", y, "labels [B]", len(x))
+            if use_image_num:
+                check_shape("y_image", y_image, "labels [B, use_image_num]", len(x), use_image_num)
+
+    def _conditions(self, t, y, text_embedding, y_image, use_image_num: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """Conditions [B, K, D] of the blocks and of the final layer; which of the K each frame has (None: K = 1)."""
         step = self.t_embedder(t).unsqueeze(1)
         if self.config["extras"] == TEXT:
@@ -300,15 +307,15 @@ class FrameDiT(nn.Module):
         if self.config["extras"] != CLASSES:
             return step, step, None
         embedded = []
-        if video_frames:
+        if self.num_frames:
             embedded.append(self.y_embedder(y.unsqueeze(1)))
         if use_image_num:
             embedded.append(self.y_embedder(y_image))
         condition = step + torch.cat(embedded, dim=1)
         if not use_image_num:
             return condition, condition, None
-        index = torch.arange(video_frames + use_image_num, device=t.device)
-        return condition, condition, (index - max(0, video_frames - 1)).clamp(min=0)
+        index = torch.arange(self.num_frames + use_image_num, device=t.device)
+        return condition, condition, (index - max(0, self.num_frames - 1)).clamp(min=0)
 
     def _run(self, block: Block, *arguments) -> Tensor:
         if self.gradient_checkpointing and torch.is_grad_enabled():

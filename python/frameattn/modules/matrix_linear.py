@@ -59,20 +59,22 @@ class MatrixLinear(nn.Module):
         (n, d), (m, e) = in_size, out_size
         if u_type in ("identity", "sparse") and n != m:
             raise ValueError(f"MatrixLinear: u_type {u_type!r} keeps the number of tokens, got {n} in and {m} out")
+        if u_type == "sparse" and sparse_bandwidth < 2:
+            raise ValueError(f"MatrixLinear: sparse_bandwidth must be at least 2, got {sparse_bandwidth}")
         self.in_size, self.out_size = (n, d), (m, e)
         self.u_type, self.bias_type = u_type, bias_type if bias else None
         self.u_norm_eps_outside = u_norm_eps_outside
         place = {"device": device, "dtype": dtype}
 
         if u_type == "identity":
-            self.register_buffer("u", torch.eye(n, **place))
+            self.register_buffer("u", torch.empty(n, n, **place))
         else:
             self.u = nn.Parameter(torch.empty(n, m, **place))
         if u_type == "softmax":
             self.u_temperature = nn.Parameter(torch.empty(1, m, **place))
         if u_type == "sparse":
-            half = sparse_bandwidth // 2
-            self.register_buffer("u_mask", torch.ones(n, n, **place).triu(-half).tril(half - 1))
+            self.sparse_bandwidth = sparse_bandwidth
+            self.register_buffer("u_mask", torch.empty(n, n, **place))
         self.w = nn.Parameter(torch.empty(d, e, **place))
         if self.bias_type == "col_row":
             self.bias_col = nn.Parameter(torch.empty(m, _BIAS_RANK, **place))
@@ -86,8 +88,13 @@ class MatrixLinear(nn.Module):
     def reset_parameters(self) -> None:
         """u and w Xavier uniform, bias zero, temperature one."""
         nn.init.xavier_uniform_(self.w)
-        if self.u_type != "identity":
+        if self.u_type == "identity":
+            nn.init.eye_(self.u)
+        else:
             nn.init.xavier_uniform_(self.u)
+        if self.u_type == "sparse":
+            half = self.sparse_bandwidth // 2
+            self.u_mask.fill_(1).triu_(-half).tril_(half - 1)
         if self.u_type == "softmax":
             nn.init.ones_(self.u_temperature)
         if self.bias_type == "col_row":

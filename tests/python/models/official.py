@@ -42,7 +42,9 @@ CASES = {
     "h-identity-row": ("H", dict(u_type="identity", bias_type="row", fuse_mode="concat", **SQUARE), ()),
     "h-images": ("HIMG", dict(extras=1, fuse_mode="concat"), ("images",)),
     "h-images-classes": (
-        "HIMG", dict(extras=2, class_dropout_prob=0.0, fuse_mode="concat"), ("y", "y_image", "images")
+        "HIMG",
+        dict(extras=2, class_dropout_prob=0.0, fuse_mode="concat"),
+        ("y", "y_image", "images"),
     ),
 }
 IMAGES = 2

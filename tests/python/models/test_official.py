@@ -6,6 +6,7 @@ from pathlib import Path
 import official
 import pytest
 import torch
+
 from frameattn.models import FrameDiTG, FrameDiTH
 
 FIGURES = json.loads(Path(__file__).with_name("official.json").read_text())
