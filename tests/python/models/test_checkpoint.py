@@ -6,11 +6,11 @@ import re
 import sys
 
 import pytest
-import tiny
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+import tiny
 from frameattn._optional import MissingExtra
 from frameattn.models import (
     FrameDiTG,

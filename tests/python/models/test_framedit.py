@@ -5,14 +5,14 @@ import math
 import pickle
 
 import pytest
-import tiny
 import torch
-from tiny import CLASSES, FRAMES, IMAGES, KINDS, NULL, TEXT, Y_IMAGE, D, Y, conditions, create, steps, text, videos
 from torch import nn
 
+import tiny
 from frameattn.models import FrameDiTG, FrameDiTH, create_model
 from frameattn.models.embeddings import LabelEmbedder
 from oracle import randn
+from tiny import CLASSES, FRAMES, IMAGES, KINDS, NULL, TEXT, Y_IMAGE, D, Y, conditions, create, steps, text, videos
 
 
 def gradients(model, *arguments, autocast=False, **options):

@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from tiny import CLASSES, FRAMES, IMAGES, KINDS, TEXT, Y_IMAGE, D, conditions, create, steps, text, videos
 
 from frameattn.models import FrameDiTH
+from tiny import CLASSES, FRAMES, IMAGES, KINDS, TEXT, Y_IMAGE, D, conditions, create, steps, text, videos
 
 
 def spatial_blocks_alone(model, frame, condition, final_condition):

@@ -3,10 +3,10 @@
 import json
 from pathlib import Path
 
-import official
 import pytest
 import torch
 
+import official
 from frameattn.models import FrameDiTG, FrameDiTH
 
 FIGURES = json.loads(Path(__file__).with_name("official.json").read_text())
