@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0+PTX;9.0a;12.0")
 def find_cuda_toolkit() -> Path | None:
     """The folder that holds bin/nvcc. nvcc on PATH may be a wrapper script, so nvcc itself is asked where it lives."""
     if home := os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH"):
-        return Path(home)
+        return Path(home) if Path(home, "bin", "nvcc").exists() else None
     nvcc = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
     try:
         dry_run = subprocess.run([nvcc, "--dryrun", "-c", "any.cu"], capture_output=True, text=True)
@@ -72,7 +73,18 @@ def extension():
         ("FRAMEATTN_CUDA_ARCHITECTURES", f'"{architectures}"'),
     ]
     include_dirs = [str(ROOT), str(ROOT / "csrc" / "include")]
-    flags = {"cxx": ["-std=c++20", "-fopenmp", "-Wall", "-Wno-unknown-pragmas", *optimisation]}
+    # The last two let loops with exponentials and comparisons be vectorised (csrc/shared/cpu/row_kernels.cpp).
+    flags = {
+        "cxx": [
+            "-std=c++20",
+            "-fopenmp",
+            "-fno-trapping-math",
+            "-fno-math-errno",
+            "-Wall",
+            "-Wno-unknown-pragmas",
+            *optimisation,
+        ]
+    }
     if TOOLKIT:
         macros.append(("FRAMEATTN_WITH_CUDA", "1"))
         flags["nvcc"] = ["-std=c++20", "-lineinfo", *optimisation[:1]]
@@ -92,6 +104,11 @@ def extension():
 
 
 class Build(BuildExtension):
+    def finalize_options(self):
+        super().finalize_options()
+        # Kept between builds, also those of pip: ninja then compiles only what changed.
+        self.build_temp = os.path.join("build", f"temp-{sys.implementation.cache_tag}-torch-{torch.__version__}")
+
     def run(self):
         super().run()
         # Read by frameattn/_load.py, to explain another torch before the dynamic linker fails on it.
@@ -109,4 +126,5 @@ class Build(BuildExtension):
         )
 
 
-setup(ext_modules=[extension()], cmdclass={"build_ext": Build}, package_dir={"": "python"})
+if __name__ == "__main__":  # tests and cmake/torch_options.py import this file to ask what it decides
+    setup(ext_modules=[extension()], cmdclass={"build_ext": Build}, package_dir={"": "python"})

@@ -56,7 +56,7 @@ def test_matches_reference_with_a_scale(scale):
 def test_matches_reference_for_any_shape_and_strides(shape, dtype, order):
     back = [order.index(i) for i in range(4)]
     inputs = [t.permute(order).contiguous().permute(back) for t in inputs_of(shape, dtype)]
-    check_against_reference(*ops_of(shape), inputs)
+    check_against_reference(*ops_of(shape), inputs, slack=2)
 
 
 @pytest.mark.parametrize("shape", SHAPES[:3])

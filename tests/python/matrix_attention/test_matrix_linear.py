@@ -49,7 +49,7 @@ def test_matches_reference(shape, dtype, bias):
 def test_matches_reference_for_any_shape_and_strides(shape, dtype, bias, transposed):
     inputs = inputs_of(shape, bias, dtype)
     inputs = [t.mT.contiguous().mT if flip else t for t, flip in zip(inputs, transposed, strict=False)]
-    check_against_reference(functional.matrix_linear, reference.matrix_linear, inputs)
+    check_against_reference(functional.matrix_linear, reference.matrix_linear, inputs, slack=2)
 
 
 @pytest.mark.parametrize("bias", [None, "matrix", "row", "col"])

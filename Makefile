@@ -1,0 +1,132 @@
+# make demo and make test create .venv, install torch and this package in it, and build the operators again when their
+# sources have changed. An activated environment that has torch is used as it is, and so is the one that PYTHON names
+# (make demo PYTHON=python). What Debian has to provide is named first, in one message, if something is missing.
+
+TORCH ?= torch==2.13.0
+OUT ?= outputs/demo
+CPP_BUILD ?= build/cpp
+MAX_JOBS ?= $(shell nproc)
+export MAX_JOBS
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+MAKEFLAGS += --no-print-directory
+.PHONY: help demo test test-python test-cpp build bench format lint clean distclean check-demo check-test
+
+help:
+	@echo 'make demo          generate videos of moving digits in $(OUT)'
+	@echo 'make test          the whole test suite: pytest and GoogleTest'
+	@echo 'make test-python   pytest only; PYTEST="-x -k matrix_linear" are options for it'
+	@echo 'make test-cpp      the C++ library: GoogleTests, installation, a project that uses it'
+	@echo 'make build         the package built in place, with all that development needs'
+	@echo 'make bench         Matrix Attention against eager torch on this CPU'
+	@echo 'make format        bring the sources into their format'
+	@echo 'make lint          check format and style'
+	@echo 'make clean         remove what was built; make distclean removes .venv too'
+	@echo
+	@echo 'TORCH="$(TORCH)" goes into .venv; PYTHON=python uses an environment that has torch instead.'
+
+# ---- The environment and the package in it ---------------------------------------------------------------------------
+
+# The file of the torch that a Python finds: it names the environment, and is new when torch was installed anew.
+torch_of = $(shell $(1) -c 'import importlib.util as u; print(u.find_spec("torch").origin)' 2>/dev/null)
+
+ifneq ($(filter-out $(CURDIR)/.venv,$(VIRTUAL_ENV) $(CONDA_PREFIX)),)  # an environment of the user's is activated
+  ifneq ($(call torch_of,python),)
+    PYTHON ?= python
+  endif
+endif
+PYTHON ?= .venv/bin/python
+
+ifeq ($(PYTHON),.venv/bin/python)
+  TORCH_FILE := .venv/torch.installed
+  export PATH := $(CURDIR)/.venv/bin:$(PATH)
+  # A TORCH that the user asks for replaces another one.
+  ifneq ($(origin TORCH),file)
+    ifneq ($(shell cat $(TORCH_FILE) 2>/dev/null),$(TORCH))
+      .PHONY: $(TORCH_FILE)
+    endif
+  endif
+else
+  TORCH_FILE := $(call torch_of,$(PYTHON))
+  GIVEN_PYTHON := $(PYTHON)
+  ifeq ($(TORCH_FILE),)
+    $(error $(PYTHON) has no torch. Install one there, or leave out PYTHON: make then creates .venv)
+  endif
+endif
+
+.venv/torch.installed: | check-demo
+	test -x .venv/bin/python || python3 -m venv .venv
+	.venv/bin/pip install 'setuptools>=77' ninja $(foreach word,$(TORCH),'$(word)')
+	echo '$(TORCH)' > $@
+
+# The package is installed once for each environment and set of extras, and again when the compiled sources change or
+# another environment was the last to build here (_build.py is younger then). Naming torch and its version keeps pip
+# from replacing it.
+INSTALLED := build/make/$(subst /,_,$(TORCH_FILE))
+SOURCES := setup.py pyproject.toml VERSION csrc/sources.txt \
+  $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+THIS_TORCH = torch==$(shell $(PYTHON) -c 'from importlib.metadata import version; print(version("torch"))')
+
+$(INSTALLED)/%: $(TORCH_FILE) $(SOURCES) $(wildcard python/frameattn/_build.py) | check-demo
+	$(PYTHON) -m pip install --quiet 'setuptools>=77' ninja $(THIS_TORCH)
+	$(PYTHON) -m pip install --no-build-isolation --editable '.[$*]' $(THIS_TORCH)
+	$(PYTHON) -m frameattn info
+	mkdir -p $(@D) && touch $(@D)/video $@
+
+build: $(INSTALLED)/video,dev
+
+# What Debian has to provide, before any work is done.
+check-demo check-test: check-%:
+	@missing=$$(bash .ci/missing_packages $* $(GIVEN_PYTHON) | xargs); \
+	if [ -n "$$missing" ]; then \
+	  echo "This machine lacks: $$missing"; \
+	  echo "On Debian, install with:  sudo apt-get install $$missing"; \
+	  exit 1; \
+	fi
+
+# ---- What to do with it ----------------------------------------------------------------------------------------------
+
+demo: check-demo $(INSTALLED)/video
+	$(PYTHON) -m frameattn sample --ckpt demo/moving_digits.safetensors --out $(OUT) --classes 0,1,2,3,4,5,6,7,8,9 $(SAMPLE)
+
+test: check-test test-python test-cpp
+
+test-python: $(INSTALLED)/video,dev
+	$(PYTHON) -m pytest $(PYTEST)
+
+# The C++ library is built from the same sources without Python. CMake's cache would remember the torch of another
+# environment; what is compiled stays.
+test-cpp: CMAKE = torch=$$($(PYTHON) cmake/torch_options.py); cmake $$torch
+test-cpp: check-test $(TORCH_FILE)
+	rm -f $(CPP_BUILD)/CMakeCache.txt $(CPP_BUILD)/consumer/CMakeCache.txt
+	$(CMAKE) -S . -B $(CPP_BUILD) $(CMAKE_OPTIONS)
+	cmake --build $(CPP_BUILD) --parallel $(MAX_JOBS)
+	ctest --test-dir $(CPP_BUILD) --output-on-failure --no-tests=error
+	cmake --install $(CPP_BUILD) --prefix $(CPP_BUILD)/installed
+	$(CMAKE) -S tests/cpp_consumer -B $(CPP_BUILD)/consumer -Dframeattn_ROOT=$(abspath $(CPP_BUILD)/installed)
+	cmake --build $(CPP_BUILD)/consumer
+	$(CPP_BUILD)/consumer/consumer
+
+bench: $(INSTALLED)/video,dev
+	$(PYTHON) -m benchmarks.run matrix_attention --device cpu
+
+CPP_FILES := $(shell find csrc tests/cpp tests/cpp_consumer -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+
+format: $(INSTALLED)/video,dev
+	ruff format .
+	ruff check --fix .
+	clang-format -i $(CPP_FILES)
+
+lint: $(INSTALLED)/video,dev
+	ruff format --check .
+	ruff check .
+	clang-format --dry-run -Werror $(CPP_FILES)
+
+clean:
+	rm -rf build python/frameattn.egg-info python/frameattn/_C*.so python/frameattn/_build.py
+
+distclean: clean
+	rm -rf .venv

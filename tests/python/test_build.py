@@ -1,0 +1,118 @@
+"""What setup.py decides before anything is compiled, and that its list of sources is complete."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from runpy import run_path
+from unittest.mock import patch
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+VARIABLES = ("FRAMEATTN_CUDA", "FRAMEATTN_DEBUG", "CUDA_HOME", "CUDA_PATH", "TORCH_CUDA_ARCH_LIST")
+
+
+@pytest.fixture
+def setup(monkeypatch) -> Callable[..., dict]:
+    """run(cuda, VARIABLE=...) imports setup.py, which builds nothing then, under a torch with this version of CUDA."""
+    with patch.dict(os.environ):  # setup.py sets defaults there
+        for name in VARIABLES:
+            os.environ.pop(name, None)
+
+        def run(cuda: str | None, **environment: object) -> dict:
+            monkeypatch.setattr(torch.version, "cuda", cuda)
+            os.environ.update({name: str(value) for name, value in environment.items()})
+            return run_path(str(ROOT / "setup.py"))
+
+        yield run
+
+
+@pytest.fixture
+def toolkit(tmp_path) -> Path:
+    """A CUDA toolkit whose nvcc says no more than where it is."""
+    script(tmp_path / "toolkit" / "bin" / "nvcc", f"echo '#$ TOP={tmp_path}/toolkit/bin/..' >&2")
+    return tmp_path / "toolkit"
+
+
+def script(path: Path, command: str) -> Path:
+    path.parent.mkdir(parents=True)
+    path.write_text(f"#!/bin/sh\n{command}\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_a_cpu_torch_gives_a_cpu_build(setup, toolkit):
+    values = setup(None, CUDA_HOME=toolkit)
+    assert values["TOOLKIT"] is None
+    assert values["CUDA"] == "no: the installed torch is a CPU build"
+    extension = values["extension"]()
+    assert not any("/cuda/" in source for source in extension.sources)
+    assert ("FRAMEATTN_CUDA", '"no: the installed torch is a CPU build"') in extension.define_macros
+
+
+def test_a_cuda_torch_with_a_toolkit_gives_a_cuda_build(setup, toolkit):
+    values = setup("13.0", CUDA_HOME=toolkit)
+    assert values["TOOLKIT"] == toolkit
+    assert values["CUDA"] == f"13.0 (toolkit {toolkit})"
+    assert any("/cuda/" in source for source in values["read_sources"](cuda=True))
+
+
+@pytest.mark.parametrize("cuda_home", ["/nowhere", None])
+def test_a_cuda_torch_without_nvcc_gives_a_cpu_build_that_says_so(setup, cuda_home, monkeypatch):
+    if cuda_home is None:  # neither on PATH nor where toolkits are installed
+        monkeypatch.setattr("shutil.which", lambda name: None)
+        monkeypatch.setattr("subprocess.run", raise_not_found)
+    values = setup("13.0", **({"CUDA_HOME": cuda_home} if cuda_home else {}))
+    assert values["TOOLKIT"] is None
+    assert values["CUDA"] == "no: nvcc was not found"
+
+
+def raise_not_found(*arguments, **options):
+    raise FileNotFoundError
+
+
+def test_frameattn_cuda_forces(setup, toolkit):
+    assert setup("13.0", CUDA_HOME=toolkit, FRAMEATTN_CUDA=0)["CUDA"] == "no: FRAMEATTN_CUDA=0"
+    assert setup("13.0", CUDA_HOME=toolkit, FRAMEATTN_CUDA=1)["TOOLKIT"] == toolkit
+    with pytest.raises(SystemExit, match="FRAMEATTN_CUDA=1, but CUDA cannot be built: no: nvcc was not found"):
+        setup("13.0", CUDA_HOME="/nowhere", FRAMEATTN_CUDA=1)
+    with pytest.raises(SystemExit, match="cannot be built: no: the installed torch is a CPU build"):
+        setup(None, CUDA_HOME=toolkit, FRAMEATTN_CUDA=1)
+    with pytest.raises(SystemExit, match="FRAMEATTN_CUDA must be 0 or 1, got 'yes'"):
+        setup("13.0", FRAMEATTN_CUDA="yes")
+
+
+def test_the_toolkit_is_found_behind_a_wrapper_script(setup, toolkit, tmp_path):
+    wrapper = script(tmp_path / "elsewhere" / "bin" / "nvcc", f'exec {toolkit}/bin/nvcc "$@"')
+    values = setup("13.0", PATH=f"{wrapper.parent}:{os.environ['PATH']}")
+    assert values["TOOLKIT"] == toolkit
+    assert os.environ["CUDA_HOME"] == str(toolkit)
+
+
+def test_architectures_do_not_depend_on_the_gpu_but_on_the_user(setup, toolkit):
+    setup("13.0", CUDA_HOME=toolkit)
+    assert os.environ["TORCH_CUDA_ARCH_LIST"] == "8.0+PTX;9.0a;12.0"
+    setup("13.0", CUDA_HOME=toolkit, TORCH_CUDA_ARCH_LIST="9.0a")
+    assert os.environ["TORCH_CUDA_ARCH_LIST"] == "9.0a"
+
+
+def test_every_source_is_listed_once(setup):
+    listed = setup(None)["read_sources"](cuda=True)
+    found = [
+        path.relative_to(ROOT).as_posix() for pattern in ("*.cpp", "*.cu") for path in ROOT.glob(f"csrc/**/{pattern}")
+    ]
+    assert sorted([*listed, "csrc/bindings/module.cpp"]) == sorted(found)
+
+
+def test_cmake_options_name_this_torch():
+    options = subprocess.run([sys.executable, ROOT / "cmake" / "torch_options.py"], capture_output=True, text=True)
+    if torch.version.cuda and "nvcc was not found" in options.stderr:
+        return
+    assert options.returncode == 0, options.stderr
+    prefix, *rest = options.stdout.split()
+    assert Path(prefix.removeprefix("-DCMAKE_PREFIX_PATH="), "Torch", "TorchConfig.cmake").exists()
+    names = ["CUDA_TOOLKIT_ROOT_DIR", "TORCH_CUDA_ARCH_LIST", "CUDA_nvrtc_LIBRARY"] if torch.version.cuda else []
+    assert [option.removeprefix("-D").partition("=")[0] for option in rest] == names

@@ -1,0 +1,57 @@
+"""A build that is missing or was made for another torch explains itself when frameattn is imported."""
+
+import importlib.util
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import frameattn
+from frameattn import _load
+
+REBUILD = "pip install --no-build-isolation"
+
+
+def load_again() -> str:
+    """The message of the ImportError that loading the library anew raises."""
+    spec = importlib.util.spec_from_file_location("frameattn._load_again", _load.__file__)
+    with pytest.raises(ImportError) as error:
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    return str(error.value)
+
+
+def test_another_torch(monkeypatch):
+    built_for = torch.__version__
+    monkeypatch.setattr(torch, "__version__", "2.99.0")
+    message = load_again()
+    assert message.startswith(f"frameattn was built for torch {built_for}, but torch 2.99.0 is installed: ")
+    assert REBUILD in message
+
+
+def test_never_built(monkeypatch):
+    monkeypatch.setitem(sys.modules, "frameattn._build", None)
+    message = load_again()
+    assert message.startswith("frameattn is not built: ")
+    assert REBUILD in message
+
+
+def test_library_missing(monkeypatch):
+    monkeypatch.delattr(frameattn, "_C")
+    monkeypatch.setitem(sys.modules, "frameattn._C", None)
+    message = load_again()
+    assert message.startswith("frameattn's compiled library does not load (")
+    assert REBUILD in message
+
+
+def test_import_under_another_torch_ends_with_that_sentence():
+    code = "import torch; torch.__version__ = '2.99.0'; import frameattn"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 1
+    assert "ImportError: frameattn was built for torch" in result.stderr.splitlines()[-1]
+
+
+def test_build_info_and_library_path():
+    assert frameattn.build_info()["torch"] == torch.__version__.split("+")[0]
+    assert frameattn.library_path().endswith(".so")
+    assert isinstance(frameattn.cuda_devices(), list)
