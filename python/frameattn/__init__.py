@@ -1,4 +1,4 @@
-"""frameattn: Matrix Attention for video diffusion transformers, as PyTorch operators.
+"""frameattn: Matrix Attention and VMonarch attention for video diffusion transformers, as PyTorch operators.
 
 Importing the package registers ``torch.ops.frameattn.*``. The documented functions are in ``frameattn.functional``,
 readable definitions in ``frameattn.reference``, layers in ``frameattn.modules``, networks in ``frameattn.models``.
@@ -7,11 +7,19 @@ readable definitions in ``frameattn.reference``, layers in ``frameattn.modules``
 from importlib.metadata import PackageNotFoundError, version
 
 from frameattn._load import build_info, cuda_devices, library_path
-from frameattn.functional import matrix_attention, matrix_linear
+from frameattn.functional import matrix_attention, matrix_linear, vmonarch_attention
 
 try:
     __version__ = version("frameattn")
 except PackageNotFoundError:  # run from a source folder that was never installed
     __version__ = "unknown"
 
-__all__ = ["__version__", "build_info", "cuda_devices", "library_path", "matrix_attention", "matrix_linear"]
+__all__ = [
+    "__version__",
+    "build_info",
+    "cuda_devices",
+    "library_path",
+    "matrix_attention",
+    "matrix_linear",
+    "vmonarch_attention",
+]

@@ -1,7 +1,8 @@
-// Calls both operators through the C++ API and checks a gradient. Prints what it found; exits with 1 if it is wrong.
+// Calls the operators through the C++ API and checks gradients. Prints what it found; exits with 1 if they are wrong.
 #include <frameattn/frameattn.h>
 #include <torch/torch.h>
 
+#include <algorithm>
 #include <cstdio>
 
 int main() {
@@ -20,7 +21,13 @@ int main() {
   const auto expected = torch::scaled_dot_product_attention(flat, flat, flat);
   expected.square().sum().backward();
 
-  const double error = (x.grad() - x2.grad()).abs().max().item<double>();
+  // VMonarch attention of one frame is dense attention.
+  const auto q = torch::randn({2, 2, 7, 8}, options).requires_grad_(), q2 = q.detach().clone().requires_grad_();
+  std::get<0>(frameattn::vmonarch_attention(q, q, q, /*frames=*/1)).square().sum().backward();
+  torch::scaled_dot_product_attention(q2, q2, q2).square().sum().backward();
+
+  const double error =
+      std::max((x.grad() - x2.grad()).abs().max().item<double>(), (q.grad() - q2.grad()).abs().max().item<double>());
   std::printf("frameattn: output %s, largest gradient difference %.2e\n", c10::str(out.sizes()).c_str(), error);
   return error < 1e-10 && w.grad().defined() ? 0 : 1;
 }

@@ -3,3 +3,4 @@
 
 #include <frameattn/build_info.h>
 #include <frameattn/matrix_attention.h>
+#include <frameattn/monarch_attention.h>

@@ -2,13 +2,7 @@
 
 #include <cstring>
 
-// GCC on x86-64 Linux compiles each such function once per instruction set and picks at load time; others build one.
-#if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__) && defined(__linux__)
-#define FRAMEATTN_MULTIVERSION __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define FRAMEATTN_MULTIVERSION
-#endif
-#define FRAMEATTN_INLINE inline __attribute__((always_inline))
+#include "csrc/shared/cpu/multiversion.h"
 
 namespace frameattn {
 namespace {

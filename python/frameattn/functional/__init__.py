@@ -1,5 +1,6 @@
 """The operators as documented Python functions. Each calls ``torch.ops.frameattn``: torch.compile sees through it."""
 
 from frameattn.functional.matrix_attention import matrix_attention, matrix_linear
+from frameattn.functional.vmonarch_attention import vmonarch_attention
 
-__all__ = ["matrix_attention", "matrix_linear"]
+__all__ = ["matrix_attention", "matrix_linear", "vmonarch_attention"]

@@ -4,5 +4,6 @@ They are differentiable any number of times and work under torch.func, which the
 """
 
 from frameattn.reference.matrix_attention import matrix_attention, matrix_linear
+from frameattn.reference.vmonarch_attention import monarch_factors, monarch_matrix, vmonarch_attention
 
-__all__ = ["matrix_attention", "matrix_linear"]
+__all__ = ["matrix_attention", "matrix_linear", "monarch_factors", "monarch_matrix", "vmonarch_attention"]

@@ -4,8 +4,9 @@
 
 TEST(ByName, OperatorsAreRegisteredWithoutNamingASymbolOfTheLibrary) {
   auto& dispatcher = c10::Dispatcher::singleton();
-  for (const char* name : {"matrix_linear", "matrix_linear_forward", "matrix_linear_backward", "matrix_attention",
-                           "matrix_attention_backward"})
+  for (const char* name :
+       {"matrix_linear", "matrix_linear_forward", "matrix_linear_backward", "matrix_attention",
+        "matrix_attention_backward", "vmonarch_attention", "spatial_step", "temporal_update", "temporal_output"})
     EXPECT_TRUE(dispatcher.findSchema({std::string("frameattn::") + name, ""}).has_value()) << name;
 
   const auto op = dispatcher.findSchemaOrThrow("frameattn::matrix_linear", "")

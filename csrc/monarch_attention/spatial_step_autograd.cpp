@@ -1,0 +1,65 @@
+// Autograd of spatial_step. Saves inputs and outputs; the weights R are computed again in backward.
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+#include "csrc/monarch_attention/spatial_step.h"
+#include "csrc/shared/double_backward.h"
+
+namespace frameattn {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+std::optional<at::Tensor> if_defined(const at::Tensor& t) { return t.defined() ? std::optional(t) : std::nullopt; }
+
+struct SpatialStep : torch::autograd::Function<SpatialStep> {
+  static constexpr bool is_traceable = true;  // compiled autograd may look inside
+
+  static variable_list forward(AutogradContext* ctx, const at::Tensor& query, const at::Tensor& key,
+                               const std::optional<at::Tensor>& value, const c10::SymInt& frames, double scale,
+                               bool weigh_keys, const std::optional<at::Tensor>& key_mask) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    ctx->set_materialize_grads(false);
+    auto [weighted_key, weighted_value, lse] = spatial_step(query, key, value, frames, scale, weigh_keys, key_mask);
+    ctx->save_for_backward(
+        {query, key, value.value_or(at::Tensor()), key_mask.value_or(at::Tensor()), weighted_key, weighted_value, lse});
+    ctx->saved_data["frames"] = frames;
+    ctx->saved_data["scale"] = scale;
+    return {weighted_key, weighted_value, lse};
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    variable_list gradients(7);
+    if (!grads[0].defined() && !grads[1].defined() && !grads[2].defined()) return gradients;
+    const auto saved = ctx->get_saved_variables();
+    const auto value = if_defined(saved[2]);
+    // An output that was not asked for is empty and has no gradient, whatever a caller's sum over all outputs sends.
+    const auto grad_weighted_key = saved[4].dim() == 1 ? std::nullopt : if_defined(grads[0]);
+    auto [query, key, grad_value] =
+        spatial_step_backward(grad_weighted_key, value ? if_defined(grads[1]) : std::nullopt, if_defined(grads[2]),
+                              saved[0], saved[1], value, if_defined(saved[3]), saved[4], saved[5], saved[6],
+                              ctx->saved_data["frames"].toSymInt(), ctx->saved_data["scale"].toDouble());
+    if (ctx->needs_input_grad(0)) gradients[0] = query;
+    if (ctx->needs_input_grad(1)) gradients[1] = key;
+    if (value && ctx->needs_input_grad(2)) gradients[2] = grad_value;
+    return gradients;
+  }
+};
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> spatial_step_autograd(const at::Tensor& query, const at::Tensor& key,
+                                                                     const std::optional<at::Tensor>& value,
+                                                                     c10::SymInt frames, double scale, bool weigh_keys,
+                                                                     const std::optional<at::Tensor>& key_mask) {
+  const auto out = SpatialStep::apply(query, key, value, frames, scale, weigh_keys, key_mask);
+  return {out[0], out[1], out[2]};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(frameattn, Autograd, m) {
+  m.impl("spatial_step", &spatial_step_autograd);
+  m.impl("spatial_step_backward", &RefuseDoubleBackward<&spatial_step_backward>::call);
+}
+
+}  // namespace frameattn

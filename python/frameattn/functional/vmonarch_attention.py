@@ -1,0 +1,131 @@
+"""VMonarch attention (arXiv 2601.22275): attention of a video restricted to Monarch matrices over frames x space."""
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+
+def vmonarch_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    frames: int,
+    *,
+    steps: int = 2,
+    dense_first_frame: bool = True,
+    mass_floor: float = 0.1,
+    scale: float | None = None,
+    entropy_gradient: bool = True,
+    extra_key: Tensor | None = None,
+    extra_value: Tensor | None = None,
+    extra_mask: Tensor | None = None,
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    r"""Attention whose matrix is a Monarch matrix, found by alternating minimization.
+
+    Dense attention is the row-stochastic A that maximises :math:`\langle A, s Q K^\top \rangle + H(A)`. Here A is
+
+    .. math:: A_{(l,j),(k,i)} = L_{j,l,k} R_{k,j,i}
+
+    for query position j of frame l and key position i of frame k: R chooses positions inside a key frame, L chooses key
+    frames, and every step finds the best R for L, then the best L for R. It costs about (steps + 1.5) / frames of the
+    operations of dense attention.
+
+    Args:
+        query, key: [B, H, N, D], N = frames * S, tokens row-major over (frame, height, width); D in 1..256.
+        value: [B, H, N, Dv]; Dv in 1..256.
+        frames: T. With one frame the result is dense attention.
+        steps: of alternating minimization, at least 1.
+        dense_first_frame: rows of frame 0 are dense attention over all keys (section 3.3 of the paper).
+        mass_floor: the attention that a key frame receives at a position is taken to be at least this in the update of
+            its query; the mean is 1.
+        scale: of the logits; 1 / sqrt(D) if None.
+        entropy_gradient: False stops the gradient through the entropy of R, as the paper does; the default is the
+            true gradient.
+        extra_key, extra_value: [B, H, E, D] and [B, H, E, Dv], keys outside of the grid (text, registers, cached
+            frames) to which every query attends densely.
+        extra_mask: [B, E] bool, True where an extra key takes part.
+        return_lse: return the log-sum-exp of every row too.
+
+    Returns:
+        out [B, H, N, Dv], contiguous; with return_lse also lse [B, H, N]: natural logarithm, float32 (float64 for
+        float64), over all keys that the row sees. The Monarch part of a row's lse is a lower bound of the dense one.
+        Both are differentiable, so that a caller can merge attention of its own with this one.
+
+    Tensors share one dtype (float64, float32, bfloat16, float16) and device; any strides ([B, N, H, D] storage passed
+    as a transposed view costs no copy); sums in float32 or better. Deterministic, for any number of threads.
+    Differentiable once; backward keeps ``steps`` tensors like query, one like value and ``3 * steps`` numbers a row.
+
+    Raises:
+        RuntimeError: ranks, sizes, frames, dtypes or devices do not fit; the message names what came.
+
+    Source: VMonarch, arXiv 2601.22275; steps as in MonarchAttention, arXiv 2505.18698.
+
+    >>> q, k, v = (torch.randn(1, 4, 8 * 6 * 10, 64) for _ in range(3))
+    >>> vmonarch_attention(q, k, v, frames=8).shape
+    torch.Size([1, 4, 480, 64])
+    """
+    out, lse = torch.ops.frameattn.vmonarch_attention(
+        query,
+        key,
+        value,
+        frames,
+        steps,
+        dense_first_frame,
+        mass_floor,
+        scale,
+        entropy_gradient,
+        extra_key,
+        extra_value,
+        extra_mask,
+        return_lse,
+    )
+    return (out, lse) if return_lse else out
+
+
+# Operation counts for torch.utils.flop_counter (a multiply-add counts as two). Backward computes the logits again.
+
+
+def _spatial(heads: int, queries: int, keys: int, dim: int, weighted_dims: int) -> int:
+    return 2 * heads * queries * keys * (dim + weighted_dims)
+
+
+@register_flop_formula(torch.ops.frameattn.spatial_step)
+def _(query_shape, key_shape, value_shape, frames, scale, weigh_keys, *args, out_shape=None, **kwargs) -> int:
+    batch, heads, queries, dim = query_shape
+    weighted = dim * bool(weigh_keys) + (value_shape[3] if value_shape is not None else 0)
+    return _spatial(batch * heads, queries, key_shape[2] // frames, dim, weighted)
+
+
+@register_flop_formula(torch.ops.frameattn.temporal_update)
+def _(query_shape, key_shape, entropy_shape, frames, mass_floor, *, out_shape=None, **kwargs) -> int:
+    batch, heads, tokens, dim = query_shape
+    return 4 * batch * heads * tokens * frames * dim
+
+
+@register_flop_formula(torch.ops.frameattn.temporal_output)
+def _(query_shape, key_shape, entropy_shape, value_shape, frames, *, out_shape=None, **kwargs) -> int:
+    batch, heads, tokens, dim = query_shape
+    return 2 * batch * heads * tokens * frames * (dim + value_shape[3])
+
+
+def _vmonarch_flops(query, value, frames, steps, dense_first_frame, extra_key, spatial, last, temporal) -> int:
+    """Of products with keys: ``spatial`` a step, ``last`` with values too; ``temporal`` of those over frames."""
+    batch, heads, tokens, dim = query
+    positions, width = tokens // frames, value[3]
+    dense_rows = (positions * tokens if dense_first_frame else 0) + (tokens * extra_key[2] if extra_key else 0)
+    operations = tokens * positions * (steps * spatial * dim + last * width) + dense_rows * last * (dim + width)
+    return 2 * batch * heads * (operations + tokens * frames * temporal * ((2 * steps - 1) * dim + width))
+
+
+@register_flop_formula(torch.ops.frameattn.vmonarch_attention_forward)
+def _(query, key, value, frames, steps, first, floor, scale, extra_key, *args, out_shape=None, **kwargs) -> int:
+    return _vmonarch_flops(query, value, frames, steps, first, extra_key, 2, 1, 1)
+
+
+@register_flop_formula(torch.ops.frameattn.vmonarch_attention_backward)
+def _(
+    grad_out, grad_lse, query, key, value, out, lse, saved, frames, steps, first, floor, scale, entropy, extra_key,
+    *args, out_shape=None, **kwargs,
+) -> int:  # fmt: skip
+    return _vmonarch_flops(query, value, frames, steps, first, extra_key, 5, 2, 2)
