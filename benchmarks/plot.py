@@ -8,7 +8,12 @@ from matplotlib.figure import Figure
 
 from benchmarks.report import Row
 
-COLORS = {"eager": "#9a9a9a", "eager, opt_einsum": "#d8b365", "frameattn": "#74aadb"}  # in this order
+COLORS = {  # in this order
+    "sdpa": "#7fbf7b",
+    "eager": "#9a9a9a",
+    "eager, opt_einsum": "#d8b365",
+    "frameattn": "#74aadb",
+}
 
 
 def write_plot(rows: Sequence[Row], title: str, path: Path) -> None:
@@ -22,7 +27,7 @@ def write_plot(rows: Sequence[Row], title: str, path: Path) -> None:
         for axes, direction in zip(line, directions, strict=True):
             draw_panel(axes, [row for row in rows if (row.dtype, row.direction) == (dtype, direction)])
             axes.set_title(f"{dtype}, {direction}", fontsize=10)
-        line[0].set_ylabel("time / time of eager")
+        line[0].set_ylabel(f"time / time of {rows[0].candidate}")
     highest = max(bar.get_height() for axes in panels.flat for bar in axes.patches)
     panels[0, 0].set_ylim(0, 1.2 * highest)  # for all: a long whisker on a busy machine must not squash the bars
     handles = {label: bar for axes in panels.flat for bar, label in zip(*axes.get_legend_handles_labels(), strict=True)}

@@ -91,10 +91,13 @@ def print_header(device: torch.device) -> None:
     print(f"threads     {torch.get_num_threads()}")
     print(f"torch       {torch.__version__}")
     print(f"frameattn   {frameattn.__version__}, commit {commit()}")
-    print(f"opt_einsum  {ordered}; without it einsum multiplies left to right, which is the baseline")
-    print("times in ms; memory in MiB: the most that a call holds beyond its inputs; speed-up of medians over eager\n")
+    print(f"opt_einsum  {ordered}; without it einsum multiplies left to right")
+    print(
+        "times in ms; memory in MiB: the most that a call holds beyond its inputs; speed-up of medians over the first"
+    )
+    print()
     columns = f"{'min':>9} {'median':>9} {'q1 .. q3':>19} {'runs':>5} {'memory':>8} {'speed-up':>9}"
-    print(f"{'case':<42} {'candidate':<18} {columns}")
+    print(f"{'case':<48} {'candidate':<18} {columns}")
 
 
 def print_rows(case: Case, rows: list[Row]) -> None:
@@ -102,7 +105,7 @@ def print_rows(case: Case, rows: list[Row]) -> None:
         spread = f"{1e3 * row.q1:.2f} .. {1e3 * row.q3:.2f}"
         times = f"{1e3 * row.min_s:>9.2f} {1e3 * row.median_s:>9.2f} {spread:>19}"
         rest = f"{row.repetitions:>5} {row.peak_bytes / 2**20:>8.1f} {row.speedup:>8.2f}x"
-        print(f"{'' if i else case!s:<42} {row.candidate:<18} {times} {rest}", flush=True)
+        print(f"{'' if i else case!s:<48} {row.candidate:<18} {times} {rest}", flush=True)
 
 
 def write_csv(rows: list[Row], path: Path) -> None:

@@ -1,7 +1,8 @@
-"""Measure an operator against the published formulas in eager PyTorch.
+"""Measure an operator against its formulas in eager PyTorch and, for VMonarch, against dense attention.
 
 examples:
   python -m benchmarks.run matrix_attention --device cpu
+  python -m benchmarks.run vmonarch_attention --device cpu
   python -m benchmarks.run matrix_attention --dry-run
   python -m benchmarks.run matrix_attention --quick --shapes S --filter 'module.*float32' --out /tmp/trial
 
@@ -25,7 +26,6 @@ from benchmarks.report import Row, device_slug, make_rows, print_header, print_r
 from benchmarks.timing import QUICK, Effort, peak_bytes, time_in_turns
 
 RESULTS = Path(__file__).resolve().parent / "results"
-DEFAULT_SHAPES = ["S", "XL"]
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -34,7 +34,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("op", choices=sorted(module.name for module in pkgutil.iter_modules(ops.__path__)))
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--shapes", nargs="+", metavar="NAME", default=DEFAULT_SHAPES, help="default: %(default)s")
+    parser.add_argument("--shapes", nargs="+", metavar="NAME", help="default: those of the file of the operator")
     parser.add_argument("--filter", metavar="REGEX", help="only cases whose name (see --dry-run) it is found in")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads; default: torch's")
     parser.add_argument("--quick", action="store_true", help="few repetitions: does it run at all?")
@@ -46,6 +46,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     op = importlib.import_module(f"benchmarks.ops.{options.op}")
+    options.shapes = options.shapes or op.DEFAULT_SHAPES
     if unknown := set(options.shapes) - op.SHAPES.keys():
         return fail(f"no shape {', '.join(sorted(unknown))}; there are {', '.join(op.SHAPES)}")
     cases = [
@@ -68,13 +69,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print_header(device)
     try:
         for case in cases:
-            rows += run_case(case, device, QUICK if options.quick else Effort())
+            rows += run_case(case, device, QUICK if options.quick else op.EFFORT)
     except Disagreement as error:
         return fail(str(error))
     except NotImplementedError as error:
         # What the dispatcher raises for an operator that is not registered for a device.
         return fail(f"{options.op} has no {options.device.upper()} kernel yet: {str(error).splitlines()[0]}")
-    save(rows, options, device)
+    complete = not (options.quick or options.filter or options.threads) and options.shapes == op.DEFAULT_SHAPES
+    save(rows, options, device, complete)
     return 0
 
 
@@ -89,8 +91,7 @@ def run_case(case: Case, device: torch.device, effort: Effort) -> list[Row]:
     return rows
 
 
-def save(rows: list[Row], options: argparse.Namespace, device: torch.device) -> None:
-    complete = not (options.quick or options.filter or options.threads) and options.shapes == DEFAULT_SHAPES
+def save(rows: list[Row], options: argparse.Namespace, device: torch.device, complete: bool) -> None:
     if options.out is None and not complete:
         print("\nnot a full run: no files written (--out FOLDER writes them)")
         return

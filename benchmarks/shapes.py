@@ -26,3 +26,33 @@ MATRIX_SHAPES = {
         MatrixShape("tiny", 8, 2, batch=2, frames=3, tokens=4, col_heads=2, qk_col_dim=4, v_col_dim=8),  # for tests
     )
 }
+
+
+@dataclass(frozen=True)
+class VideoShape:
+    """Attention within a clip of frames x height x width tokens; the name says its grid and head dimension."""
+
+    frames: int
+    height: int
+    width: int
+    head_dim: int
+    batch: int = 1
+    heads: int = 1
+
+    @property
+    def name(self) -> str:
+        return f"{self.frames}x{self.height}x{self.width}-d{self.head_dim}"
+
+    @property
+    def tokens(self) -> int:
+        return self.frames * self.height * self.width
+
+
+VIDEO_GRIDS = ((8, 14, 26), (13, 30, 45), (16, 28, 52), (21, 30, 52))
+VIDEO_SHAPES = {
+    shape.name: shape
+    for shape in (
+        *(VideoShape(*grid, head_dim) for grid in VIDEO_GRIDS for head_dim in (64, 128)),
+        VideoShape(3, 2, 4, head_dim=8, heads=2),  # for tests
+    )
+}

@@ -10,10 +10,13 @@ from torch import Tensor
 
 from benchmarks.cases import Case, Problem, every_case
 from benchmarks.shapes import MATRIX_SHAPES, MatrixShape
+from benchmarks.timing import Effort
 from frameattn.functional import matrix_attention, matrix_linear
 from frameattn.modules import MatrixAttention
 
 SHAPES = MATRIX_SHAPES
+DEFAULT_SHAPES = ["S", "XL"]
+EFFORT = Effort()
 
 
 # The formulas as a reader of the paper would type them.

@@ -50,10 +50,9 @@ std::tuple<Tensor, Tensor> temporal_update(const Tensor& query, const Tensor& we
 
 std::tuple<Tensor, Tensor, Tensor> temporal_update_backward(const Tensor& grad_surrogate, const Tensor& query,
                                                             const Tensor& weighted_key, const Tensor& entropy,
-                                                            const Tensor& surrogate, const Tensor& mass,
-                                                            c10::SymInt frames, double mass_floor) {
+                                                            const Tensor& mass, c10::SymInt frames, double mass_floor) {
   static const auto op = find_operator<decltype(temporal_update_backward)>("frameattn::temporal_update_backward");
-  return op.call(grad_surrogate, query, weighted_key, entropy, surrogate, mass, std::move(frames), mass_floor);
+  return op.call(grad_surrogate, query, weighted_key, entropy, mass, std::move(frames), mass_floor);
 }
 
 std::tuple<Tensor, Tensor> temporal_output(const Tensor& query, const Tensor& weighted_key, const Tensor& entropy,
@@ -83,8 +82,7 @@ std::tuple<Tensor, Tensor> temporal_update_meta(const Tensor& query, const Tenso
 
 std::tuple<Tensor, Tensor, Tensor> temporal_update_backward_meta(const Tensor&, const Tensor& query,
                                                                  const Tensor& weighted_key, const Tensor& entropy,
-                                                                 const Tensor&, const Tensor&, c10::SymInt frames,
-                                                                 double) {
+                                                                 const Tensor&, c10::SymInt frames, double) {
   check_temporal_step_inputs("temporal_update_backward", query, weighted_key, entropy, std::nullopt, frames);
   return {empty_of(query), empty_of(weighted_key), empty_of(entropy)};
 }
@@ -127,7 +125,7 @@ TORCH_LIBRARY_FRAGMENT(frameattn, m) {
       tags);
   m.def(
       "temporal_update_backward(Tensor grad_surrogate, Tensor query, Tensor weighted_key, Tensor entropy,"
-      " Tensor surrogate, Tensor mass, SymInt frames, float mass_floor) -> (Tensor, Tensor, Tensor)",
+      " Tensor mass, SymInt frames, float mass_floor) -> (Tensor, Tensor, Tensor)",
       tags);
   m.def(
       "temporal_output(Tensor query, Tensor weighted_key, Tensor entropy, Tensor value, SymInt frames)"

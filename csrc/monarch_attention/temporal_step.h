@@ -21,8 +21,7 @@ std::tuple<at::Tensor, at::Tensor> temporal_update(const at::Tensor& query, cons
 // Gradients of query, weighted_key, entropy.
 std::tuple<at::Tensor, at::Tensor, at::Tensor> temporal_update_backward(
     const at::Tensor& grad_surrogate, const at::Tensor& query, const at::Tensor& weighted_key,
-    const at::Tensor& entropy, const at::Tensor& surrogate, const at::Tensor& mass, c10::SymInt frames,
-    double mass_floor);
+    const at::Tensor& entropy, const at::Tensor& mass, c10::SymInt frames, double mass_floor);
 
 // out [B, H, frames * S, Dv], lse [B, H, frames * S]
 std::tuple<at::Tensor, at::Tensor> temporal_output(const at::Tensor& query, const at::Tensor& weighted_key,

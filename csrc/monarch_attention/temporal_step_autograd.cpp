@@ -20,7 +20,7 @@ struct TemporalUpdate : torch::autograd::Function<TemporalUpdate> {
     at::AutoDispatchBelowADInplaceOrView guard;
     ctx->set_materialize_grads(false);
     auto [surrogate, mass] = temporal_update(query, weighted_key, entropy, frames, mass_floor);
-    ctx->save_for_backward({query, weighted_key, entropy, surrogate, mass});
+    ctx->save_for_backward({query, weighted_key, entropy, mass});
     ctx->saved_data["frames"] = frames;
     ctx->saved_data["mass_floor"] = mass_floor;
     ctx->mark_non_differentiable({mass});
@@ -32,8 +32,8 @@ struct TemporalUpdate : torch::autograd::Function<TemporalUpdate> {
     if (!grads[0].defined()) return gradients;
     const auto saved = ctx->get_saved_variables();
     auto [query, weighted_key, entropy] =
-        temporal_update_backward(grads[0], saved[0], saved[1], saved[2], saved[3], saved[4],
-                                 ctx->saved_data["frames"].toSymInt(), ctx->saved_data["mass_floor"].toDouble());
+        temporal_update_backward(grads[0], saved[0], saved[1], saved[2], saved[3], ctx->saved_data["frames"].toSymInt(),
+                                 ctx->saved_data["mass_floor"].toDouble());
     if (ctx->needs_input_grad(0)) gradients[0] = query;
     if (ctx->needs_input_grad(1)) gradients[1] = weighted_key;
     if (ctx->needs_input_grad(2)) gradients[2] = entropy;

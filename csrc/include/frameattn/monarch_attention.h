@@ -12,11 +12,11 @@
 namespace frameattn {
 
 struct VMonarchOptions {
-  int64_t steps = 2;              // of alternating minimization
-  bool dense_first_frame = true;  // rows of frame 0 are dense attention
-  double mass_floor = 0.1;        // lower bound of the mass a key frame receives
-  std::optional<double> scale;    // of the logits; 1 / sqrt(D) unless given
-  bool entropy_gradient = true;   // false: no gradient through the entropy of R
+  int64_t steps = 2;                           // of alternating minimization
+  bool dense_first_frame = true;               // rows of frame 0 are dense attention
+  double mass_floor = 0.1;                     // lower bound of the mass a key frame receives
+  std::optional<double> scale = std::nullopt;  // of the logits; 1 / sqrt(D) unless given
+  bool entropy_gradient = true;                // false: no gradient through the entropy of R
   bool return_lse = false;
 };
 

@@ -91,7 +91,7 @@ void temporal_forward(const TemporalForward<T>& problem, int64_t first, int64_t 
 //                grad_out.out - grad_lse for the whole row: L is then exp(s - row_lse) and dS = L (dP - row_offset).
 //                With row_lse = +inf a row has no part here.
 //   update form: w = 1 / max(mass, mass_floor), direction = w grad_out[k,j],
-//                pull = mass > mass_floor ? -w (out[k,j].grad_out[k,j]) : 0   (out: what forward gave)
+//                pull = mass > mass_floor ? -w (out[k,j].grad_out[k,j]) : 0   (as a sum over L, not from out)
 //                dP[l,k] = query[l,j].direction[k] + pull[k],  dS = L (dP - sum_k L dP)
 //                grad_query[l,j] += sum_k L direction[k]
 //   both:        grad_query[l,j] += sum_k dS weighted_key[k,j]   grad_weighted_key[k,j] = sum_l dS query[l,j]
@@ -108,7 +108,6 @@ struct TemporalBackward {
   const acc_t* grad_lse;          // output form; null: zero
   const acc_t* row_lse;           // output form; null: the rows attend to these keys only
   const acc_t* row_offset;        // output form; may be null where every row_lse is +inf or the row's own lse
-  Rows<const T> out;              // update form: what forward gave
   const acc_t* mass;              // update form
   Rows<const acc_t> grad_update;  // update form: the gradient of out, in acc_t
   Rows<acc_t> grad_query;         // added to

@@ -212,7 +212,6 @@ void run_temporal_backward(const TemporalBackwardStep& step) {
       problem.grad_lse = row_values<const acc_t>(step.grad_lse, head);
       problem.row_lse = row_values<const acc_t>(step.row_lse, head);
       problem.row_offset = row_values<const acc_t>(step.row_offset, head);
-      problem.out = rows<const scalar_t>(step.surrogate, head);
       problem.mass = row_values<const acc_t>(step.mass, head);
       problem.grad_update = rows<const acc_t>(step.grad_surrogate, head);
       problem.grad_query = rows<acc_t>(step.grad_query, head);

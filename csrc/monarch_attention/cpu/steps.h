@@ -56,8 +56,8 @@ struct TemporalBackwardStep {
   int64_t frames;
   double mass_floor;
   at::Tensor value, grad_out, grad_lse, row_lse, row_offset;  // output form
-  at::Tensor surrogate, mass, grad_surrogate;  // update form: what forward gave, and its gradient in acc dtype
-  at::Tensor grad_query;                       // acc dtype, added to
+  at::Tensor mass, grad_surrogate;  // update form: what forward gave, and the gradient in acc dtype
+  at::Tensor grad_query;            // acc dtype, added to
   at::Tensor grad_weighted_key, grad_entropy, grad_value;
 };
 void run_temporal_backward(const TemporalBackwardStep& step);

@@ -3,7 +3,6 @@
 // Both forms share one softmax gradient. The update form gives it the gradient of the weights in two parts, a factor
 // w[k] = 1 / max(mass[k], mass_floor) and what it multiplies: w alone may be as large as the floor is small, but w L
 // never exceeds 1, so w is only ever applied to L.
-// TemporalBackward.out is not read: out[k].grad_out[k] is also a sum over the T x T weights (mass_gradient).
 #include "csrc/monarch_attention/cpu/temporal_tiles.h"
 
 namespace frameattn {

@@ -30,15 +30,13 @@ std::tuple<Tensor, Tensor> temporal_update_cpu(const Tensor& query, const Tensor
 
 std::tuple<Tensor, Tensor, Tensor> temporal_update_backward_cpu(const Tensor& grad_surrogate, const Tensor& query,
                                                                 const Tensor& weighted_key, const Tensor& entropy,
-                                                                const Tensor& surrogate, const Tensor& mass,
-                                                                int64_t frames, double mass_floor) {
+                                                                const Tensor& mass, int64_t frames, double mass_floor) {
   check_temporal_step_inputs("temporal_update_backward", query, weighted_key, entropy, std::nullopt, frames);
   TemporalBackwardStep step{.query = unit_stride(query),
                             .weighted_key = unit_stride(weighted_key),
                             .entropy = entropy.contiguous(),
                             .frames = frames,
                             .mass_floor = mass_floor};
-  step.surrogate = unit_stride(surrogate);
   step.mass = mass.contiguous();
   step.grad_surrogate = grad_surrogate.to(acc_dtype(query)).contiguous();
   step.grad_query = sums_like(query);

@@ -95,7 +95,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> vmonarch_attention_backward_c
                                 .entropy = saved.entropy[step - 1],
                                 .frames = frames,
                                 .mass_floor = mass_floor};
-    update.surrogate = surrogate;
     update.mass = saved.mass[step - 1];
     update.grad_surrogate = grad_surrogate;
     update.grad_query = grad_query;

@@ -57,6 +57,16 @@ def test_writes_table_csv_and_plot(tmp_path):
             assert int(row["peak_bytes"]) >= 192 * {"float32": 4, "bfloat16": 2}[row["dtype"]]
 
 
+def test_compares_vmonarch_with_dense_attention(tmp_path):
+    result = run("vmonarch_attention", "--quick", "--shapes", "3x2x4-d8", "--out", str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "vmonarch_attention.png").read_bytes().startswith(b"\x89PNG")
+    with (tmp_path / "vmonarch_attention.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["candidate"] for row in rows] == 4 * ["sdpa", "eager", "frameattn"]
+    assert all(float(row["speedup"]) == 1 for row in rows if row["candidate"] == "sdpa")
+
+
 def test_refuses_to_time_candidates_that_differ():
     program = """
 import torch

@@ -251,7 +251,7 @@ def test_opcheck_of_the_steps(dtype):
     torch.library.opcheck(OPS.temporal_output_backward.default, (out, lse, query, a, entropy.detach(), y, 3))
     torch.library.opcheck(OPS.temporal_update.default, (leaves[0], a, entropy, 3, 0.1))
     u, mass = OPS.temporal_update(query, a, entropy.detach(), 3, 0.1)
-    torch.library.opcheck(OPS.temporal_update_backward.default, (u, query, a, entropy.detach(), u, mass, 3, 0.1))
+    torch.library.opcheck(OPS.temporal_update_backward.default, (u, query, a, entropy.detach(), mass, 3, 0.1))
 
 
 def test_gradcheck_of_the_steps():
