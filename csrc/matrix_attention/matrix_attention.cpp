@@ -5,11 +5,11 @@
 // Definition: python/frameattn/reference/matrix_attention.py
 #include "csrc/matrix_attention/matrix_attention.h"
 
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
 
 #include "csrc/shared/autocast.h"
 #include "csrc/shared/checks.h"
+#include "csrc/shared/find_operator.h"
 #include "frameattn/matrix_attention.h"
 
 namespace frameattn {
@@ -56,9 +56,7 @@ void check_matrix_attention_backward_inputs(const at::Tensor& grad_output, const
 
 at::Tensor matrix_attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value, int64_t row_heads,
                             int64_t col_heads, std::optional<double> scale) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("frameattn::matrix_attention", "")
-                             .typed<decltype(matrix_attention)>();
+  static const auto op = find_operator<decltype(matrix_attention)>("frameattn::matrix_attention");
   return op.call(query, key, value, row_heads, col_heads, scale);
 }
 
@@ -67,9 +65,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> matrix_attention_backward(const a
                                                                          const at::Tensor& value, int64_t row_heads,
                                                                          int64_t col_heads,
                                                                          std::optional<double> scale) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("frameattn::matrix_attention_backward", "")
-                             .typed<decltype(matrix_attention_backward)>();
+  static const auto op = find_operator<decltype(matrix_attention_backward)>("frameattn::matrix_attention_backward");
   return op.call(grad_output, query, key, value, row_heads, col_heads, scale);
 }
 

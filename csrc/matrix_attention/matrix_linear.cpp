@@ -4,11 +4,11 @@
 // Definition: python/frameattn/reference/matrix_attention.py
 #include "csrc/matrix_attention/matrix_linear.h"
 
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
 
 #include "csrc/shared/autocast.h"
 #include "csrc/shared/checks.h"
+#include "csrc/shared/find_operator.h"
 #include "frameattn/matrix_attention.h"
 
 namespace frameattn {
@@ -82,25 +82,20 @@ void check_matrix_linear_backward_inputs(const at::Tensor& grad_output, const at
 
 at::Tensor matrix_linear(const at::Tensor& x, const at::Tensor& u, const at::Tensor& w,
                          const std::optional<at::Tensor>& bias) {
-  static const auto op =
-      c10::Dispatcher::singleton().findSchemaOrThrow("frameattn::matrix_linear", "").typed<decltype(matrix_linear)>();
+  static const auto op = find_operator<decltype(matrix_linear)>("frameattn::matrix_linear");
   return op.call(x, u, w, bias);
 }
 
 std::tuple<at::Tensor, at::Tensor> matrix_linear_forward(const at::Tensor& x, const at::Tensor& u, const at::Tensor& w,
                                                          const std::optional<at::Tensor>& bias, bool save) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("frameattn::matrix_linear_forward", "")
-                             .typed<decltype(matrix_linear_forward)>();
+  static const auto op = find_operator<decltype(matrix_linear_forward)>("frameattn::matrix_linear_forward");
   return op.call(x, u, w, bias, save);
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> matrix_linear_backward(
     const at::Tensor& grad_output, const at::Tensor& x, const at::Tensor& u, const at::Tensor& w,
     const std::optional<at::Tensor>& bias, const std::optional<at::Tensor>& product, std::array<bool, 4> wanted) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("frameattn::matrix_linear_backward", "")
-                             .typed<decltype(matrix_linear_backward)>();
+  static const auto op = find_operator<decltype(matrix_linear_backward)>("frameattn::matrix_linear_backward");
   return op.call(grad_output, x, u, w, bias, product, wanted);
 }
 

@@ -6,6 +6,7 @@
 
 #include "csrc/matrix_attention/matrix_linear.h"
 #include "csrc/shared/double_backward.h"
+#include "csrc/shared/if_defined.h"
 #include "frameattn/matrix_attention.h"
 
 namespace frameattn {
@@ -30,7 +31,7 @@ struct MatrixLinear : torch::autograd::Function<MatrixLinear> {
     variable_list gradients(4);
     if (!grad_outputs[0].defined()) return gradients;
     const auto saved = ctx->get_saved_variables();
-    const auto bias = saved[3].defined() ? std::optional(saved[3]) : std::nullopt;
+    const auto bias = if_defined(saved[3]);
     const std::array<bool, 4> wanted{ctx->needs_input_grad(0), ctx->needs_input_grad(1), ctx->needs_input_grad(2),
                                      bias && ctx->needs_input_grad(3)};
     auto [x, u, w, b] = matrix_linear_backward(grad_outputs[0], saved[0], saved[1], saved[2], bias, saved[4], wanted);

@@ -4,14 +4,13 @@
 
 #include "csrc/monarch_attention/spatial_step.h"
 #include "csrc/shared/double_backward.h"
+#include "csrc/shared/if_defined.h"
 
 namespace frameattn {
 namespace {
 
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
-
-std::optional<at::Tensor> if_defined(const at::Tensor& t) { return t.defined() ? std::optional(t) : std::nullopt; }
 
 struct SpatialStep : torch::autograd::Function<SpatialStep> {
   static constexpr bool is_traceable = true;  // compiled autograd may look inside

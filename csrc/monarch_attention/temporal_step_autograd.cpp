@@ -4,6 +4,7 @@
 
 #include "csrc/monarch_attention/temporal_step.h"
 #include "csrc/shared/double_backward.h"
+#include "csrc/shared/if_defined.h"
 
 namespace frameattn {
 namespace {
@@ -58,9 +59,9 @@ struct TemporalOutput : torch::autograd::Function<TemporalOutput> {
     variable_list gradients(5);
     if (!grads[0].defined() && !grads[1].defined()) return gradients;
     const auto saved = ctx->get_saved_variables();
-    const auto given = [](const Tensor& t) { return t.defined() ? std::optional(t) : std::nullopt; };
-    auto [query, weighted_key, entropy, value] = temporal_output_backward(
-        given(grads[0]), given(grads[1]), saved[0], saved[1], saved[2], saved[3], ctx->saved_data["frames"].toSymInt());
+    auto [query, weighted_key, entropy, value] =
+        temporal_output_backward(if_defined(grads[0]), if_defined(grads[1]), saved[0], saved[1], saved[2], saved[3],
+                                 ctx->saved_data["frames"].toSymInt());
     if (ctx->needs_input_grad(0)) gradients[0] = query;
     if (ctx->needs_input_grad(1)) gradients[1] = weighted_key;
     if (ctx->needs_input_grad(2)) gradients[2] = entropy;

@@ -7,6 +7,7 @@
 
 #include "csrc/monarch_attention/vmonarch_attention.h"
 #include "csrc/shared/double_backward.h"
+#include "csrc/shared/if_defined.h"
 
 namespace frameattn {
 namespace {
@@ -15,8 +16,6 @@ using at::Tensor;
 using OptionalTensor = std::optional<at::Tensor>;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
-
-OptionalTensor if_defined(const Tensor& t) { return t.defined() ? std::optional(t) : std::nullopt; }
 
 struct VMonarchAttention : torch::autograd::Function<VMonarchAttention> {
   static constexpr bool is_traceable = true;  // compiled autograd may look inside

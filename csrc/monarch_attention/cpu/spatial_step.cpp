@@ -36,7 +36,6 @@ std::tuple<Tensor, Tensor, Tensor> spatial_step_backward_cpu(const std::optional
                                                              const Tensor& weighted_key, const Tensor& weighted_value,
                                                              const Tensor& lse, int64_t frames, double scale) {
   check_spatial_step_inputs(query, key, value, key_mask, frames);
-  const auto sums_like = [](const Tensor& t) { return at::zeros(t.sizes(), t.options().dtype(acc_dtype(t))); };
   SpatialBackwardStep step{.query = unit_stride(query), .key = unit_stride(key), .frames = frames, .scale = scale};
   if (key_mask) step.key_mask = key_mask->contiguous();
   step.lse = lse.contiguous();

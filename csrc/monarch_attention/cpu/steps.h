@@ -5,6 +5,8 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
 
 #include <cstdint>
 
@@ -17,6 +19,10 @@ inline at::ScalarType acc_dtype(const at::Tensor& t) {
 
 // What a kernel can read: unit stride in the last dimension, else a copy.
 inline at::Tensor unit_stride(const at::Tensor& t) { return t.stride(-1) == 1 || t.size(-1) == 1 ? t : t.contiguous(); }
+
+// Contiguous buffers of the shape of t: uninitialised, and zeros in acc dtype to add to.
+inline at::Tensor empty_of(const at::Tensor& t) { return at::empty(t.sizes(), t.options()); }
+inline at::Tensor sums_like(const at::Tensor& t) { return at::zeros(t.sizes(), t.options().dtype(acc_dtype(t))); }
 
 // Attention of the rows of each of `frames` equal parts of query to those of the same part of key.
 struct SpatialForwardStep {

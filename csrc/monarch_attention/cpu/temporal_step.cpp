@@ -11,9 +11,6 @@ namespace {
 
 using at::Tensor;
 
-Tensor empty_of(const Tensor& t) { return at::empty(t.sizes(), t.options()); }
-Tensor sums_like(const Tensor& t) { return at::zeros(t.sizes(), t.options().dtype(acc_dtype(t))); }
-
 std::tuple<Tensor, Tensor> temporal_update_cpu(const Tensor& query, const Tensor& weighted_key, const Tensor& entropy,
                                                int64_t frames, double mass_floor) {
   check_temporal_step_inputs("temporal_update", query, weighted_key, entropy, std::nullopt, frames);

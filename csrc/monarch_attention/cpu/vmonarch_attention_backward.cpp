@@ -29,8 +29,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> vmonarch_attention_backward_c
   const Tensor query = unit_stride(query_in), key = unit_stride(key_in), value = unit_stride(value_in);
   const auto saved = VMonarchSaved::from_list(saved_list, steps);
   const int64_t positions = query.size(2) / frames;
-  const auto sums_like = [](const Tensor& t) { return at::zeros(t.sizes(), t.options().dtype(acc_dtype(t))); };
-  const auto empty_of = [](const Tensor& t) { return at::empty(t.sizes(), t.options()); };
 
   const Tensor grad = grad_out ? unit_stride(*grad_out) : at::zeros(out.sizes(), out.options());
   const Tensor offset = row_dots(grad, out);
