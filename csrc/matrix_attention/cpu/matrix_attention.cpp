@@ -1,25 +1,31 @@
-// matrix_attention on CPU, in the layout [B, T, M, D]: nothing is rearranged in memory.
-// A task is one head. It walks over the n token rows of its sub-matrix; each row i gives a T x d matrix that is read
-// with strides into a small buffer of the accumulation type (float32, or float64 for float64):
+// matrix_attention on CPU, in the layout [B, T, M, D]: nothing is rearranged in memory. For every head, i its rows:
 //   forward   S = sum_i Q_i K_i^T,  P = softmax(scale S),  O_i = P V_i
 //   backward  dP = sum_i dO_i V_i^T,  dV_i = P^T dO_i
 //             dS = scale P (dP - rowsum(P dP)),  dQ_i = dS K_i,  dK_i = dS^T Q_i
-// Every head is summed by one thread in one order: results do not depend on the number of threads.
+//
+// A task is some neighbouring heads. Row i of all their frames is a T x width matrix, copied into a tile: in memory the
+// frames of a row lie far apart, often by a multiple of 4096 bytes, where all of them fall into the same few sets of
+// the cache. Tiles are float (double for double); products are block_gemm on the columns of one head.
+// The weights of all heads of a task lie side by side and transposed, [key frame, (head, query frame)]: the softmax
+// runs down the columns, and a few frames still fill whole vectors. Every head is summed by one thread in one order:
+// results do not depend on the number of threads.
 #include "csrc/matrix_attention/matrix_attention.h"
 
 #include <ATen/Dispatch.h>
 #include <ATen/OpMathType.h>
-#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
-#include <vector>
 
-#include "csrc/matrix_attention/cpu/small_gemm.h"
+#include "csrc/matrix_attention/cpu/weights.h"
+#include "csrc/shared/cpu/brgemm.h"
+#include "csrc/shared/cpu/pack.h"
+#include "csrc/shared/cpu/row_kernels.h"
+#include "csrc/shared/cpu/tasks.h"
+#include "csrc/shared/unit_stride.h"
 
 namespace frameattn {
 namespace {
@@ -28,155 +34,243 @@ using at::Tensor;
 
 // Forward takes query frames in blocks of this many, so that its scratch grows with T and not with T squared.
 constexpr int64_t kQueryBlock = 64;
+constexpr int64_t kTileElements = 65536;  // of a tile and of the weights of a task: 256 KB of floats
+constexpr int64_t kLoadElements = 16384;  // rows are loaded several at once up to this: runs of memory get longer
+constexpr int64_t kTasks = 16;
 
-// One head of a [B, T, M, D] tensor with unit stride in D: row i is the T x d matrix at data + i * row_stride.
-template <typename scalar_t>
-struct Head {
-  scalar_t* data;
-  int64_t frame_stride, row_stride;
-};
-
-struct Shape {
-  int64_t frames, query_rows, value_rows, columns;  // T, nq, nv, d of one head
+struct Sizes {
+  int64_t batch, frames, query_rows, value_rows, columns;  // T, nq, nv, d: rows and columns of one head
   int64_t row_heads, col_heads;
+  double scale;
 };
 
-Shape head_shape(const Tensor& query, const Tensor& value, int64_t row_heads, int64_t col_heads) {
-  return {query.size(1), query.size(2) / col_heads, value.size(2) / col_heads, query.size(3) / row_heads, row_heads,
-          col_heads};
-}
-
-template <typename scalar_t>
-Head<scalar_t> head(const Tensor& tensor, int64_t rows, const Shape& shape, int64_t index) {
-  const int64_t r = index % shape.row_heads, c = index / shape.row_heads % shape.col_heads;
-  const int64_t b = index / (shape.row_heads * shape.col_heads);
-  auto* data = static_cast<scalar_t*>(const_cast<void*>(tensor.const_data_ptr()));
-  return {data + b * tensor.stride(0) + c * rows * tensor.stride(2) + r * shape.columns, tensor.stride(1),
-          tensor.stride(2)};
-}
-
-// buffer[t, :] = row i of frames t0 .. t0 + count, with leading dimension ld
-template <typename scalar_t, typename acc_t>
-void load(const Head<scalar_t>& head, int64_t i, int64_t t0, int64_t count, int64_t columns, acc_t* buffer,
-          int64_t ld) {
-  for (int64_t t = 0; t < count; ++t) {
-    const scalar_t* source = head.data + (t0 + t) * head.frame_stride + i * head.row_stride;
-    for (int64_t j = 0; j < columns; ++j) buffer[t * ld + j] = static_cast<acc_t>(source[j]);
-  }
-}
-
-// buffer[:, t] = row i of frame t, all frames
-template <typename scalar_t, typename acc_t>
-void load_transposed(const Head<scalar_t>& head, int64_t i, int64_t frames, int64_t columns, acc_t* buffer,
-                     int64_t ld) {
-  for (int64_t t = 0; t < frames; ++t) {
-    const scalar_t* source = head.data + t * head.frame_stride + i * head.row_stride;
-    for (int64_t j = 0; j < columns; ++j) buffer[j * ld + t] = static_cast<acc_t>(source[j]);
-  }
-}
-
-template <typename scalar_t, typename acc_t>
-void store(const Head<scalar_t>& head, int64_t i, int64_t t0, int64_t count, int64_t columns, const acc_t* buffer,
-           int64_t ld) {
-  for (int64_t t = 0; t < count; ++t) {
-    scalar_t* target = head.data + (t0 + t) * head.frame_stride + i * head.row_stride;
-    for (int64_t j = 0; j < columns; ++j) target[j] = static_cast<scalar_t>(buffer[t * ld + j]);
-  }
-}
-
-template <typename acc_t>
-void softmax_rows(acc_t* scores, int64_t rows, int64_t columns, int64_t ld, acc_t scale) {
-  for (int64_t t = 0; t < rows; ++t) {
-    acc_t* row = scores + t * ld;
-    acc_t largest = -std::numeric_limits<acc_t>::infinity(), sum = 0;
-    for (int64_t s = 0; s < columns; ++s) largest = std::max(largest, row[s] *= scale);
-    for (int64_t s = 0; s < columns; ++s) sum += row[s] = std::exp(row[s] - largest);
-    for (int64_t s = 0; s < columns; ++s) row[s] /= sum;
-  }
-}
-
-// scores[count, T] = sum over rows i of a_i[t0 .. t0 + count] . b_i^T
-template <typename scalar_t, typename acc_t>
-void inner_products(const Head<scalar_t>& a, const Head<scalar_t>& b, int64_t rows, int64_t t0, int64_t count,
-                    const Shape& shape, acc_t* scores, acc_t* a_buffer, acc_t* b_buffer) {
-  const int64_t frames = padded(shape.frames), columns = padded(shape.columns);
-  if (rows == 0) std::fill_n(scores, count * frames, acc_t(0));
-  for (int64_t i = 0; i < rows; ++i) {
-    load(a, i, t0, count, shape.columns, a_buffer, columns);
-    load_transposed(b, i, shape.frames, shape.columns, b_buffer, frames);
-    small_gemm(i > 0, count, frames, shape.columns, a_buffer, columns, b_buffer, frames, scores, frames);
-  }
-}
-
-// For every row i: out_i[t0 .. t0 + count] = weights[count, T] . x_i
-template <typename scalar_t, typename acc_t>
-void weighted_sums(const acc_t* weights, const Head<scalar_t>& x, const Head<scalar_t>& out, int64_t rows, int64_t t0,
-                   int64_t count, const Shape& shape, acc_t* x_buffer, acc_t* out_buffer) {
-  const int64_t frames = padded(shape.frames), columns = padded(shape.columns);
-  for (int64_t i = 0; i < rows; ++i) {
-    load(x, i, 0, shape.frames, shape.columns, x_buffer, columns);
-    small_gemm(false, count, columns, shape.frames, weights, frames, x_buffer, columns, out_buffer, columns);
-    store(out, i, t0, count, shape.columns, out_buffer, columns);
-  }
-}
-
-double scale_or_default(const Shape& shape, std::optional<double> scale) {
+Sizes sizes_of(const Tensor& query, const Tensor& value, int64_t row_heads, int64_t col_heads,
+               std::optional<double> scale) {
+  Sizes s{query.size(0),
+          query.size(1),
+          query.size(2) / col_heads,
+          value.size(2) / col_heads,
+          query.size(3) / row_heads,
+          row_heads,
+          col_heads,
+          0};
   // An empty head has no logits; its scale must only be finite.
-  return scale.value_or(1 / std::sqrt(double(std::max<int64_t>(1, shape.query_rows * shape.columns))));
+  s.scale = scale.value_or(1 / std::sqrt(double(std::max<int64_t>(1, s.query_rows * s.columns))));
+  return s;
 }
 
-// Calls body(head, scratch) for every head, with `elements` zeroed elements of scratch a thread. Zeroed, because the
-// padding of a buffer must be and stays so.
-template <typename acc_t, typename Body>
-void for_each_head(int64_t batch, const Shape& shape, int64_t elements, const Body& body) {
-  at::parallel_for(0, batch * shape.row_heads * shape.col_heads, 1, [&](int64_t begin, int64_t end) {
-    std::vector<acc_t> scratch(elements);
-    for (int64_t index = begin; index < end; ++index) body(index, scratch.data());
-  });
-}
+// How many heads along each axis make a task. No result depends on it.
+struct Grouping {
+  int64_t row_heads, col_heads, rows_at_once;
 
-Tensor unit_column_stride(const Tensor& tensor) {
-  return tensor.stride(3) == 1 || tensor.size(3) == 1 ? tensor : tensor.contiguous();
+  explicit Grouping(const Sizes& s) {
+    row_heads = std::min({s.row_heads, kTileElements / (s.frames * s.columns), kTileElements / (s.frames * s.frames)});
+    row_heads = std::max<int64_t>(row_heads, 1);
+    while (row_heads > 1 && s.batch * s.col_heads * divide_up(s.row_heads, row_heads) < kTasks) --row_heads;
+    const int64_t tile = s.frames * row_heads * std::max(s.columns, s.frames);
+    rows_at_once = std::clamp<int64_t>(kLoadElements / tile, 1, 8);
+    col_heads =
+        std::clamp<int64_t>(rows_at_once / std::max<int64_t>(1, std::max(s.query_rows, s.value_rows)), 1, s.col_heads);
+  }
+};
+
+// A [B, T, M, D] tensor from the first row and column of a task's heads on.
+template <typename T>
+struct Part {
+  T* data;
+  int64_t frame_stride, row_stride;
+
+  T* row(int64_t t, int64_t i) const { return data + t * frame_stride + i * row_stride; }
+};
+
+template <typename T>
+class Heads {
+  using acc_t = at::opmath_type<T>;
+
+ public:
+  Heads(const Sizes& sizes, const Grouping& grouping, int64_t task) : s(sizes), at_once(grouping.rows_at_once) {
+    const int64_t across = divide_up(s.row_heads, grouping.row_heads);
+    const int64_t down = divide_up(s.col_heads, grouping.col_heads);
+    batch = task / (across * down);
+    first_row_head = task % across * grouping.row_heads;
+    first_col_head = task / across % down * grouping.col_heads;
+    row_heads = std::min(grouping.row_heads, s.row_heads - first_row_head);
+    col_heads = std::min(grouping.col_heads, s.col_heads - first_col_head);
+    width = row_heads * s.columns;
+  }
+
+  void forward(const Tensor& query, const Tensor& key, const Tensor& value, const Tensor& out) {
+    const auto q = part<const T>(query), k = part<const T>(key), v = part<const T>(value);
+    const auto o = part<T>(out);
+    const int64_t block = std::min(kQueryBlock, s.frames);
+    allocate_weights(block);
+    acc_t* const turned = scratch.take<acc_t>(heads() * block * s.frames);
+    acc_t* const v_tiles = take_tiles();
+    acc_t* const o_tiles = take_tiles();
+    for (int64_t t0 = 0; t0 < s.frames; t0 += block) {
+      queries = std::min(block, s.frames - t0);
+      compute_weights(q, k, t0);
+      transpose(Operand<acc_t>{weights, stride()}, s.frames, stride(), turned, s.frames);
+      for_rows(s.value_rows, [&](int64_t first, int64_t count) {
+        load(v, first, count, 0, s.frames, v_tiles);
+        for_heads(first, count, s.value_rows, [&](int64_t tile, int64_t head, int64_t column, int64_t) {
+          block_gemm(false, queries, s.columns, s.frames, turned + head * queries * s.frames, s.frames,
+                     v_tiles + tile * s.frames * width + column, width, o_tiles + tile * queries * width + column,
+                     width);
+        });
+        store(o_tiles, first, count, t0, queries, o);
+      });
+    }
+  }
+
+  void backward(const Tensor& grad, const Tensor& query, const Tensor& key, const Tensor& value,
+                const Tensor& grad_query, const Tensor& grad_key, const Tensor& grad_value) {
+    const auto q = part<const T>(query), k = part<const T>(key), v = part<const T>(value), d_o = part<const T>(grad);
+    const auto d_q = part<T>(grad_query), d_k = part<T>(grad_key), d_v = part<T>(grad_value);
+    const int64_t frames = s.frames;
+    queries = frames;
+    allocate_weights(frames);
+    acc_t* const d_weights = scratch.take<acc_t>(frames * stride());
+    acc_t* const turned = scratch.take<acc_t>(frames * stride());
+    acc_t* const a_tiles = take_tiles();
+    acc_t* const b_tiles = take_tiles();
+    acc_t* const c_tiles = take_tiles();
+
+    compute_weights(q, k, 0);
+    if (s.value_rows == 0) std::fill_n(d_weights, frames * stride(), acc_t(0));
+    for_rows(s.value_rows, [&](int64_t first, int64_t count) {
+      load(v, first, count, 0, frames, a_tiles);
+      load(d_o, first, count, 0, frames, b_tiles);
+      add_products(a_tiles, b_tiles, first, count, s.value_rows, d_weights);
+      for_heads(first, count, s.value_rows, [&](int64_t tile, int64_t head, int64_t column, int64_t) {
+        const int64_t at = tile * frames * width + column;
+        block_gemm(false, frames, s.columns, frames, weights + head * frames, stride(), b_tiles + at, width,
+                   c_tiles + at, width);
+      });
+      store(c_tiles, first, count, 0, frames, d_v);
+    });
+
+    softmax_weights_backward(weights, d_weights, frames, stride(), static_cast<acc_t>(s.scale), largest);
+    transpose(Operand<acc_t>{d_weights, stride()}, frames, stride(), turned, frames);
+    for_rows(s.query_rows, [&](int64_t first, int64_t count) {
+      load(q, first, count, 0, frames, a_tiles);
+      for_heads(first, count, s.query_rows, [&](int64_t tile, int64_t head, int64_t column, int64_t) {
+        const int64_t at = tile * frames * width + column;
+        block_gemm(false, frames, s.columns, frames, d_weights + head * frames, stride(), a_tiles + at, width,
+                   c_tiles + at, width);
+      });
+      store(c_tiles, first, count, 0, frames, d_k);
+      load(k, first, count, 0, frames, b_tiles);
+      for_heads(first, count, s.query_rows, [&](int64_t tile, int64_t head, int64_t column, int64_t) {
+        const int64_t at = tile * frames * width + column;
+        block_gemm(false, frames, s.columns, frames, turned + head * frames * frames, frames, b_tiles + at, width,
+                   c_tiles + at, width);
+      });
+      store(c_tiles, first, count, 0, frames, d_q);
+    });
+  }
+
+ private:
+  int64_t heads() const { return row_heads * col_heads; }
+  int64_t stride() const { return heads() * queries; }  // of the weights, from one key frame to the next
+
+  template <typename U>
+  Part<U> part(const Tensor& tensor) const {
+    const int64_t rows = tensor.size(2) / s.col_heads;
+    auto* data = static_cast<U*>(const_cast<void*>(tensor.const_data_ptr()));
+    return {data + batch * tensor.stride(0) + first_col_head * rows * tensor.stride(2) + first_row_head * s.columns,
+            tensor.stride(1), tensor.stride(2)};
+  }
+
+  void allocate_weights(int64_t block) {
+    weights = scratch.take<acc_t>(s.frames * heads() * block);
+    largest = scratch.take<acc_t>(heads() * block);
+    total = scratch.take<acc_t>(heads() * block);
+    left_tiles = take_tiles();
+    right_tiles = take_tiles();
+    transposed = scratch.take<acc_t>(width * s.frames);
+  }
+  acc_t* take_tiles() { return scratch.take<acc_t>(at_once * s.frames * width); }
+
+  // body(first, count) for all rows of the task's heads, rows_in_head of them in each, some at once.
+  template <typename Body>
+  void for_rows(int64_t rows_in_head, const Body& body) const {
+    const int64_t rows = col_heads * rows_in_head;
+    for (int64_t first = 0; first < rows; first += at_once) body(first, std::min(at_once, rows - first));
+  }
+
+  // body(tile, head, column, i) for `count` rows from `first` on and every head that has the row as its i-th.
+  template <typename Body>
+  void for_heads(int64_t first, int64_t count, int64_t rows_in_head, const Body& body) const {
+    for (int64_t tile = 0; tile < count; ++tile) {
+      const int64_t col_head = (first + tile) / rows_in_head, i = (first + tile) % rows_in_head;
+      for (int64_t r = 0; r < row_heads; ++r) body(tile, col_head * row_heads + r, r * s.columns, i);
+    }
+  }
+
+  // tiles[j][t] = row first + j of frame t0 + t
+  void load(const Part<const T>& x, int64_t first, int64_t count, int64_t t0, int64_t frames, acc_t* tiles) const {
+    for (int64_t t = 0; t < frames; ++t)
+      for (int64_t j = 0; j < count; ++j) row_load(x.row(t0 + t, first + j), width, tiles + (j * frames + t) * width);
+  }
+  void store(const acc_t* tiles, int64_t first, int64_t count, int64_t t0, int64_t frames, const Part<T>& x) const {
+    for (int64_t t = 0; t < frames; ++t)
+      for (int64_t j = 0; j < count; ++j)
+        row_store(tiles + (j * frames + t) * width, width, acc_t(1), x.row(t0 + t, first + j));
+  }
+
+  // products[k, (head, l)] += keys[k].queries[l], tile by tile; the first row of a head starts the sum.
+  void add_products(const acc_t* key_tiles, const acc_t* query_tiles, int64_t first, int64_t count,
+                    int64_t rows_in_head, acc_t* products) {
+    int64_t ready = -1;
+    for_heads(first, count, rows_in_head, [&](int64_t tile, int64_t head, int64_t column, int64_t i) {
+      if (tile != ready)
+        transpose(Operand<acc_t>{query_tiles + tile * queries * width, width}, queries, width, transposed, queries);
+      ready = tile;
+      block_gemm(i > 0, s.frames, queries, s.columns, key_tiles + tile * s.frames * width + column, width,
+                 transposed + column * queries, queries, products + head * queries, stride());
+    });
+  }
+
+  // weights[k, (head, l)] of query frames t0 .. t0 + queries
+  void compute_weights(const Part<const T>& q, const Part<const T>& k, int64_t t0) {
+    if (s.query_rows == 0) std::fill_n(weights, s.frames * stride(), acc_t(0));
+    for_rows(s.query_rows, [&](int64_t first, int64_t count) {
+      load(q, first, count, t0, queries, left_tiles);
+      load(k, first, count, 0, s.frames, right_tiles);
+      add_products(right_tiles, left_tiles, first, count, s.query_rows, weights);
+    });
+    softmax_weights(weights, s.frames, stride(), static_cast<acc_t>(s.scale), largest, total);
+  }
+
+  const Sizes& s;
+  int64_t at_once;  // rows
+  int64_t batch, first_row_head, first_col_head, row_heads, col_heads, width;
+  int64_t queries = 0;  // query frames of the weights
+  Scratch scratch;
+  acc_t *weights, *largest, *total, *left_tiles, *right_tiles, *transposed;
+};
+
+// body(heads) for every task, heads a Heads<T>
+template <typename T, typename Body>
+void for_tasks(const Sizes& sizes, const Body& body) {
+  const Grouping grouping(sizes);
+  const int64_t tasks =
+      sizes.batch * divide_up(sizes.row_heads, grouping.row_heads) * divide_up(sizes.col_heads, grouping.col_heads);
+  run_tasks(tasks, [&](int64_t task) { body(Heads<T>(sizes, grouping, task)); });
 }
 
 Tensor matrix_attention_cpu(const Tensor& query_in, const Tensor& key_in, const Tensor& value_in, int64_t row_heads,
                             int64_t col_heads, std::optional<double> scale) {
   check_matrix_attention_inputs(query_in, key_in, value_in, row_heads, col_heads);
-  const Tensor query = unit_column_stride(query_in), key = unit_column_stride(key_in);
-  const Tensor value = unit_column_stride(value_in), out = at::empty(value.sizes(), value.options());
+  const Tensor query = unit_stride(query_in), key = unit_stride(key_in), value = unit_stride(value_in);
+  const Tensor out = at::empty(value.sizes(), value.options());
   if (out.numel() == 0) return out;
-  const Shape shape = head_shape(query, value, row_heads, col_heads);
-  const int64_t frames = padded(shape.frames), columns = padded(shape.columns);
-  const int64_t block = std::min(kQueryBlock, shape.frames);
-
+  const Sizes sizes = sizes_of(query, value, row_heads, col_heads, scale);
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, value.scalar_type(), "matrix_attention", [&] {
-    using acc_t = at::opmath_type<scalar_t>;
-    const auto factor = static_cast<acc_t>(scale_or_default(shape, scale));
-    const int64_t matrix = frames * columns;
-    const auto attend = [&](int64_t index, acc_t* weights) {
-      acc_t* const q_buffer = weights + block * frames;
-      acc_t* const k_buffer = q_buffer + block * columns;
-      acc_t* const v_buffer = k_buffer + matrix;
-      const auto q = head<scalar_t>(query, shape.query_rows, shape, index);
-      const auto k = head<scalar_t>(key, shape.query_rows, shape, index);
-      const auto v = head<scalar_t>(value, shape.value_rows, shape, index);
-      const auto o = head<scalar_t>(out, shape.value_rows, shape, index);
-      for (int64_t t0 = 0; t0 < shape.frames; t0 += block) {
-        const int64_t count = std::min(block, shape.frames - t0);
-        inner_products(q, k, shape.query_rows, t0, count, shape, weights, q_buffer, k_buffer);
-        softmax_rows(weights, count, shape.frames, frames, factor);
-        weighted_sums(weights, v, o, shape.value_rows, t0, count, shape, v_buffer, q_buffer);
-      }
-    };
-    for_each_head<acc_t>(query.size(0), shape, block * (frames + columns) + 2 * matrix, attend);
+    for_tasks<scalar_t>(sizes, [&](Heads<scalar_t>&& heads) { heads.forward(query, key, value, out); });
   });
   return out;
-}
-
-template <typename acc_t>
-void transpose(const acc_t* source, acc_t* target, int64_t size, int64_t ld) {
-  for (int64_t t = 0; t < size; ++t)
-    for (int64_t s = 0; s < size; ++s) target[s * ld + t] = source[t * ld + s];
 }
 
 std::tuple<Tensor, Tensor, Tensor> matrix_attention_backward_cpu(const Tensor& grad_output, const Tensor& query_in,
@@ -184,51 +278,16 @@ std::tuple<Tensor, Tensor, Tensor> matrix_attention_backward_cpu(const Tensor& g
                                                                  int64_t row_heads, int64_t col_heads,
                                                                  std::optional<double> scale) {
   check_matrix_attention_backward_inputs(grad_output, query_in, key_in, value_in, row_heads, col_heads);
-  const Tensor query = unit_column_stride(query_in), key = unit_column_stride(key_in);
-  const Tensor value = unit_column_stride(value_in), grad = unit_column_stride(grad_output);
+  const Tensor query = unit_stride(query_in), key = unit_stride(key_in), value = unit_stride(value_in);
+  const Tensor grad = unit_stride(grad_output);
   const Tensor grad_query = at::empty(query.sizes(), query.options()), grad_key = at::empty_like(grad_query);
   const Tensor grad_value = at::empty(value.sizes(), value.options());
-  const Shape shape = head_shape(query, value, row_heads, col_heads);
-  if (query.size(0) == 0 || shape.frames == 0 || shape.columns == 0) return {grad_query, grad_key, grad_value};
-  const int64_t frames = padded(shape.frames), columns = padded(shape.columns);
-
+  const Sizes sizes = sizes_of(query, value, row_heads, col_heads, scale);
+  if (sizes.batch == 0 || sizes.frames == 0 || sizes.columns == 0) return {grad_query, grad_key, grad_value};
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, value.scalar_type(), "matrix_attention_backward", [&] {
-    using acc_t = at::opmath_type<scalar_t>;
-    const auto factor = static_cast<acc_t>(scale_or_default(shape, scale));
-    const int64_t square = shape.frames * frames, matrix = frames * columns;
-    const auto differentiate = [&](int64_t index, acc_t* weights) {
-      acc_t* const grad_weights = weights + square;
-      acc_t* const transposed = grad_weights + square;
-      acc_t* const a_buffer = transposed + square;
-      acc_t* const b_buffer = a_buffer + matrix;
-      acc_t* const x_buffer = b_buffer + matrix;
-      const auto q = head<scalar_t>(query, shape.query_rows, shape, index);
-      const auto k = head<scalar_t>(key, shape.query_rows, shape, index);
-      const auto v = head<scalar_t>(value, shape.value_rows, shape, index);
-      const auto d_o = head<scalar_t>(grad, shape.value_rows, shape, index);
-      const auto d_q = head<scalar_t>(grad_query, shape.query_rows, shape, index);
-      const auto d_k = head<scalar_t>(grad_key, shape.query_rows, shape, index);
-      const auto d_v = head<scalar_t>(grad_value, shape.value_rows, shape, index);
-      const int64_t T = shape.frames;
-
-      inner_products(q, k, shape.query_rows, 0, T, shape, weights, a_buffer, b_buffer);
-      softmax_rows(weights, T, T, frames, factor);
-      inner_products(d_o, v, shape.value_rows, 0, T, shape, grad_weights, a_buffer, b_buffer);
-      transpose(weights, transposed, T, frames);
-      weighted_sums(transposed, d_o, d_v, shape.value_rows, 0, T, shape, x_buffer, a_buffer);
-
-      for (int64_t t = 0; t < T; ++t) {
-        const acc_t* p = weights + t * frames;
-        acc_t* const d = grad_weights + t * frames;
-        acc_t mean = 0;
-        for (int64_t s = 0; s < T; ++s) mean += p[s] * d[s];
-        for (int64_t s = 0; s < T; ++s) d[s] = factor * p[s] * (d[s] - mean);
-      }
-      transpose(grad_weights, transposed, T, frames);
-      weighted_sums(grad_weights, k, d_q, shape.query_rows, 0, T, shape, x_buffer, a_buffer);
-      weighted_sums(transposed, q, d_k, shape.query_rows, 0, T, shape, x_buffer, a_buffer);
-    };
-    for_each_head<acc_t>(query.size(0), shape, 3 * square + 3 * matrix, differentiate);
+    for_tasks<scalar_t>(sizes, [&](Heads<scalar_t>&& heads) {
+      heads.backward(grad, query, key, value, grad_query, grad_key, grad_value);
+    });
   });
   return {grad_query, grad_key, grad_value};
 }

@@ -10,15 +10,14 @@
 
 #include <cstdint>
 
+#include "csrc/shared/unit_stride.h"
+
 namespace frameattn {
 
 // float64 for float64, else float32: the dtype of statistics and of sums in memory.
 inline at::ScalarType acc_dtype(const at::Tensor& t) {
   return t.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
 }
-
-// What a kernel can read: unit stride in the last dimension, else a copy.
-inline at::Tensor unit_stride(const at::Tensor& t) { return t.stride(-1) == 1 || t.size(-1) == 1 ? t : t.contiguous(); }
 
 // Contiguous buffers of the shape of t: uninitialised, and zeros in acc dtype to add to.
 inline at::Tensor empty_of(const at::Tensor& t) { return at::empty(t.sizes(), t.options()); }

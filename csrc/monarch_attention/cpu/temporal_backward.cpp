@@ -118,8 +118,8 @@ FRAMEATTN_INLINE void backward(const TemporalBackward<T>& p, int64_t first, int6
 
       transpose(query, frames, dim, width, transposed);
       block_gemm(false, frames, frames, dim, key, width, transposed, frames, weights, frames);
-      softmax_over_keys<acc_t>(weights, frames, p.entropy + j, positions, largest, total,
-                               p.row_lse ? log_sum : nullptr);
+      column_softmax<acc_t>(weights, frames, frames, acc_t(1), p.entropy + j, positions, largest, total,
+                            p.row_lse ? log_sum : nullptr);
       if (p.row_lse) rescale_to_rows(weights, frames, p.row_lse + j, positions, log_sum);
 
       // The products of gradients and rows: grad_update[k].query[l], or value[k].grad_out[l].

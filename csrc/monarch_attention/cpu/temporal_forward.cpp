@@ -2,7 +2,7 @@
 //   L = softmax over k of (query[l].weighted_key[k] - entropy[k])
 //   update: mass[k] = sum_l L[l,k],  out[k] = sum_l L[l,k] query[l] / max(mass[k], mass_floor)
 //   output: out[l] = sum_k L[l,k] value[k],  and the row log-sum-exp
-// The weights are held transposed, [k, l]: the softmax then runs down the rows (softmax_over_keys), and the update's
+// The weights are held transposed, [k, l]: the softmax then runs down the rows (column_softmax), and the update's
 // product takes them as they are.
 // Definition: python/frameattn/reference/vmonarch_attention.py
 #include "csrc/monarch_attention/cpu/temporal_tiles.h"
@@ -53,7 +53,7 @@ FRAMEATTN_INLINE void forward(const TemporalForward<T>& p, int64_t first, int64_
       acc_t* const key = key_tiles + i * shape.size();
       transpose(query, frames, dim, width, query_transposed);
       block_gemm(false, frames, frames, dim, key, width, query_transposed, frames, weights, frames);
-      softmax_over_keys(weights, frames, p.entropy + j, positions, largest, total, log_sum);
+      column_softmax(weights, frames, frames, acc_t(1), p.entropy + j, positions, largest, total, log_sum);
       acc_t* const out = key;  // the keys are not needed any more
       if (update) {
         divide_by_mass(weights, frames, bound, p.mass ? p.mass + j : nullptr, positions);

@@ -4,13 +4,13 @@
 #pragma once
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <limits>
 #include <type_traits>
 
 #include "csrc/monarch_attention/cpu/kernels.h"
 #include "csrc/shared/cpu/brgemm.h"
+#include "csrc/shared/cpu/column_softmax.h"
 #include "csrc/shared/cpu/multiversion.h"
 #include "csrc/shared/cpu/row_kernels.h"
 #include "csrc/shared/cpu/tasks.h"
@@ -65,49 +65,6 @@ FRAMEATTN_INLINE void transpose(const acc_t* source, int64_t rows, int64_t colum
   } else {
     for (int64_t j = 0; j < columns; ++j)
       for (int64_t i = 0; i < rows; ++i) target[j * rows + i] = source[i * source_stride + j];
-  }
-}
-
-// weights[k, l] = softmax over k of (scores[k, l] - entropy[k]), in place. log_sum[l], the log-sum-exp over k, may be
-// null. A query frame l without any key gets zeros and -inf.
-// The softmax runs over k, down the rows: so vectors hold query frames, of which there may be any number, and need no
-// sum across themselves. largest and total are scratch [frames]; entropy[k] lies at entropy[k * entropy_stride].
-template <typename acc_t>
-FRAMEATTN_INLINE void softmax_over_keys(acc_t* scores, int64_t frames, const acc_t* entropy, int64_t entropy_stride,
-                                        acc_t* largest, acc_t* total, acc_t* log_sum) {
-  constexpr acc_t infinity = std::numeric_limits<acc_t>::infinity();
-  std::fill_n(largest, frames, -infinity);
-  for (int64_t k = 0; k < frames; ++k) {
-    acc_t* const row = scores + k * frames;
-    const acc_t shift = entropy[k * entropy_stride];
-#pragma omp simd
-    for (int64_t l = 0; l < frames; ++l) {
-      const acc_t score = row[l] - shift;
-      row[l] = score;
-      largest[l] = score > largest[l] ? score : largest[l];
-    }
-  }
-  // No key: exp(-inf - 0) is 0, where -inf - -inf would be NaN.
-  for (int64_t l = 0; l < frames; ++l) largest[l] = largest[l] == -infinity ? 0 : largest[l];
-  for (int64_t k = 0; k < frames; ++k) {
-    acc_t* const row = scores + k * frames;
-#pragma omp simd
-    for (int64_t l = 0; l < frames; ++l) row[l] -= largest[l];
-  }
-  row_exp(scores, frames * frames, acc_t(1), acc_t(0));
-  std::fill_n(total, frames, acc_t(0));
-  for (int64_t k = 0; k < frames; ++k) {
-    const acc_t* const row = scores + k * frames;
-#pragma omp simd
-    for (int64_t l = 0; l < frames; ++l) total[l] += row[l];
-  }
-  if (log_sum)
-    for (int64_t l = 0; l < frames; ++l) log_sum[l] = largest[l] + std::log(total[l]);
-  for (int64_t l = 0; l < frames; ++l) total[l] = total[l] == 0 ? 0 : 1 / total[l];
-  for (int64_t k = 0; k < frames; ++k) {
-    acc_t* const row = scores + k * frames;
-#pragma omp simd
-    for (int64_t l = 0; l < frames; ++l) row[l] *= total[l];
   }
 }
 
