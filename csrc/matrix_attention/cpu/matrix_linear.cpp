@@ -5,6 +5,7 @@
 
 #include "csrc/matrix_attention/matrix_linear.h"
 #include "csrc/shared/cpu/gemm.h"
+#include "csrc/shared/cpu/tasks.h"
 
 namespace frameattn {
 namespace {
@@ -16,10 +17,12 @@ Tensor as_frames(const Tensor& x) {
   return x.reshape({c10::multiply_integers(x.sizes().slice(0, x.dim() - 2)), x.size(-2), x.size(-1)});
 }
 
-// a . b for every frame; a or b may be one matrix for all of them.
-Tensor product_of(const Tensor& a, const Tensor& b) {
-  const int64_t frames = a.dim() == 3 ? a.size(0) : b.size(0);
-  Tensor out = at::empty({frames, a.size(-2), b.size(-1)}, a.options());
+// a . b for every frame; a or b may be one matrix for all of them. Lives in scratch if that is given.
+Tensor product_of(const Tensor& a, const Tensor& b, Scratch* scratch = nullptr) {
+  const int64_t frames = a.dim() == 3 ? a.size(0) : b.size(0), rows = a.size(-2), columns = b.size(-1);
+  const Tensor out = scratch ? at::from_blob(scratch->take<char>(frames * rows * columns * a.element_size()),
+                                             {frames, rows, columns}, a.options())
+                             : at::empty({frames, rows, columns}, a.options());
   gemm(a, b, Tensor(), out);
   return out;
 }
@@ -47,7 +50,9 @@ std::tuple<Tensor, Tensor> matrix_linear_forward_cpu(const Tensor& x, const Tens
   sizes[sizes.size() - 1] = w.size(1);
   const Tensor y = at::empty(sizes, x.options()), frames = as_frames(x);
   const bool left_first = matrix_linear_left_first({u.size(0), w.size(0), u.size(1), w.size(1)});
-  const Tensor product = left_first ? product_of(u.t(), frames) : product_of(frames, w);
+  Scratch scratch;
+  Scratch* const place = save ? nullptr : &scratch;
+  const Tensor product = left_first ? product_of(u.t(), frames, place) : product_of(frames, w, place);
   gemm(left_first ? product : u.t(), left_first ? w : product, bias.value_or(Tensor()), as_frames(y));
   return {y, save ? like_leading(product, x) : at::empty({0}, x.options())};
 }
@@ -65,19 +70,21 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> matrix_linear_backward_cpu(const Tens
   const Tensor frames = as_frames(x), g = as_frames(grad_output);
 
   // Shared intermediates, each only if the plan reads it: g w^T [F, M, D] and u g [F, N, E].
+  Scratch scratch;
   Tensor g_wt, u_g;
-  if ((want_x && plan.grad_x_left) || (want_u && plan.grad_u_left)) g_wt = product_of(g, w.t());
-  if ((want_x && !plan.grad_x_left) || (want_w && !plan.grad_w_left)) u_g = product_of(u, g);
+  if ((want_x && plan.grad_x_left) || (want_u && plan.grad_u_left)) g_wt = product_of(g, w.t(), &scratch);
+  if ((want_x && !plan.grad_x_left) || (want_w && !plan.grad_w_left)) u_g = product_of(u, g, &scratch);
 
   const auto none = [&] { return at::empty({0}, x.options()); };
   Tensor grad_x = none(), grad_u = none(), grad_w = none(), grad_bias = none();
   if (want_x) grad_x = (plan.grad_x_left ? product_of(u, g_wt) : product_of(u_g, w.t())).view(x.sizes());
   if (want_u)
     grad_u = plan.grad_u_left ? sum_of_products(frames, g_wt.mT())
-                              : sum_of_products(has_xw ? as_frames(*product) : product_of(frames, w), g.mT());
+                              : sum_of_products(has_xw ? as_frames(*product) : product_of(frames, w, &scratch), g.mT());
   if (want_w)
-    grad_w = plan.grad_w_left ? sum_of_products((has_ux ? as_frames(*product) : product_of(u.t(), frames)).mT(), g)
-                              : sum_of_products(frames.mT(), u_g);
+    grad_w = plan.grad_w_left
+                 ? sum_of_products((has_ux ? as_frames(*product) : product_of(u.t(), frames, &scratch)).mT(), g)
+                 : sum_of_products(frames.mT(), u_g);
   if (want_bias && bias) grad_bias = g.sum_to_size(bias->sizes());
   return {grad_x, grad_u, grad_w, grad_bias};
 }

@@ -1,18 +1,17 @@
-// First what block_gemm cannot take in place is packed: a transposed left operand, a right operand of bfloat16 or
-// transposed, and half precision that must become float. Then every task multiplies 64 rows of the result:
+// An operand that block_gemm cannot take in place is packed: a transposed left operand, a right operand of bfloat16 or
+// transposed, and half precision that must become float. What serves many tasks is packed before them (one matrix for
+// the whole batch, and both operands of a sum over the batch), what serves one task by this task, into its cache.
 //
-//            columns: panels of 64                     A 64 x 1024 floats stay in the L2 cache while
-//            +----+----+----+----+                     the panels of B stream past them; the tile of
-//   rows:    |    |    |    |    |  <- one task        C is the output itself or, where that is of
-//   blocks   +----+----+----+----+                     half precision, scratch.
+//            columns: panels of 64                 A task multiplies some rows of the result. It takes 64 of them at a
+//            +----+----+----+----+                 time: 64 x 1024 floats of A stay in the L2 cache while the panels
+//   rows:    |    |    |    |    |                 of B stream past them. The sums are made in the output itself or,
+//   blocks   +----+----+----+----+                 where that is of half precision, in scratch.
 //   of 64    |    |    |    |    |
 //
-// Packing reads and writes an operand once, a product reads it rows / 64 or columns / 64 times: it stays below 10 %.
 #include "csrc/shared/cpu/gemm.h"
 
 #include <ATen/Dispatch.h>
 #include <ATen/OpMathType.h>
-#include <ATen/ops/empty.h>
 
 #include <algorithm>
 #include <type_traits>
@@ -28,24 +27,21 @@ namespace {
 using at::Tensor;
 
 constexpr int64_t kRowBlock = 64;
-constexpr int64_t kDepthBytes = 4096;       // of one row of A between two rounds over the panels
-constexpr int64_t kTasks = 32;              // fewer rows than this many blocks: columns are shared out, too
-constexpr int64_t kPackedBytes = 16 << 20;  // a larger batch is packed and multiplied in several goes
+constexpr int64_t kDepthBytes = 4096;        // of one row of A between two rounds over the panels
+constexpr int64_t kTasks = 32;               // fewer rows than this many blocks: columns are shared out, too
+constexpr int64_t kPackedBytes = 512 << 10;  // what a task packs of B
 
-// [rows, depth] for block_gemm, in place or packed.
+// An operand for block_gemm, in place or packed.
 template <typename Block>
 struct Packed {
   const Block* data = nullptr;
   int64_t batch_stride = 0, stride = 0;
   int64_t panel_stride = 0;  // of a right operand
-  Tensor memory;
-};
 
-template <typename Block>
-Block* allocate(Tensor& memory, int64_t elements) {
-  memory = at::empty({elements * static_cast<int64_t>(sizeof(Block))}, at::kByte);
-  return static_cast<Block*>(memory.mutable_data_ptr());
-}
+  Packed from(int64_t f, int64_t offset) const {
+    return {data + f * batch_stride + offset, batch_stride, stride, panel_stride};
+  }
+};
 
 template <typename T, typename Block>
 class Product {
@@ -59,16 +55,22 @@ class Product {
     depth = paired<Block>(p.depth);
     panels = divide_up(p.columns, kPanel);
     row_blocks = divide_up(p.rows, kRowBlock);
-    const int64_t packed_rows = (p.a.batch_stride && !left_in_place() ? p.rows : 0) +
-                                (p.b.batch_stride && !right_in_place() ? panels * kPanel : 0);
-    const int64_t bytes = packed_rows * depth * static_cast<int64_t>(sizeof(Block));
-    const int64_t at_once = p.sum_batch || bytes == 0 ? p.batch : std::max<int64_t>(1, kPackedBytes / bytes);
-    for (first = 0; first < p.batch; first += at_once) {
-      count = std::min(at_once, p.batch - first);
-      pack_left();
-      pack_right();
-      multiply();
-    }
+    // Rows of a copy do not lie a multiple of 4096 bytes apart, where all would fall into the same set of the cache.
+    left_ld = depth * sizeof(Block) % 1024 == 0 ? depth + 64 / sizeof(Block) : depth;
+    const bool pack_a = !left_in_place(), pack_b = !right_in_place();
+    pack_a_in_tasks = pack_a && p.a.batch_stride && !p.sum_batch;
+    pack_b_in_tasks = pack_b && p.b.batch_stride && !p.sum_batch;
+
+    Scratch scratch;
+    if (pack_a && !pack_a_in_tasks)
+      left = pack_left(scratch);
+    else if constexpr (kInPlace)
+      left = {p.a.data, p.a.batch_stride, p.a.stride};
+    if (pack_b && !pack_b_in_tasks)
+      right = pack_right(scratch);
+    else if constexpr (kInPlace)
+      right = {p.b.data, p.b.batch_stride, p.b.stride, kPanel};
+    multiply();
   }
 
  private:
@@ -87,135 +89,157 @@ class Product {
   }
 
   bool left_in_place() const { return kInPlace && !p.a.transposed && p.depth == paired<Block>(p.depth); }
-  bool right_in_place() const { return kInPlace && !kPairs<Block> && !p.b.transposed; }
+  // Rows a multiple of 4096 bytes apart fall into the same sets of the cache: 1024 floats lost a quarter of the speed.
+  bool right_in_place() const {
+    return kInPlace && !kPairs<Block> && !p.b.transposed && p.b.stride * sizeof(T) % 4096 != 0;
+  }
 
-  void pack_left() {
-    const T* const data = p.a.data + first * p.a.batch_stride;
-    if constexpr (kInPlace)
-      if (left_in_place()) {
-        left = {data, p.a.batch_stride, p.a.stride};
-        return;
-      }
-    const int64_t matrices = p.a.batch_stride ? count : 1, size = row_blocks * kRowBlock * depth;
-    if (first > 0 && p.a.batch_stride == 0) return;  // packed already
-    Block* const packed = allocate<Block>(left.memory, matrices * size);
-    left.data = packed;
-    left.batch_stride = p.a.batch_stride ? size : 0;
-    left.stride = depth;
+  Packed<Block> pack_left(Scratch& scratch) const {
+    const int64_t matrices = p.a.batch_stride ? p.batch : 1, size = row_blocks * kRowBlock * left_ld;
+    Block* const packed = scratch.take<Block>(matrices * size);
     run_tasks(matrices * row_blocks, [&](int64_t task) {
       const int64_t f = task / row_blocks, i = task % row_blocks * kRowBlock;
-      const int64_t rows = std::min(kRowBlock, p.rows - i);
-      const T* const source = data + f * p.a.batch_stride;
-      Block* const target = packed + f * size + i * depth;
-      if (p.a.transposed)
-        pack_transposed(source + i, rows, target);
-      else
-        left_operand(source, p.a.stride, Selection{p.rows}, i, rows, p.depth, target);
+      pack_left(f, i, packed + f * size + i * left_ld);
     });
+    return {packed, p.a.batch_stride ? size : 0, left_ld};
+  }
+
+  // Rows i .. i + 64 of matrix f
+  void pack_left(int64_t f, int64_t i, Block* target) const {
+    const T* const source = p.a.data + f * p.a.batch_stride;
+    const int64_t rows = std::min(kRowBlock, p.rows - i);
+    if (p.a.transposed)
+      pack_transposed(source + i, rows, target);
+    else
+      left_operand(source, p.a.stride, Selection{p.rows}, i, rows, p.depth, target, left_ld);
   }
 
   // target[rows, depth] = source[depth, rows]^T, in tiles of 64 x 64
-  void pack_transposed(const T* source, int64_t rows, Block* target) {
+  void pack_transposed(const T* source, int64_t rows, Block* target) const {
     Scratch scratch;
     Block* const tile = scratch.take<Block>(kPanel * kPanel);
     const int64_t columns = paired<Block>(rows);
     for (int64_t k = 0; k < p.depth; k += kPanel) {
       const int64_t n = std::min(kPanel, p.depth - k);
       const auto part = left_operand(source, p.a.stride, Selection{p.depth}, k, n, rows, tile);
-      transposed_operand(part, n, columns, target + k, depth);
+      transposed_operand(part, n, columns, target + k, left_ld);
     }
   }
 
-  void pack_right() {
-    const T* const data = p.b.data + first * p.b.batch_stride;
-    if constexpr (kInPlace)
-      if (right_in_place()) {
-        right = {data, p.b.batch_stride, p.b.stride, kPanel};
-        return;
-      }
-    const int64_t matrices = p.b.batch_stride ? count : 1, size = panels * kPanel * depth;
-    if (first > 0 && p.b.batch_stride == 0) return;
-    Block* const packed = allocate<Block>(right.memory, matrices * size);
-    right.data = packed;
-    right.batch_stride = p.b.batch_stride ? size : 0;
-    right.stride = kPanel;
-    right.panel_stride = depth * kPanel;
-    run_tasks(matrices * panels, [&](int64_t task) {
-      const int64_t f = task / panels, j = task % panels * kPanel;
-      const int64_t columns = std::min(kPanel, p.columns - j);
-      const T* const source = data + f * p.b.batch_stride;
-      Block* const target = packed + f * size + j * depth;
+  Packed<Block> pack_right(Scratch& scratch) const {
+    const int64_t matrices = p.b.batch_stride ? p.batch : 1, size = panels * kPanel * depth;
+    Block* const packed = scratch.take<Block>(matrices * size);
+    const int64_t blocks = p.b.transposed ? panels : divide_up(p.depth, kPanel);
+    run_tasks(matrices * blocks, [&](int64_t task) {
+      const int64_t f = task / blocks, i = task % blocks * kPanel;
+      const T* const source = p.b.data + f * p.b.batch_stride;
       if (p.b.transposed)
-        pack_panel_transposed(source, j, columns, target);
+        pack_panel(source, i, packed + f * size + i * depth);
       else
-        pack_panel(source + j, columns, target);
+        pack_rows(source, i, std::min(i + kPanel, p.depth), 0, p.columns, packed + f * size);
     });
+    return {packed, p.b.batch_stride ? size : 0, kPanel, depth * kPanel};
   }
 
-  // target[depth, 64] = source[depth, columns]
-  void pack_panel(const T* source, int64_t columns, Block* target) {
-    if constexpr (kPairs<Block>) {
-      for (int64_t k = 0; k < p.depth; k += 2)
-        interleave_rows(source + k * p.b.stride, k + 1 < p.depth ? source + (k + 1) * p.b.stride : nullptr, columns,
-                        target + k * kPanel);
-    } else {
-      for (int64_t k = 0; k < p.depth; ++k) row_load(source + k * p.b.stride, columns, target + k * kPanel);
-    }
+  // Columns begin .. end of matrix f; begin is that of a panel.
+  void pack_right(int64_t f, int64_t begin, int64_t end, Block* target) const {
+    const T* const source = p.b.data + f * p.b.batch_stride;
+    if (!p.b.transposed) return pack_rows(source, 0, p.depth, begin, end, target);
+    for (int64_t j = begin; j < end; j += kPanel) pack_panel(source, j, target + (j - begin) * depth);
   }
 
-  // target[depth, 64] = rows j .. j + columns of source[columns, depth], transposed
-  void pack_panel_transposed(const T* source, int64_t j, int64_t columns, Block* target) {
+  // source[depth, columns], rows k0 .. k1 (k0 even), columns begin .. end -> these rows of panels [panels][depth][64]
+  void pack_rows(const T* source, int64_t k0, int64_t k1, int64_t begin, int64_t end, Block* target) const {
+    for (int64_t k = k0; k < k1; k += kPairs<Block> ? 2 : 1)  // rows of memory are read from end to end
+      for (int64_t j = begin; j < end; j += kPanel) {
+        const T* const row = source + k * p.b.stride + j;
+        const int64_t columns = std::min(kPanel, end - j);
+        Block* const to = target + (j - begin) * depth + k * kPanel;
+        if constexpr (kPairs<Block>)
+          interleave_rows(row, k + 1 < k1 ? row + p.b.stride : nullptr, columns, to);
+        else
+          row_load(row, columns, to);
+      }
+  }
+
+  // target[depth, 64] = rows j .. j + 64 of source[columns, depth], transposed
+  void pack_panel(const T* source, int64_t j, Block* target) const {
     Scratch scratch;
     Block* const copy = scratch.take<Block>(kPanel * depth);
+    const int64_t columns = std::min(kPanel, p.columns - j);
     const auto rows = left_operand(source, p.b.stride, Selection{p.columns}, j, columns, p.depth, copy);
     transpose(rows, columns, depth, target, kPanel);
   }
 
-  void multiply() {
-    const int64_t results = p.sum_batch ? 1 : count;
-    const int64_t parts = std::clamp<int64_t>(divide_up(kTasks, results * row_blocks), 1, panels);
-    const int64_t panels_a_part = divide_up(panels, parts);
-    run_tasks(results * row_blocks * parts, [&](int64_t task) {
-      const int64_t f = task / (row_blocks * parts), i = task / parts % row_blocks * kRowBlock;
-      const int64_t panel = task % parts * panels_a_part;
-      multiply_rows(f, i, std::min(kRowBlock, p.rows - i), panel * kPanel,
-                    std::min((panel + panels_a_part) * kPanel, p.columns));
+  void multiply() const {
+    const int64_t results = p.sum_batch ? 1 : p.batch;
+    // A task that packs its part of B multiplies all rows with it.
+    const int64_t rows = pack_b_in_tasks ? p.rows : kRowBlock, row_parts = divide_up(p.rows, rows);
+    int64_t panels_at_once = divide_up(panels, std::clamp<int64_t>(divide_up(kTasks, results * row_parts), 1, panels));
+    if (pack_b_in_tasks)
+      panels_at_once =
+          std::clamp<int64_t>(kPackedBytes / (kPanel * depth * static_cast<int64_t>(sizeof(Block))), 1, panels_at_once);
+    const int64_t parts = divide_up(panels, panels_at_once);
+    run_tasks(results * row_parts * parts, [&](int64_t task) {
+      const int64_t f = task / (row_parts * parts), i = task / parts % row_parts * rows;
+      const int64_t begin = task % parts * panels_at_once * kPanel;
+      multiply_part(f, i, std::min(i + rows, p.rows), begin, std::min(begin + panels_at_once * kPanel, p.columns));
     });
   }
 
-  // Rows i .. i + rows, columns begin .. end of result f.
-  void multiply_rows(int64_t f, int64_t i, int64_t rows, int64_t begin, int64_t end) {
-    if (begin >= end) return;
+  // Rows i0 .. i1, columns begin .. end of result f.
+  void multiply_part(int64_t f, int64_t i0, int64_t i1, int64_t begin, int64_t end) const {
     Scratch scratch;
-    T* const out = p.out.data + (p.sum_batch ? 0 : first + f) * p.out.batch_stride + i * p.out.stride + begin;
-    acc_t* sums;
-    int64_t ld;
-    if constexpr (std::is_same_v<T, acc_t>) {
-      sums = out;
-      ld = p.out.stride;
-    } else {
-      ld = round_up(end - begin, kPanel);
-      sums = scratch.take<acc_t>(rows * ld);
+    Block* const left_copy = scratch.take<Block>(pack_a_in_tasks ? kRowBlock * left_ld : 0);
+    Block* const right_copy = scratch.take<Block>(pack_b_in_tasks ? round_up(end - begin, kPanel) * depth : 0);
+    if (pack_b_in_tasks) pack_right(f, begin, end, right_copy);
+    for (int64_t i = i0; i < i1; i += kRowBlock) {
+      if (pack_a_in_tasks) pack_left(f, i, left_copy);
+      // Operands at row i and column begin.
+      const Packed<Block> a = pack_a_in_tasks ? Packed<Block>{left_copy, 0, left_ld} : left.from(f, i * left.stride);
+      const Packed<Block> b = pack_b_in_tasks ? Packed<Block>{right_copy, 0, kPanel, depth * kPanel}
+                                              : right.from(f, begin / kPanel * right.panel_stride);
+      multiply_rows(f, i, std::min(kRowBlock, i1 - i), begin, end, a, b);
     }
-    bool accumulate = p.bias != nullptr;
-    if (accumulate)
-      for (int64_t row = 0; row < rows; ++row) load_bias((i + row) % bias_period, begin, end, sums + row * ld);
-
-    constexpr int64_t chunk = kDepthBytes / sizeof(Block);
-    for (int64_t part = f; part < (p.sum_batch ? count : f + 1); ++part)
-      for (int64_t k = 0; k < depth; k += chunk) {
-        const int64_t n = std::min(chunk, depth - k);
-        const Block* const a = left.data + part * left.batch_stride + i * left.stride + k;
-        const Block* const b = right.data + part * right.batch_stride + k * right.stride;
-        for (int64_t j = begin; j < end; j += kPanel)
-          block_gemm(accumulate, rows, std::min(kPanel, end - j), n, a, left.stride,
-                     b + j / kPanel * right.panel_stride, right.stride, sums + j - begin, ld);
-        accumulate = true;
-      }
-    if constexpr (!std::is_same_v<T, acc_t>)
-      for (int64_t row = 0; row < rows; ++row)
-        row_store(sums + row * ld, end - begin, acc_t(1), out + row * p.out.stride);
     if constexpr (kPairs<Block>) release_blocks();
+  }
+
+  void multiply_rows(int64_t f, int64_t i, int64_t rows, int64_t begin, int64_t end, const Packed<Block>& a,
+                     const Packed<Block>& b) const {
+    constexpr int64_t chunk = kDepthBytes / sizeof(Block);
+    T* const out = p.out.data + f * p.out.batch_stride + i * p.out.stride;
+    const int64_t summands = p.sum_batch ? p.batch : 1;
+    // Sums that one call completes need not wait for the other panels.
+    const int64_t columns_at_once = summands == 1 && depth <= chunk ? kPanel : round_up(end - begin, kPanel);
+    Scratch scratch;
+    acc_t* const half_sums = scratch.take<acc_t>(std::is_same_v<T, acc_t> ? 0 : rows * columns_at_once);
+    for (int64_t first = begin; first < end; first += columns_at_once) {
+      const int64_t last = std::min(first + columns_at_once, end);
+      acc_t* sums;
+      int64_t ld;
+      if constexpr (std::is_same_v<T, acc_t>) {
+        sums = out + first;
+        ld = p.out.stride;
+      } else {
+        sums = half_sums;
+        ld = columns_at_once;
+      }
+      bool accumulate = p.bias != nullptr;
+      if (accumulate)
+        for (int64_t row = 0; row < rows; ++row) load_bias((i + row) % bias_period, first, last, sums + row * ld);
+      for (int64_t summand = 0; summand < summands; ++summand)
+        for (int64_t k = 0; k < depth; k += chunk) {
+          for (int64_t j = first; j < last; j += kPanel)
+            block_gemm(accumulate, rows, std::min(kPanel, last - j), std::min(chunk, depth - k),
+                       a.data + summand * a.batch_stride + k, a.stride,
+                       b.data + summand * b.batch_stride + (j - begin) / kPanel * b.panel_stride + k * b.stride,
+                       b.stride, sums + j - first, ld);
+          accumulate = true;
+        }
+      if constexpr (!std::is_same_v<T, acc_t>)
+        for (int64_t row = 0; row < rows; ++row)
+          row_store(sums + row * ld, last - first, acc_t(1), out + row * p.out.stride + first);
+    }
   }
 
   void load_bias(int64_t row, int64_t begin, int64_t end, acc_t* sums) const {
@@ -229,8 +253,9 @@ class Product {
   Gemm<T> p;
   int64_t bias_period;  // rows of the bias
   int64_t depth;        // paired
+  int64_t left_ld;
   int64_t panels, row_blocks;
-  int64_t first = 0, count = 0;  // the part of the batch that is packed
+  bool pack_a_in_tasks, pack_b_in_tasks;
   Packed<Block> left, right;
 };
 

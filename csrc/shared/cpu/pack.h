@@ -57,15 +57,16 @@ inline Selection select_rows(const bool* mask, int64_t n, Scratch& scratch) {
   return {count, index};
 }
 
-// Rows first .. first + n of a selection as a left operand [n, paired(columns)]: in place where possible, else in copy.
+// Rows first .. first + n of a selection as a left operand [n, paired(columns)]: in place where possible, else in copy,
+// whose rows lie ld apart.
 // Rows far apart (one head of [B, N, H, D] in memory) are copied too: products that read each of them many times, from
 // another page and often the same few sets of the cache, are up to 15 % slower.
 template <typename Block, typename T>
 Operand<Block> left_operand(const T* data, int64_t stride, const Selection& rows, int64_t first, int64_t n,
-                            int64_t columns, Block* copy) {
-  const int64_t ld = paired<Block>(columns);
+                            int64_t columns, Block* copy, int64_t ld) {
   if constexpr (std::is_same_v<T, Block>)
-    if (!rows.index && columns == ld && stride <= 2 * columns) return {data + first * stride, stride};
+    if (!rows.index && columns == paired<Block>(columns) && stride <= 2 * columns)
+      return {data + first * stride, stride};
   for (int64_t i = 0; i < n; ++i) {
     const T* const from = data + rows[first + i] * stride;
     Block* const to = copy + i * ld;
@@ -73,9 +74,14 @@ Operand<Block> left_operand(const T* data, int64_t stride, const Selection& rows
       std::memcpy(to, from, columns * sizeof(T));
     else
       row_load(from, columns, to);
-    if (ld > columns) to[columns] = Block(0);
+    if (paired<Block>(columns) > columns) to[columns] = Block(0);
   }
   return {copy, ld};
+}
+template <typename Block, typename T>
+Operand<Block> left_operand(const T* data, int64_t stride, const Selection& rows, int64_t first, int64_t n,
+                            int64_t columns, Block* copy) {
+  return left_operand(data, stride, rows, first, n, columns, copy, paired<Block>(columns));
 }
 
 // rows [n, columns] as a right operand [paired(n), columns]: in place but for bfloat16.

@@ -27,11 +27,15 @@ void run_tasks(int64_t count, const Body& body) {
 }
 
 // Uninitialised memory of the calling thread, valid while this object lives. It comes from blocks that the thread keeps
-// for its next Scratch: megabytes of fresh memory in every task would cost page faults. Objects nest as functions do.
+// for its next Scratch: megabytes of fresh memory in every task would cost page faults. Only blocks of more than 32 MB
+// are given back. Objects nest as functions do.
 class Scratch {
  public:
   Scratch() : arena_(arena()), first_(arena_.used) {}
-  ~Scratch() { arena_.used = first_; }
+  ~Scratch() {
+    for (; arena_.used > first_; --arena_.used)
+      if (Block& block = arena_.blocks[arena_.used - 1]; block.bytes > kKept) block = {};
+  }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
 
@@ -52,7 +56,7 @@ class Scratch {
   }
 
  private:
-  static constexpr size_t kLine = 64;
+  static constexpr size_t kLine = 64, kKept = 32 << 20;
   struct Free {
     void operator()(void* memory) const { std::free(memory); }
   };
