@@ -21,7 +21,7 @@ help:
 	@echo 'make test-python   pytest only; PYTEST="-x -k matrix_linear" are options for it'
 	@echo 'make test-cpp      the C++ library: GoogleTests, installation, a project that uses it'
 	@echo 'make build         the package built in place, with all that development needs'
-	@echo 'make bench         Matrix Attention against eager torch on this CPU'
+	@echo 'make bench         both attentions against eager torch and dense attention on this CPU'
 	@echo 'make format        bring the sources into their format'
 	@echo 'make lint          check format and style'
 	@echo 'make clean         remove what was built; make distclean removes .venv too'
@@ -112,8 +112,9 @@ test-cpp: check-test $(TORCH_FILE)
 
 bench: $(INSTALLED)/video,dev
 	$(PYTHON) -m benchmarks.run matrix_attention --device cpu
+	$(PYTHON) -m benchmarks.run vmonarch_attention --device cpu
 
-CPP_FILES := $(shell find csrc tests/cpp tests/cpp_consumer -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+CPP_FILES := $(shell find csrc benchmarks tests/cpp tests/cpp_consumer -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 format: $(INSTALLED)/video,dev
 	ruff format .

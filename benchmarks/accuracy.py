@@ -5,8 +5,9 @@ examples:
   python -m benchmarks.accuracy --quick          a small grid: does it run at all?
   python -m benchmarks.accuracy --grid 16 8 8    another clip
 
-A full run replaces docs/accuracy/accuracy.{csv,png}; another grid goes only where --out says. The table is Markdown, as
-in docs/accuracy.md, which tells how the data are made. Numbers do not depend on the machine, but for float32 rounding.
+A full run replaces docs/accuracy/accuracy.{csv,png}; another grid or implementation goes only where --out says. The
+table is Markdown, as in docs/accuracy.md, which tells how the data are made. Numbers do not depend on the machine, but
+for float32 rounding.
 """
 
 import argparse
@@ -23,10 +24,14 @@ from torch import Tensor
 
 from benchmarks.report import ROOT, commit
 from frameattn import reference
+from frameattn.functional import vmonarch_attention
 
 RESULTS = ROOT / "docs" / "accuracy"
 DATA = ("independent", "still", "moving")
-IMPLEMENTATIONS: dict[str, Callable[..., Tensor]] = {"reference": reference.vmonarch_attention}
+IMPLEMENTATIONS: dict[str, Callable[..., Tensor]] = {
+    "reference": reference.vmonarch_attention,
+    "operator": vmonarch_attention,
+}
 
 
 @dataclass(frozen=True)
@@ -239,7 +244,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         grid = replace(grid, **dict(zip(("frames", "height", "width"), options.grid, strict=True)))
     rows = list(measure(grid, options.implementation))
     print_table(rows, grid)
-    if options.out is None and grid != Grid():
+    if options.out is None and (grid != Grid() or options.implementation != "reference"):
         print("\nnot a full run: no files written (--out FOLDER writes them)")
         return 0
     folder = options.out or RESULTS

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 import frameattn
-from benchmarks.cases import Case
+from benchmarks.block_gemm import BLOCK, block_gemm_rate
+from benchmarks.cases import DTYPES, Case
 from benchmarks.timing import Timing
 from frameattn.cli.info import running_on
 
@@ -36,10 +37,20 @@ class Row:
     q3: float
     repetitions: int
     peak_bytes: int
+    # Of products alone, by torch.utils.flop_counter: a multiply-add is two; exp, sums and what fills up blocks is none.
+    # 0 where torch has no formula: dense attention on CPU.
+    operations: int
+    block_gemm_rate: float | None  # operations a second: block_gemm.py
     speedup: float  # of the medians, over the baseline of the case
 
 
-def make_rows(case: Case, device: torch.device, timings: dict[str, Timing], memory: dict[str, int]) -> list[Row]:
+def make_rows(
+    case: Case,
+    device: torch.device,
+    timings: dict[str, Timing],
+    peak_bytes: dict[str, int],
+    operations: dict[str, int],
+) -> list[Row]:
     baseline = next(iter(timings.values()))
     return [
         Row(
@@ -57,7 +68,9 @@ def make_rows(case: Case, device: torch.device, timings: dict[str, Timing], memo
             q1=timing.q1,
             q3=timing.q3,
             repetitions=timing.repetitions,
-            peak_bytes=memory[name],
+            peak_bytes=peak_bytes[name],
+            operations=operations[name],
+            block_gemm_rate=block_gemm_rate(case.dtype) if device.type == "cpu" else None,
             speedup=baseline.median / timing.median,
         )
         for name, timing in timings.items()
@@ -91,20 +104,29 @@ def print_header(device: torch.device) -> None:
     print(f"threads     {torch.get_num_threads()}")
     print(f"torch       {torch.__version__}")
     print(f"frameattn   {frameattn.__version__}, commit {commit()}")
+    if device.type == "cpu":
+        rates = {dtype: block_gemm_rate(dtype) for dtype in DTYPES}
+        known = [f"{str(dtype).removeprefix('torch.')} {rate / 1e9:.0f}" for dtype, rate in rates.items() if rate]
+        blocks = f"GFLOP/s on {' x '.join(map(str, BLOCK))}"
+        print(f"block GEMM  {', '.join(known)} {blocks}" if known else "block GEMM  not there, or not compiled")
     print(f"opt_einsum  {ordered}; without it einsum multiplies left to right")
-    print(
-        "times in ms; memory in MiB: the most that a call holds beyond its inputs; speed-up of medians over the first"
-    )
+    print("times in ms, speed-up of medians over the first; memory in MiB: the most a call holds beyond its inputs")
+    print("GFLOP/s of products in the shortest time, and their share of the block GEMM's")
     print()
-    columns = f"{'min':>9} {'median':>9} {'q1 .. q3':>19} {'runs':>5} {'memory':>8} {'speed-up':>9}"
-    print(f"{'case':<48} {'candidate':<18} {columns}")
+    times = f"{'min':>9} {'median':>9} {'q1 .. q3':>19} {'runs':>5}"
+    rest = f"{'memory':>8} {'GFLOP/s':>8} {'share':>6} {'speed-up':>9}"
+    print(f"{'case':<48} {'candidate':<18} {times} {rest}")
 
 
 def print_rows(case: Case, rows: list[Row]) -> None:
     for i, row in enumerate(rows):
         spread = f"{1e3 * row.q1:.2f} .. {1e3 * row.q3:.2f}"
         times = f"{1e3 * row.min_s:>9.2f} {1e3 * row.median_s:>9.2f} {spread:>19}"
-        rest = f"{row.repetitions:>5} {row.peak_bytes / 2**20:>8.1f} {row.speedup:>8.2f}x"
+        rate = row.operations / row.min_s
+        gigaflops = f"{rate / 1e9:.1f}" if rate else "-"
+        share = f"{rate / row.block_gemm_rate:.0%}" if rate and row.block_gemm_rate else "-"
+        work = f"{gigaflops:>8} {share:>6}"
+        rest = f"{row.repetitions:>5} {row.peak_bytes / 2**20:>8.1f} {work} {row.speedup:>8.2f}x"
         print(f"{'' if i else case!s:<48} {row.candidate:<18} {times} {rest}", flush=True)
 
 

@@ -6,7 +6,8 @@ examples:
   python -m benchmarks.run matrix_attention --dry-run
   python -m benchmarks.run matrix_attention --quick --shapes S --filter 'module.*float32' --out /tmp/trial
 
-A full run replaces benchmarks/results/<device>/<op>.{csv,png}; one with other settings writes only where --out says.
+A full run replaces benchmarks/results/<device>/<op>.csv and its plots; one with other settings writes only where --out
+says.
 """
 
 import argparse
@@ -21,9 +22,10 @@ import torch
 
 from benchmarks import ops
 from benchmarks.cases import Case, Disagreement, calls, check_agreement
+from benchmarks.growth import print_growth, write_growth_plot
 from benchmarks.plot import write_plot
 from benchmarks.report import Row, device_slug, make_rows, print_header, print_rows, write_csv
-from benchmarks.timing import QUICK, Effort, peak_bytes, time_in_turns
+from benchmarks.timing import QUICK, Effort, OperationCounter, memory_of, time_in_turns
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -75,6 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except NotImplementedError as error:
         # What the dispatcher raises for an operator that is not registered for a device.
         return fail(f"{options.op} has no {options.device.upper()} kernel yet: {str(error).splitlines()[0]}")
+    if growth := [row for row in rows if row.operation == "growth"]:
+        print_growth(growth)
     complete = not (options.quick or options.filter or options.threads) and options.shapes == op.DEFAULT_SHAPES
     save(rows, options, device, complete)
     return 0
@@ -85,8 +89,12 @@ def run_case(case: Case, device: torch.device, effort: Effort) -> list[Row]:
     problem = case.build(case.shape, case.dtype, device)
     candidates = calls(problem, case.direction)
     check_agreement(case, problem, candidates)
-    memory = {name: peak_bytes(run, device) for name, run in candidates.items()}
-    rows = make_rows(case, device, time_in_turns(candidates, device, effort), memory)
+    peak_bytes, operations = {}, {}
+    for name, run in candidates.items():
+        with OperationCounter() as counter:
+            peak_bytes[name] = memory_of(run, device).peak
+        operations[name] = counter.operations
+    rows = make_rows(case, device, time_in_turns(candidates, device, effort), peak_bytes, operations)
     print_rows(case, rows)
     return rows
 
@@ -98,8 +106,12 @@ def save(rows: list[Row], options: argparse.Namespace, device: torch.device, com
     folder = options.out or RESULTS / device_slug(device)
     folder.mkdir(parents=True, exist_ok=True)
     write_csv(rows, folder / f"{options.op}.csv")
-    write_plot(rows, options.op, folder / f"{options.op}.png")
-    print(f"\nwrote {folder / options.op}.csv and .png")
+    growth = [row for row in rows if row.operation == "growth"]
+    if growth:
+        write_growth_plot(growth, options.op, folder / f"{options.op}_growth.png")
+    if compared := [row for row in rows if row not in growth]:
+        write_plot(compared, options.op, folder / f"{options.op}.png")
+    print(f"\nwrote {folder / options.op}.csv and its plots")
 
 
 def fail(message: str) -> int:

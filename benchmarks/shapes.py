@@ -30,14 +30,17 @@ MATRIX_SHAPES = {
 
 @dataclass(frozen=True)
 class VideoShape:
-    """Attention within a clip of frames x height x width tokens; the name says its grid and head dimension."""
+    """Attention within a clip of frames x height x width tokens; the name says its grid and head dimension.
+
+    Two heads are for two threads: backward of torch's dense attention gives a head to one thread (forward splits rows).
+    """
 
     frames: int
     height: int
     width: int
     head_dim: int
     batch: int = 1
-    heads: int = 1
+    heads: int = 2
 
     @property
     def name(self) -> str:
@@ -49,10 +52,12 @@ class VideoShape:
 
 
 VIDEO_GRIDS = ((8, 14, 26), (13, 30, 45), (16, 28, 52), (21, 30, 52))
+VIDEO_LENGTHS = tuple(VideoShape(frames, 28, 52, head_dim=64) for frames in (8, 16, 32, 64))  # how time grows
 VIDEO_SHAPES = {
     shape.name: shape
     for shape in (
         *(VideoShape(*grid, head_dim) for grid in VIDEO_GRIDS for head_dim in (64, 128)),
-        VideoShape(3, 2, 4, head_dim=8, heads=2),  # for tests
+        *VIDEO_LENGTHS,
+        VideoShape(3, 2, 4, head_dim=8),  # for tests
     )
 }

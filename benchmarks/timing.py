@@ -1,4 +1,4 @@
-"""Time and memory of functions that are alternatives to each other.
+"""Time, memory and operations of functions that are alternatives to each other.
 
 The candidates take turns, one call each, so that a machine that slows down or is busy meanwhile hits all alike.
 """
@@ -12,10 +12,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,13 @@ def _seconds_on_gpu(run: Callable[[], Any]) -> float:
     return start.elapsed_time(stop) / 1e3
 
 
-def peak_bytes(run: Callable[[], Any], device: torch.device) -> int:
-    """The most memory that `run` holds at one time beyond what was held before, results included.
+class Memory(NamedTuple):
+    peak: int
+    kept: int
+
+
+def memory_of(run: Callable[[], Any], device: torch.device) -> Memory:
+    """The most bytes that `run` holds at one time, and those of its result with all that this keeps for backward.
 
     Counts what PyTorch allocates: buffers that oneDNN, MKL or a kernel take from malloc are not seen.
     """
@@ -92,9 +99,11 @@ def peak_bytes(run: Callable[[], Any], device: torch.device) -> int:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        run()
+        result = run()
         torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
+        memory = Memory(torch.cuda.max_memory_allocated() - before, torch.cuda.memory_allocated() - before)
+        del result  # only here: it counts
+        return memory
 
     with _no_garbage_collection(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         result = run()
@@ -108,7 +117,19 @@ def peak_bytes(run: Callable[[], Any], device: torch.device) -> int:
     for event in sorted(events, key=lambda e: e["ts"]):
         held += event["args"]["Bytes"]
         peak = max(peak, held)
-    return peak
+    return Memory(peak, held)
+
+
+class OperationCounter(TorchDispatchMode):
+    """Sums the formulas of torch.utils.flop_counter, whose own counter has no autograd.grad of modules."""
+
+    operations = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if formula := flop_registry.get(func.overloadpacket):
+            self.operations += formula(*args, **(kwargs or {}), out_val=result)
+        return result
 
 
 @contextmanager

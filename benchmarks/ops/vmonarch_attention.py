@@ -1,22 +1,27 @@
 """VMonarch attention against the dense attention that it replaces and against its reference in eager PyTorch.
 
 Dense attention computes something else (docs/accuracy.md says how far away), so only the other two are compared.
+`growth` measures VMonarch alone, at more and more frames of one size.
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 
 from benchmarks.cases import Case, Problem, every_case
-from benchmarks.shapes import VIDEO_SHAPES, VideoShape
+from benchmarks.shapes import VIDEO_LENGTHS, VIDEO_SHAPES, VideoShape
 from benchmarks.timing import Effort
 from frameattn import reference
 from frameattn.functional import vmonarch_attention
 
 SHAPES = VIDEO_SHAPES
-DEFAULT_SHAPES = ["8x14x26-d64", "13x30x45-d64", "16x28x52-d64", "16x28x52-d128", "21x30x52-d128"]
-EFFORT = Effort(warm_up=0, low=3)  # calls take seconds; measuring the memory has warmed up
+COMPARED = ["8x14x26-d64", "13x30x45-d64", "16x28x52-d64", "16x28x52-d128", "21x30x52-d128"]
+LENGTHS = [shape.name for shape in VIDEO_LENGTHS]
+ALONE = set(LENGTHS) - set(COMPARED)  # the others would take minutes and gigabytes at 64 frames
+DEFAULT_SHAPES = list(dict.fromkeys(COMPARED + LENGTHS))
+EFFORT = Effort(warm_up=0, low=3, seconds=4.0)  # calls take seconds; measuring the memory has warmed up
 
 
 def attention(shape: VideoShape, dtype: torch.dtype, device: torch.device) -> Problem:
@@ -31,5 +36,13 @@ def attention(shape: VideoShape, dtype: torch.dtype, device: torch.device) -> Pr
     return Problem(inputs, candidates, incomparable=frozenset({"sdpa"}))
 
 
+def growth(shape: VideoShape, dtype: torch.dtype, device: torch.device) -> Problem:
+    problem = attention(shape, dtype, device)
+    return replace(problem, candidates={"frameattn": problem.candidates["frameattn"]})
+
+
 def cases(shapes: Iterable[VideoShape]) -> list[Case]:
-    return every_case({"attention": attention}, shapes)
+    shapes = list(shapes)
+    compared = [shape for shape in shapes if shape.name not in ALONE]
+    lengths = [shape for shape in VIDEO_LENGTHS if shape in shapes]
+    return every_case({"attention": attention}, compared) + every_case({"growth": growth}, lengths)

@@ -109,18 +109,21 @@ def _(query_shape, key_shape, entropy_shape, value_shape, frames, *, out_shape=N
     return 2 * batch * heads * tokens * frames * (dim + value_shape[3])
 
 
-def _vmonarch_flops(query, value, frames, steps, dense_first_frame, extra_key, spatial, last, temporal) -> int:
-    """Of products with keys: ``spatial`` a step, ``last`` with values too; ``temporal`` of those over frames."""
+def _vmonarch_flops(query, value, frames, steps, dense_first_frame, extra_key, spatial, update, keys, values) -> int:
+    """From how many products of D channels a spatial step and a temporal update take, and attention with values (dense
+    rows, temporal output) of D channels of the keys and Dv of the values."""
     batch, heads, tokens, dim = query
-    positions, width = tokens // frames, value[3]
+    positions = tokens // frames
+    attention = keys * dim + values * value[3]
     dense_rows = (positions * tokens if dense_first_frame else 0) + (tokens * extra_key[2] if extra_key else 0)
-    operations = tokens * positions * (steps * spatial * dim + last * width) + dense_rows * last * (dim + width)
-    return 2 * batch * heads * (operations + tokens * frames * temporal * ((2 * steps - 1) * dim + width))
+    in_frames = tokens * positions * (steps * spatial * dim + values * value[3])
+    over_frames = tokens * frames * ((steps - 1) * update * dim + attention)
+    return 2 * batch * heads * (in_frames + over_frames + dense_rows * attention)
 
 
 @register_flop_formula(torch.ops.frameattn.vmonarch_attention_forward)
 def _(query, key, value, frames, steps, first, floor, scale, extra_key, *args, out_shape=None, **kwargs) -> int:
-    return _vmonarch_flops(query, value, frames, steps, first, extra_key, 2, 1, 1)
+    return _vmonarch_flops(query, value, frames, steps, first, extra_key, spatial=2, update=2, keys=1, values=1)
 
 
 @register_flop_formula(torch.ops.frameattn.vmonarch_attention_backward)
@@ -128,4 +131,4 @@ def _(
     grad_out, grad_lse, query, key, value, out, lse, saved, frames, steps, first, floor, scale, entropy, extra_key,
     *args, out_shape=None, **kwargs,
 ) -> int:  # fmt: skip
-    return _vmonarch_flops(query, value, frames, steps, first, extra_key, 5, 2, 2)
+    return _vmonarch_flops(query, value, frames, steps, first, extra_key, spatial=5, update=7, keys=3, values=2)
