@@ -1,5 +1,6 @@
 // matrix_linear: y[b,t] = u^T . x[b,t] . w + bias, for every frame t of every clip b.
-//   x [B, T, N, D] (any leading sizes)   u [N, M]   w [D, E]   bias [M, E] | [1, E] | [M, 1]   ->   y [B, T, M, E]
+//   x [B, T, N, D] (any leading sizes)   u [N, M] or none (M = N)   w [D, E]   bias [M, E] | [1, E] | [M, 1]   ->   y
+//   [B, T, M, E]
 // This file: schema, checks, Meta, Autocast and the C++ calls, all that has no arithmetic.
 // Definition: python/frameattn/reference/matrix_attention.py
 #include "csrc/matrix_attention/matrix_linear.h"
@@ -13,20 +14,23 @@
 
 namespace frameattn {
 
-void check_matrix_linear_inputs(const at::Tensor& x, const at::Tensor& u, const at::Tensor& w,
+void check_matrix_linear_inputs(const at::Tensor& x, const std::optional<at::Tensor>& u, const at::Tensor& w,
                                 const std::optional<at::Tensor>& bias) {
   TORCH_CHECK(x.dim() >= 2, "matrix_linear: x must be [..., N, D], got ", x.sym_sizes());
-  check_same_dtype_and_device("matrix_linear", {{"x", x}, {"u", u}, {"w", w}});
+  check_same_dtype_and_device("matrix_linear", {{"x", x}, {"w", w}});
   const auto n = x.sym_size(-2), d = x.sym_size(-1);
-  TORCH_CHECK(u.dim() == 2, "matrix_linear: u must be [N, M] with N = x.size(-2) = ", n, ", got ", u.sym_sizes());
+  if (u) {
+    check_same_dtype_and_device("matrix_linear", {{"x", x}, {"u", *u}});
+    TORCH_CHECK(u->dim() == 2, "matrix_linear: u must be [N, M] with N = x.size(-2) = ", n, ", got ", u->sym_sizes());
+    TORCH_SYM_CHECK(u->sym_size(0).sym_eq(n), "matrix_linear: u must be [N, M] with N = x.size(-2) = ", n, ", got ",
+                    u->sym_sizes());
+  }
   TORCH_CHECK(w.dim() == 2, "matrix_linear: w must be [D, E] with D = x.size(-1) = ", d, ", got ", w.sym_sizes());
-  TORCH_SYM_CHECK(u.sym_size(0).sym_eq(n), "matrix_linear: u must be [N, M] with N = x.size(-2) = ", n, ", got ",
-                  u.sym_sizes());
   TORCH_SYM_CHECK(w.sym_size(0).sym_eq(d), "matrix_linear: w must be [D, E] with D = x.size(-1) = ", d, ", got ",
                   w.sym_sizes());
   if (!bias) return;
   check_same_dtype_and_device("matrix_linear", {{"x", x}, {"bias", *bias}});
-  const auto m = u.sym_size(1), e = w.sym_size(1);
+  const auto m = u ? u->sym_size(1) : n, e = w.sym_size(1);
   const auto fits = [&](const c10::SymInt& rows, const c10::SymInt& columns) {
     return bias->sym_size(0).sym_eq(rows).sym_and(bias->sym_size(1).sym_eq(columns));
   };
@@ -47,8 +51,8 @@ c10::SymDimVector with_frame(const at::Tensor& x, const c10::SymInt& rows, const
   return sizes;
 }
 
-c10::SymDimVector output_sizes(const at::Tensor& x, const at::Tensor& u, const at::Tensor& w) {
-  return with_frame(x, u.sym_size(1), w.sym_size(1));
+c10::SymDimVector output_sizes(const at::Tensor& x, const std::optional<at::Tensor>& u, const at::Tensor& w) {
+  return with_frame(x, u ? u->sym_size(1) : x.sym_size(-2), w.sym_size(1));
 }
 
 c10::SymDimVector product_sizes(const at::Tensor& x, const at::Tensor& u, const at::Tensor& w) {
@@ -69,31 +73,34 @@ void check_sizes(const char* what, const at::Tensor& tensor, const c10::SymDimVe
 
 }  // namespace
 
-void check_matrix_linear_backward_inputs(const at::Tensor& grad_output, const at::Tensor& x, const at::Tensor& u,
-                                         const at::Tensor& w, const std::optional<at::Tensor>& bias,
+void check_matrix_linear_backward_inputs(const at::Tensor& grad_output, const at::Tensor& x,
+                                         const std::optional<at::Tensor>& u, const at::Tensor& w,
+                                         const std::optional<at::Tensor>& bias,
                                          const std::optional<at::Tensor>& product) {
   check_matrix_linear_inputs(x, u, w, bias);
   check_same_dtype_and_device("matrix_linear_backward", {{"x", x}, {"grad_output", grad_output}});
   check_sizes("grad_output must be [..., M, E]", grad_output, output_sizes(x, u, w));
+  TORCH_CHECK(u || !product, "matrix_linear_backward: without u there is no product, got one");
   if (!product) return;
   check_same_dtype_and_device("matrix_linear_backward", {{"x", x}, {"product", *product}});
-  check_sizes("product must be the first product of forward", *product, product_sizes(x, u, w));
+  check_sizes("product must be the first product of forward", *product, product_sizes(x, *u, w));
 }
 
-at::Tensor matrix_linear(const at::Tensor& x, const at::Tensor& u, const at::Tensor& w,
+at::Tensor matrix_linear(const at::Tensor& x, const std::optional<at::Tensor>& u, const at::Tensor& w,
                          const std::optional<at::Tensor>& bias) {
   static const auto op = find_operator<decltype(matrix_linear)>("frameattn::matrix_linear");
   return op.call(x, u, w, bias);
 }
 
-std::tuple<at::Tensor, at::Tensor> matrix_linear_forward(const at::Tensor& x, const at::Tensor& u, const at::Tensor& w,
-                                                         const std::optional<at::Tensor>& bias, bool save) {
+std::tuple<at::Tensor, at::Tensor> matrix_linear_forward(const at::Tensor& x, const std::optional<at::Tensor>& u,
+                                                         const at::Tensor& w, const std::optional<at::Tensor>& bias,
+                                                         bool save) {
   static const auto op = find_operator<decltype(matrix_linear_forward)>("frameattn::matrix_linear_forward");
   return op.call(x, u, w, bias, save);
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> matrix_linear_backward(
-    const at::Tensor& grad_output, const at::Tensor& x, const at::Tensor& u, const at::Tensor& w,
+    const at::Tensor& grad_output, const at::Tensor& x, const std::optional<at::Tensor>& u, const at::Tensor& w,
     const std::optional<at::Tensor>& bias, const std::optional<at::Tensor>& product, std::array<bool, 4> wanted) {
   static const auto op = find_operator<decltype(matrix_linear_backward)>("frameattn::matrix_linear_backward");
   return op.call(grad_output, x, u, w, bias, product, wanted);
@@ -101,27 +108,27 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> matrix_linear_backwar
 
 namespace {
 
-std::tuple<at::Tensor, at::Tensor> matrix_linear_forward_meta(const at::Tensor& x, const at::Tensor& u,
+std::tuple<at::Tensor, at::Tensor> matrix_linear_forward_meta(const at::Tensor& x, const std::optional<at::Tensor>& u,
                                                               const at::Tensor& w,
                                                               const std::optional<at::Tensor>& bias, bool save) {
   check_matrix_linear_inputs(x, u, w, bias);
   return {x.new_empty_symint(output_sizes(x, u, w)),
-          save ? x.new_empty_symint(product_sizes(x, u, w)) : x.new_empty({0})};
+          save && u ? x.new_empty_symint(product_sizes(x, *u, w)) : x.new_empty({0})};
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> matrix_linear_backward_meta(
-    const at::Tensor& grad_output, const at::Tensor& x, const at::Tensor& u, const at::Tensor& w,
+    const at::Tensor& grad_output, const at::Tensor& x, const std::optional<at::Tensor>& u, const at::Tensor& w,
     const std::optional<at::Tensor>& bias, const std::optional<at::Tensor>& product, std::array<bool, 4> wanted) {
   check_matrix_linear_backward_inputs(grad_output, x, u, w, bias, product);
   const auto gradient_of = [&](const at::Tensor& input, bool is_wanted) {
     return is_wanted ? input.new_empty_symint(input.sym_sizes()) : input.new_empty({0});
   };
-  return {gradient_of(x, wanted[0]), gradient_of(u, wanted[1]), gradient_of(w, wanted[2]),
+  return {gradient_of(x, wanted[0]), gradient_of(u ? *u : x, wanted[1] && u), gradient_of(w, wanted[2]),
           gradient_of(bias ? *bias : x, wanted[3] && bias)};
 }
 
 template <at::DeviceType device>
-at::Tensor matrix_linear_autocast(const at::Tensor& x, const at::Tensor& u, const at::Tensor& w,
+at::Tensor matrix_linear_autocast(const at::Tensor& x, const std::optional<at::Tensor>& u, const at::Tensor& w,
                                   const std::optional<at::Tensor>& bias) {
   return with_autocast<device>([&](auto cast) { return matrix_linear(cast(x), cast(u), cast(w), cast(bias)); });
 }
@@ -129,11 +136,11 @@ at::Tensor matrix_linear_autocast(const at::Tensor& x, const at::Tensor& u, cons
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(frameattn, m) {
-  m.def("matrix_linear(Tensor x, Tensor u, Tensor w, Tensor? bias=None) -> Tensor", {at::Tag::pt2_compliant_tag});
-  m.def("matrix_linear_forward(Tensor x, Tensor u, Tensor w, Tensor? bias, bool save) -> (Tensor, Tensor)",
+  m.def("matrix_linear(Tensor x, Tensor? u, Tensor w, Tensor? bias=None) -> Tensor", {at::Tag::pt2_compliant_tag});
+  m.def("matrix_linear_forward(Tensor x, Tensor? u, Tensor w, Tensor? bias, bool save) -> (Tensor, Tensor)",
         {at::Tag::pt2_compliant_tag});
   m.def(
-      "matrix_linear_backward(Tensor grad_output, Tensor x, Tensor u, Tensor w, Tensor? bias, Tensor? product,"
+      "matrix_linear_backward(Tensor grad_output, Tensor x, Tensor? u, Tensor w, Tensor? bias, Tensor? product,"
       " bool[4] wanted) -> (Tensor, Tensor, Tensor, Tensor)",
       {at::Tag::pt2_compliant_tag});
 }

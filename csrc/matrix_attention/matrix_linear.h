@@ -10,22 +10,26 @@
 
 namespace frameattn {
 
-// Raises unless x [..., N, D], u [N, M], w [D, E], bias [M, E] | [1, E] | [M, 1] fit together. Works on symbolic sizes.
-void check_matrix_linear_inputs(const at::Tensor& x, const at::Tensor& u, const at::Tensor& w,
+// Raises unless x [..., N, D], u [N, M] or none (M = N), w [D, E], bias [M, E] | [1, E] | [M, 1] fit together. Works on
+// symbolic sizes.
+void check_matrix_linear_inputs(const at::Tensor& x, const std::optional<at::Tensor>& u, const at::Tensor& w,
                                 const std::optional<at::Tensor>& bias);
 
 // The same, and that grad_output is [..., M, E] and product what matrix_linear_forward saved.
-void check_matrix_linear_backward_inputs(const at::Tensor& grad_output, const at::Tensor& x, const at::Tensor& u,
-                                         const at::Tensor& w, const std::optional<at::Tensor>& bias,
+void check_matrix_linear_backward_inputs(const at::Tensor& grad_output, const at::Tensor& x,
+                                         const std::optional<at::Tensor>& u, const at::Tensor& w,
+                                         const std::optional<at::Tensor>& bias,
                                          const std::optional<at::Tensor>& product);
 
-// y and, with save, the first of its two products for backward: u^T x [..., M, D] or x w [..., N, E]. Else empty [0].
-std::tuple<at::Tensor, at::Tensor> matrix_linear_forward(const at::Tensor& x, const at::Tensor& u, const at::Tensor& w,
-                                                         const std::optional<at::Tensor>& bias, bool save);
+// y and, with save, the first of its two products for backward: u^T x [..., M, D] or x w [..., N, E]. Else, and without
+// u, empty [0].
+std::tuple<at::Tensor, at::Tensor> matrix_linear_forward(const at::Tensor& x, const std::optional<at::Tensor>& u,
+                                                         const at::Tensor& w, const std::optional<at::Tensor>& bias,
+                                                         bool save);
 
 // Gradients of x, u, w, bias. One that wanted does not ask for is an empty tensor [0].
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> matrix_linear_backward(
-    const at::Tensor& grad_output, const at::Tensor& x, const at::Tensor& u, const at::Tensor& w,
+    const at::Tensor& grad_output, const at::Tensor& x, const std::optional<at::Tensor>& u, const at::Tensor& w,
     const std::optional<at::Tensor>& bias, const std::optional<at::Tensor>& product, std::array<bool, 4> wanted);
 
 struct MatrixLinearSizes {

@@ -18,12 +18,12 @@ using torch::autograd::variable_list;
 struct MatrixLinear : torch::autograd::Function<MatrixLinear> {
   static constexpr bool is_traceable = true;  // compiled autograd may look inside
 
-  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& u, const at::Tensor& w,
-                            const std::optional<at::Tensor>& bias) {
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const std::optional<at::Tensor>& u,
+                            const at::Tensor& w, const std::optional<at::Tensor>& bias) {
     at::AutoDispatchBelowADInplaceOrView guard;
     ctx->set_materialize_grads(false);
     auto [y, product] = matrix_linear_forward(x, u, w, bias, /*save=*/true);
-    ctx->save_for_backward({x, u, w, bias.value_or(at::Tensor()), product});
+    ctx->save_for_backward({x, u.value_or(at::Tensor()), w, bias.value_or(at::Tensor()), u ? product : at::Tensor()});
     return y;
   }
 
@@ -31,10 +31,12 @@ struct MatrixLinear : torch::autograd::Function<MatrixLinear> {
     variable_list gradients(4);
     if (!grad_outputs[0].defined()) return gradients;
     const auto saved = ctx->get_saved_variables();
-    const auto bias = if_defined(saved[3]);
-    const std::array<bool, 4> wanted{ctx->needs_input_grad(0), ctx->needs_input_grad(1), ctx->needs_input_grad(2),
-                                     bias && ctx->needs_input_grad(3)};
-    auto [x, u, w, b] = matrix_linear_backward(grad_outputs[0], saved[0], saved[1], saved[2], bias, saved[4], wanted);
+    const auto u_saved = if_defined(saved[1]), bias = if_defined(saved[3]), product = if_defined(saved[4]);
+    // ctx counts the tensors that were there.
+    const size_t w_at = u_saved ? 2 : 1;
+    const std::array<bool, 4> wanted{ctx->needs_input_grad(0), u_saved && ctx->needs_input_grad(1),
+                                     ctx->needs_input_grad(w_at), bias && ctx->needs_input_grad(w_at + 1)};
+    auto [x, u, w, b] = matrix_linear_backward(grad_outputs[0], saved[0], u_saved, saved[2], bias, product, wanted);
     if (wanted[0]) gradients[0] = x;
     if (wanted[1]) gradients[1] = u;
     if (wanted[2]) gradients[2] = w;
@@ -43,9 +45,9 @@ struct MatrixLinear : torch::autograd::Function<MatrixLinear> {
   }
 };
 
-at::Tensor matrix_linear_composite(const at::Tensor& x, const at::Tensor& u, const at::Tensor& w,
+at::Tensor matrix_linear_composite(const at::Tensor& x, const std::optional<at::Tensor>& u, const at::Tensor& w,
                                    const std::optional<at::Tensor>& bias) {
-  const bool differentiate = at::GradMode::is_enabled() && (x.requires_grad() || u.requires_grad() ||
+  const bool differentiate = at::GradMode::is_enabled() && (x.requires_grad() || (u && u->requires_grad()) ||
                                                             w.requires_grad() || (bias && bias->requires_grad()));
   if (differentiate) return MatrixLinear::apply(x, u, w, bias);
   return std::get<0>(matrix_linear_forward(x, u, w, bias, /*save=*/false));

@@ -12,8 +12,9 @@ namespace frameattn {
 
 // y[..., :, :] = u^T . x[..., :, :] . w + bias
 //   x [..., N, D]   u [N, M]   w [D, E]   bias [M, E] | [1, E] | [M, 1]   ->   y [..., M, E]
+// Without u tokens stay as they are (M = N): a linear layer over the channels.
 // float64, float32, bfloat16, float16 (one dtype for all); any strides; differentiable in every input.
-at::Tensor matrix_linear(const at::Tensor& x, const at::Tensor& u, const at::Tensor& w,
+at::Tensor matrix_linear(const at::Tensor& x, const std::optional<at::Tensor>& u, const at::Tensor& w,
                          const std::optional<at::Tensor>& bias = std::nullopt);
 
 // Attention over frames, where head (c, r) compares frames by the sub-matrix of rows c*n .. (c+1)*n and columns

@@ -208,10 +208,17 @@ class Heads {
     }
   }
 
-  // tiles[j][t] = row first + j of frame t0 + t
+  // tiles[j][t] = row first + j of frame t0 + t. The rows behind them, which are next, are prefetched: a run of memory is
+  // over about when the hardware has found it.
   void load(const Part<const T>& x, int64_t first, int64_t count, int64_t t0, int64_t frames, acc_t* tiles) const {
     for (int64_t t = 0; t < frames; ++t)
-      for (int64_t j = 0; j < count; ++j) row_load(x.row(t0 + t, first + j), width, tiles + (j * frames + t) * width);
+      for (int64_t j = 0; j < count; ++j) {
+        const T* const row = x.row(t0 + t, first + j);
+#ifdef __GNUC__
+        for (int64_t c = 0; c < width; c += 64 / sizeof(T)) __builtin_prefetch(row + count * x.row_stride + c);
+#endif
+        row_load(row, width, tiles + (j * frames + t) * width);
+      }
   }
   void store(const acc_t* tiles, int64_t first, int64_t count, int64_t t0, int64_t frames, const Part<T>& x) const {
     for (int64_t t = 0; t < frames; ++t)

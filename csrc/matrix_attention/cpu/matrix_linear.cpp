@@ -42,32 +42,44 @@ Tensor like_leading(const Tensor& frames, const Tensor& x) {
   return frames.view(sizes);
 }
 
-std::tuple<Tensor, Tensor> matrix_linear_forward_cpu(const Tensor& x, const Tensor& u, const Tensor& w,
+std::tuple<Tensor, Tensor> matrix_linear_forward_cpu(const Tensor& x, const std::optional<Tensor>& u, const Tensor& w,
                                                      const std::optional<Tensor>& bias, bool save) {
   check_matrix_linear_inputs(x, u, w, bias);
   auto sizes = x.sizes().vec();
-  sizes[sizes.size() - 2] = u.size(1);
+  if (u) sizes[sizes.size() - 2] = u->size(1);
   sizes[sizes.size() - 1] = w.size(1);
-  const Tensor y = at::empty(sizes, x.options()), frames = as_frames(x);
-  const bool left_first = matrix_linear_left_first({u.size(0), w.size(0), u.size(1), w.size(1)});
+  const Tensor y = at::empty(sizes, x.options()), frames = as_frames(x), none = at::empty({0}, x.options());
+  const Tensor added = bias.value_or(Tensor());
+  if (!u) {
+    gemm(frames, w, added, as_frames(y));
+    return {y, none};
+  }
   Scratch scratch;
   Scratch* const place = save ? nullptr : &scratch;
-  const Tensor product = left_first ? product_of(u.t(), frames, place) : product_of(frames, w, place);
-  gemm(left_first ? product : u.t(), left_first ? w : product, bias.value_or(Tensor()), as_frames(y));
-  return {y, save ? like_leading(product, x) : at::empty({0}, x.options())};
+  const bool left_first = matrix_linear_left_first({u->size(0), w.size(0), u->size(1), w.size(1)});
+  const Tensor product = left_first ? product_of(u->t(), frames, place) : product_of(frames, w, place);
+  gemm(left_first ? product : u->t(), left_first ? w : product, added, as_frames(y));
+  return {y, save ? like_leading(product, x) : none};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> matrix_linear_backward_cpu(const Tensor& grad_output, const Tensor& x,
-                                                                      const Tensor& u, const Tensor& w,
-                                                                      const std::optional<Tensor>& bias,
-                                                                      const std::optional<Tensor>& product,
-                                                                      std::array<bool, 4> wanted) {
-  check_matrix_linear_backward_inputs(grad_output, x, u, w, bias, product);
+std::tuple<Tensor, Tensor, Tensor, Tensor> matrix_linear_backward_cpu(
+    const Tensor& grad_output, const Tensor& x, const std::optional<Tensor>& u_or_none, const Tensor& w,
+    const std::optional<Tensor>& bias, const std::optional<Tensor>& product, std::array<bool, 4> wanted) {
+  check_matrix_linear_backward_inputs(grad_output, x, u_or_none, w, bias, product);
   const auto [want_x, want_u, want_w, want_bias] = wanted;
+  const Tensor frames = as_frames(x), g = as_frames(grad_output);
+  const auto none = [&] { return at::empty({0}, x.options()); };
+  Tensor grad_x = none(), grad_u = none(), grad_w = none(), grad_bias = none();
+  if (want_bias && bias) grad_bias = g.sum_to_size(bias->sizes());
+  if (!u_or_none) {
+    if (want_x) grad_x = product_of(g, w.t()).view(x.sizes());
+    if (want_w) grad_w = sum_of_products(frames.mT(), g);
+    return {grad_x, grad_u, grad_w, grad_bias};
+  }
+  const Tensor& u = *u_or_none;
   const MatrixLinearSizes sizes{u.size(0), w.size(0), u.size(1), w.size(1)};
   const auto plan = plan_matrix_linear_backward(sizes, {want_x, want_u, want_w}, product.has_value());
   const bool has_ux = product && matrix_linear_left_first(sizes), has_xw = product && !has_ux;
-  const Tensor frames = as_frames(x), g = as_frames(grad_output);
 
   // Shared intermediates, each only if the plan reads it: g w^T [F, M, D] and u g [F, N, E].
   Scratch scratch;
@@ -75,8 +87,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> matrix_linear_backward_cpu(const Tens
   if ((want_x && plan.grad_x_left) || (want_u && plan.grad_u_left)) g_wt = product_of(g, w.t(), &scratch);
   if ((want_x && !plan.grad_x_left) || (want_w && !plan.grad_w_left)) u_g = product_of(u, g, &scratch);
 
-  const auto none = [&] { return at::empty({0}, x.options()); };
-  Tensor grad_x = none(), grad_u = none(), grad_w = none(), grad_bias = none();
   if (want_x) grad_x = (plan.grad_x_left ? product_of(u, g_wt) : product_of(u_g, w.t())).view(x.sizes());
   if (want_u)
     grad_u = plan.grad_u_left ? sum_of_products(frames, g_wt.mT())
@@ -85,7 +95,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> matrix_linear_backward_cpu(const Tens
     grad_w = plan.grad_w_left
                  ? sum_of_products((has_ux ? as_frames(*product) : product_of(u.t(), frames, &scratch)).mT(), g)
                  : sum_of_products(frames.mT(), u_g);
-  if (want_bias && bias) grad_bias = g.sum_to_size(bias->sizes());
   return {grad_x, grad_u, grad_w, grad_bias};
 }
 

@@ -7,12 +7,12 @@ from torch.utils.flop_counter import register_flop_formula
 from frameattn import _C
 
 
-def matrix_linear(x: Tensor, u: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
+def matrix_linear(x: Tensor, u: Tensor | None, w: Tensor, bias: Tensor | None = None) -> Tensor:
     r"""Linear map of matrices from both sides: :math:`Y = U^\top X W + \text{bias}`, for every frame X.
 
     Args:
         x: [..., N, D], frames of N tokens with D channels; any leading sizes and any strides.
-        u: [N, M], mixes tokens.
+        u: [N, M], mixes tokens. None: they stay as they are (M = N), a linear layer over the channels.
         w: [D, E], mixes channels.
         bias: [M, E], [1, E] or [M, 1], or None.
 
@@ -83,12 +83,16 @@ def _sizes(x_shape, u_shape, w_shape) -> tuple[int, dict[str, int]]:
 
 @register_flop_formula(torch.ops.frameattn.matrix_linear_forward)
 def _(x_shape, u_shape, w_shape, bias_shape, save, *, out_shape=None, **kwargs) -> int:
+    if u_shape is None:
+        return 2 * torch.Size(x_shape).numel() * w_shape[1]
     frames, sizes = _sizes(x_shape, u_shape, w_shape)
     return 2 * frames * _C.matrix_linear_cost(**sizes)
 
 
 @register_flop_formula(torch.ops.frameattn.matrix_linear_backward)
 def _(grad_shape, x_shape, u_shape, w_shape, bias_shape, product_shape, wanted, *, out_shape=None, **kwargs) -> int:
+    if u_shape is None:
+        return 2 * torch.Size(x_shape).numel() * w_shape[1] * (wanted[0] + wanted[2])
     frames, sizes = _sizes(x_shape, u_shape, w_shape)
     plan = _C.plan_matrix_linear_backward(**sizes, wanted=wanted[:3], saved=product_shape is not None)
     return 2 * frames * plan.cost

@@ -22,7 +22,7 @@ from frameattn.models.embeddings import (
     position_embedding,
     temporal_embedding,
 )
-from frameattn.modules import LocalGlobalAttention, MatrixAttention, SpatialAttention
+from frameattn.modules import Linear, LocalGlobalAttention, MatrixAttention, SpatialAttention
 
 NO_CONDITION, CLASSES, TEXT = 1, 2, 78  # values of `extras`
 TEXT_TOKENS, TEXT_CHANNELS = 77, 768  # CLIP
@@ -33,8 +33,8 @@ class Mlp(nn.Module):
 
     def __init__(self, dim: int, hidden: int):
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
-        self.fc2 = nn.Linear(hidden, dim)
+        self.fc1 = Linear(dim, hidden)
+        self.fc2 = Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
@@ -80,7 +80,7 @@ class FinalLayer(nn.Module):
 
     def __init__(self, dim: int, out_features: int):
         super().__init__()
-        self.linear = nn.Linear(dim, out_features)
+        self.linear = Linear(dim, out_features)
         self.adaLN_modulation = Modulation(dim, 2)
 
     def forward(self, x: Tensor, condition: Tensor, condition_of_frame: Tensor | None) -> Tensor:

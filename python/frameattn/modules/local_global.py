@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from frameattn.modules.attention import TemporalAttention
+from frameattn.modules.linear import Linear
 from frameattn.modules.matrix_attention import MatrixAttention
 
 FUSE_MODES = ("concat", "sum", "gated", "local")
@@ -58,7 +59,7 @@ class LocalGlobalAttention(nn.Module):
         self.norm_local = nn.LayerNorm(dim, **place)
         self.norm_global = nn.LayerNorm(dim, **place)
         if fuse_mode == "concat":
-            self.output_linear = nn.Linear(2 * dim, dim, **place)
+            self.output_linear = Linear(2 * dim, dim, **place)
         elif fuse_mode == "gated":
             self.alpha = nn.Parameter(torch.zeros(dim, **place))
             self.gamma_local = nn.Parameter(torch.full((dim,), 1e-4, **place))

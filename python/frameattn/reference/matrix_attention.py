@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 
-def matrix_linear(x: Tensor, u: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x [..., N, D], u [N, M], w [D, E], bias [M, E] | [1, E] | [M, 1] -> u^T x w + bias [..., M, E]."""
-    y = u.transpose(0, 1) @ x @ w
+def matrix_linear(x: Tensor, u: Tensor | None, w: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x [..., N, D], u [N, M] or None (the identity), w [D, E], bias [M, E] | [1, E] | [M, 1] -> u^T x w + bias."""
+    y = (x if u is None else u.transpose(0, 1) @ x) @ w
     return y if bias is None else y + bias
 
 

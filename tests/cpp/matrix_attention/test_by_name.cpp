@@ -10,8 +10,9 @@ TEST(ByName, OperatorsAreRegisteredWithoutNamingASymbolOfTheLibrary) {
     EXPECT_TRUE(dispatcher.findSchema({std::string("frameattn::") + name, ""}).has_value()) << name;
 
   const auto op = dispatcher.findSchemaOrThrow("frameattn::matrix_linear", "")
-                      .typed<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                      .typed<at::Tensor(const at::Tensor&, const std::optional<at::Tensor>&, const at::Tensor&,
                                         const std::optional<at::Tensor>&)>();
   const auto x = at::randn({3, 4, 5}), u = at::randn({4, 2}), w = at::randn({5, 6});
   EXPECT_TRUE(at::allclose(op.call(x, u, w, std::nullopt), u.t().matmul(x).matmul(w), 1e-4, 1e-5));
+  EXPECT_TRUE(at::allclose(op.call(x, std::nullopt, w, std::nullopt), x.matmul(w), 1e-4, 1e-5));
 }

@@ -39,6 +39,51 @@ def test_matches_reference(shape, dtype, bias):
     check_against_reference(functional.matrix_linear, reference.matrix_linear, inputs_of(shape, bias, dtype))
 
 
+def linear_inputs(shape, bias=None, dtype=torch.float64, requires_grad=False):
+    """Without u: x, w and the bias of a layer that leaves the tokens as they are."""
+    leading, n, d, _, e = shape
+    x, _, *others = inputs_of((leading, n, d, n, e), bias, dtype, requires_grad)
+    return [x, *others]
+
+
+def without_u(function):
+    return lambda x, w, bias=None: function(x, None, w, bias)
+
+
+@pytest.mark.parametrize("bias", [None, "matrix", "row", "col"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_matches_reference_without_u(shape, dtype, bias):
+    inputs = linear_inputs(shape, bias, dtype)
+    check_against_reference(without_u(functional.matrix_linear), without_u(reference.matrix_linear), inputs)
+
+
+def test_without_u_gradcheck_opcheck_and_compile():
+    inputs = linear_inputs(SHAPES[0], "row", requires_grad=True)
+    assert torch.autograd.gradcheck(without_u(functional.matrix_linear), inputs)
+    x, w, bias = inputs
+    torch.library.opcheck(OP, (x, None, w, bias))
+    x, w, bias = linear_inputs(SHAPES[0], "row")
+    torch.library.opcheck(FORWARD, (x, None, w, bias, True))
+    torch.library.opcheck(BACKWARD, (randn(2, 3, 4, 5), x, None, w, bias, None, [True, False, True, True]))
+    compiled = torch.compile(without_u(functional.matrix_linear), fullgraph=True, backend="aot_eager", dynamic=True)
+    for shape in (SHAPES[0], ((4, 2), 5, 7, 3, 9)):
+        check_against_reference(compiled, without_u(reference.matrix_linear), linear_inputs(shape, "row"))
+
+
+def test_without_u_flops_and_errors():
+    x, w = linear_inputs(SHAPES[0], requires_grad=True)  # 6 frames of 4 tokens, 6 -> 5 channels
+    operations = counted(functional.matrix_linear, x, None, w)
+    assert operations == 2 * 6 * 4 * 6 * 5
+    assert counted(lambda: functional.matrix_linear(x, None, w).sum().backward()) == 3 * operations
+    with pytest.raises(RuntimeError, match="without u there is no product, got one"):
+        BACKWARD(randn(2, 3, 4, 5), x, None, w, None, x, [True, False, True, False])
+    with pytest.raises(
+        RuntimeError, match=r"bias must be \[M, E\], \[1, E\] or \[M, 1\] with M = 4, E = 5, got \[2, 5\]"
+    ):
+        functional.matrix_linear(x, None, w, torch.zeros(2, 5, dtype=torch.float64))
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     shape=st.tuples(st.lists(st.integers(0, 3), max_size=2).map(tuple), *[st.integers(1, 20)] * 4),
