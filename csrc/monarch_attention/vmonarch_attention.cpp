@@ -61,6 +61,18 @@ std::vector<Tensor> VMonarchSaved::to_list() const {
   return list;
 }
 
+VMonarchSaved VMonarchSaved::empty(const Tensor& query, const Tensor& value, int64_t steps) {
+  VMonarchSaved saved;
+  for (int64_t step = 0; step < steps; ++step) {
+    saved.weighted_key.push_back(empty_rows(query, query.sym_size(3)));
+    saved.lse.push_back(empty_statistic(query));
+    saved.entropy.push_back(empty_statistic(query));
+    if (step + 1 < steps) saved.mass.push_back(empty_statistic(query));
+  }
+  saved.weighted_value = empty_rows(query, value.sym_size(3));
+  return saved;
+}
+
 VMonarchSaved VMonarchSaved::from_list(at::TensorList list, int64_t steps) {
   TORCH_CHECK(static_cast<int64_t>(list.size()) == 4 * steps, "vmonarch_attention_backward: saved must be the ",
               4 * steps, " tensors of vmonarch_attention_forward with ", steps, " steps, got ", list.size());
@@ -119,15 +131,8 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> vmonarch_attention_forward_meta(
     double mass_floor, double, const OptionalTensor& extra_key, const OptionalTensor& extra_value,
     const OptionalTensor& extra_mask, bool save) {
   check_vmonarch_attention_inputs(query, key, value, frames, steps, mass_floor, extra_key, extra_value, extra_mask);
-  VMonarchSaved saved;
-  for (int64_t step = 0; save && step < steps; ++step) {
-    saved.weighted_key.push_back(empty_rows(query, query.sym_size(3)));
-    saved.lse.push_back(empty_statistic(query));
-    saved.entropy.push_back(empty_statistic(query));
-    if (step + 1 < steps) saved.mass.push_back(empty_statistic(query));
-  }
-  if (save) saved.weighted_value = empty_rows(query, value.sym_size(3));
-  return {empty_rows(query, value.sym_size(3)), empty_statistic(query), save ? saved.to_list() : std::vector<Tensor>()};
+  return {empty_rows(query, value.sym_size(3)), empty_statistic(query),
+          save ? VMonarchSaved::empty(query, value, steps).to_list() : std::vector<Tensor>()};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> vmonarch_attention_backward_meta(

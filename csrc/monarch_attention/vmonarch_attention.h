@@ -26,6 +26,7 @@ struct VMonarchSaved {
 
   std::vector<at::Tensor> to_list() const;
   static VMonarchSaved from_list(at::TensorList list, int64_t steps);
+  static VMonarchSaved empty(const at::Tensor& query, const at::Tensor& value, int64_t steps);  // uninitialised
 };
 
 // out [B, H, N, Dv], lse [B, H, N], and the list of VMonarchSaved (empty unless save).

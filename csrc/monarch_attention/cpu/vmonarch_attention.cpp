@@ -52,9 +52,11 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> vmonarch_attention_forward_cpu(
   const auto new_rows = [&] { return at::empty(query.sizes(), query.options()); };
   const Tensor shared = save ? Tensor() : new_rows();
 
+  const bool factored = !(frames == 1 && dense_first_frame);  // else every row is dense, and no factor is needed
   VMonarchSaved saved;
+  if (save && !factored) saved = VMonarchSaved::empty(query, value, steps);
   Tensor surrogate = query;
-  for (int64_t step = 0; step < steps; ++step) {
+  for (int64_t step = 0; factored && step < steps; ++step) {
     const bool last = step + 1 == steps;
     SpatialForwardStep spatial{.query = surrogate, .key = key, .frames = frames, .scale = scale};
     spatial.weighted_key = save ? new_rows() : shared;

@@ -35,71 +35,75 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> vmonarch_attention_backward_c
   if (grad_lse) offset.sub_(*grad_lse);
   const Tensor grad_query = sums_like(query), grad_key = sums_like(key), grad_value = sums_like(value);
 
-  // The last temporal step. Rows of the first frame are not its own where they are dense: their weights are exp(-inf).
-  Tensor monarch_lse = lse;
-  if (dense_first_frame) {
-    monarch_lse = lse.clone();
-    monarch_lse.narrow(2, 0, positions).fill_(std::numeric_limits<double>::infinity());
-  }
-  TemporalBackwardStep output{
-      .query = query, .weighted_key = saved.weighted_key.back(), .entropy = saved.entropy.back(), .frames = frames};
-  output.value = saved.weighted_value;
-  output.grad_out = grad;
-  if (grad_lse) output.grad_lse = grad_lse->contiguous();
-  if (dense_first_frame || extra_key) output.row_lse = monarch_lse;
-  if (extra_key) output.row_offset = offset;
-  output.grad_query = grad_query;
-  output.grad_weighted_key = empty_of(saved.weighted_key.back());
-  output.grad_entropy = empty_of(saved.entropy.back());
-  output.grad_value = empty_of(saved.weighted_value);
-  run_temporal_backward(output);
-
-  const Tensor grad_weighted_key = output.grad_weighted_key, grad_entropy = output.grad_entropy;
-  const Tensor surrogate_buffer = steps > 1 ? empty_of(saved.weighted_key[0]) : Tensor();
-  const Tensor grad_surrogate = steps > 1 ? sums_like(query) : Tensor();
-  for (int64_t step = steps - 1; step >= 0; --step) {
-    if (!entropy_gradient) grad_entropy.zero_();
-    Tensor surrogate = query;
-    if (step > 0) {
-      TemporalForwardStep again{.query = query,
-                                .weighted_key = saved.weighted_key[step - 1],
-                                .entropy = saved.entropy[step - 1],
-                                .frames = frames,
-                                .mass_floor = mass_floor};
-      again.out = surrogate = surrogate_buffer;
-      run_temporal_forward(again);
-      grad_surrogate.zero_();
+  const auto factors_backward = [&] {
+    // The last temporal step. Rows of the first frame are not its own where they are dense: their weights are
+    // exp(-inf).
+    Tensor monarch_lse = lse;
+    if (dense_first_frame) {
+      monarch_lse = lse.clone();
+      monarch_lse.narrow(2, 0, positions).fill_(std::numeric_limits<double>::infinity());
     }
-    SpatialBackwardStep spatial{.query = surrogate, .key = key, .frames = frames, .scale = scale};
-    spatial.grad_weighted_key = grad_weighted_key;
-    // entropy = sum R log R: its gradient joins the logits' like that of scale * surrogate . sum R key.
-    spatial.logit_direction =
-        at::addcmul(grad_weighted_key, surrogate, grad_entropy.unsqueeze(3).to(query.scalar_type())).contiguous();
-    spatial.lse = saved.lse[step];
-    spatial.offset = row_dots(spatial.logit_direction, saved.weighted_key[step]);
-    if (step == steps - 1) {
-      spatial.value = value;
-      spatial.grad_weighted_value = output.grad_value;
-      spatial.grad_value = grad_value;
-      spatial.offset += row_dots(output.grad_value, saved.weighted_value);
-    }
-    spatial.grad_query = step > 0 ? grad_surrogate : grad_query;
-    spatial.grad_key = grad_key;
-    run_spatial_backward(spatial);
-    if (step == 0) break;
+    TemporalBackwardStep output{
+        .query = query, .weighted_key = saved.weighted_key.back(), .entropy = saved.entropy.back(), .frames = frames};
+    output.value = saved.weighted_value;
+    output.grad_out = grad;
+    if (grad_lse) output.grad_lse = grad_lse->contiguous();
+    if (dense_first_frame || extra_key) output.row_lse = monarch_lse;
+    if (extra_key) output.row_offset = offset;
+    output.grad_query = grad_query;
+    output.grad_weighted_key = empty_of(saved.weighted_key.back());
+    output.grad_entropy = empty_of(saved.entropy.back());
+    output.grad_value = empty_of(saved.weighted_value);
+    run_temporal_backward(output);
 
-    TemporalBackwardStep update{.query = query,
-                                .weighted_key = saved.weighted_key[step - 1],
-                                .entropy = saved.entropy[step - 1],
-                                .frames = frames,
-                                .mass_floor = mass_floor};
-    update.mass = saved.mass[step - 1];
-    update.grad_surrogate = grad_surrogate;
-    update.grad_query = grad_query;
-    update.grad_weighted_key = grad_weighted_key;
-    update.grad_entropy = grad_entropy;
-    run_temporal_backward(update);
-  }
+    const Tensor grad_weighted_key = output.grad_weighted_key, grad_entropy = output.grad_entropy;
+    const Tensor surrogate_buffer = steps > 1 ? empty_of(saved.weighted_key[0]) : Tensor();
+    const Tensor grad_surrogate = steps > 1 ? sums_like(query) : Tensor();
+    for (int64_t step = steps - 1; step >= 0; --step) {
+      if (!entropy_gradient) grad_entropy.zero_();
+      Tensor surrogate = query;
+      if (step > 0) {
+        TemporalForwardStep again{.query = query,
+                                  .weighted_key = saved.weighted_key[step - 1],
+                                  .entropy = saved.entropy[step - 1],
+                                  .frames = frames,
+                                  .mass_floor = mass_floor};
+        again.out = surrogate = surrogate_buffer;
+        run_temporal_forward(again);
+        grad_surrogate.zero_();
+      }
+      SpatialBackwardStep spatial{.query = surrogate, .key = key, .frames = frames, .scale = scale};
+      spatial.grad_weighted_key = grad_weighted_key;
+      // entropy = sum R log R: its gradient joins the logits' like that of scale * surrogate . sum R key.
+      spatial.logit_direction =
+          at::addcmul(grad_weighted_key, surrogate, grad_entropy.unsqueeze(3).to(query.scalar_type())).contiguous();
+      spatial.lse = saved.lse[step];
+      spatial.offset = row_dots(spatial.logit_direction, saved.weighted_key[step]);
+      if (step == steps - 1) {
+        spatial.value = value;
+        spatial.grad_weighted_value = output.grad_value;
+        spatial.grad_value = grad_value;
+        spatial.offset += row_dots(output.grad_value, saved.weighted_value);
+      }
+      spatial.grad_query = step > 0 ? grad_surrogate : grad_query;
+      spatial.grad_key = grad_key;
+      run_spatial_backward(spatial);
+      if (step == 0) break;
+
+      TemporalBackwardStep update{.query = query,
+                                  .weighted_key = saved.weighted_key[step - 1],
+                                  .entropy = saved.entropy[step - 1],
+                                  .frames = frames,
+                                  .mass_floor = mass_floor};
+      update.mass = saved.mass[step - 1];
+      update.grad_surrogate = grad_surrogate;
+      update.grad_query = grad_query;
+      update.grad_weighted_key = grad_weighted_key;
+      update.grad_entropy = grad_entropy;
+      run_temporal_backward(update);
+    }
+  };
+  if (!(frames == 1 && dense_first_frame)) factors_backward();  // else every row is dense
 
   if (dense_first_frame) {
     const auto of_first = [&](const Tensor& t) { return t.narrow(2, 0, positions); };

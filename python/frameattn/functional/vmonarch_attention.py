@@ -115,10 +115,13 @@ def _vmonarch_flops(query, value, frames, steps, dense_first_frame, extra_key, s
     batch, heads, tokens, dim = query
     positions = tokens // frames
     attention = keys * dim + values * value[3]
-    dense_rows = (positions * tokens if dense_first_frame else 0) + (tokens * extra_key[2] if extra_key else 0)
-    in_frames = tokens * positions * (steps * spatial * dim + values * value[3])
-    over_frames = tokens * frames * ((steps - 1) * update * dim + attention)
-    return 2 * batch * heads * (in_frames + over_frames + dense_rows * attention)
+    operations = tokens * extra_key[2] * attention if extra_key else 0
+    if dense_first_frame:
+        operations += positions * tokens * attention
+    if not (dense_first_frame and frames == 1):  # else every row is dense
+        operations += tokens * positions * (steps * spatial * dim + values * value[3])
+        operations += tokens * frames * ((steps - 1) * update * dim + attention)
+    return 2 * batch * heads * operations
 
 
 @register_flop_formula(torch.ops.frameattn.vmonarch_attention_forward)

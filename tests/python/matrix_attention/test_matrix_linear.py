@@ -225,6 +225,21 @@ def test_empty(shape):
         torch.testing.assert_close(ours.grad, theirs.grad)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_without_onednn(dtype):
+    with torch.backends.mkldnn.flags(enabled=False):
+        inputs = inputs_of(((3,), 40, 70, 90, 80), "matrix", dtype)
+        check_against_reference(functional.matrix_linear, reference.matrix_linear, inputs)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_matches_reference_at_sizes_of_many_blocks(dtype):
+    """More than one block of rows and columns, and depths of more than one round, forward and backward."""
+    for shape in (((2,), 150, 140, 200, 130), ((9,), 130, 1100, 70, 66)):
+        inputs = inputs_of(shape, "matrix", dtype)
+        check_against_reference(functional.matrix_linear, reference.matrix_linear, inputs, slack=2)
+
+
 def test_deterministic():
     inputs = inputs_of(((4, 16), 32, 48, 24, 40), "matrix", torch.float32, requires_grad=True)
 

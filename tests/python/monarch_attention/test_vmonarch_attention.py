@@ -413,6 +413,13 @@ def test_pybind_function_is_the_same_operator():
     assert _C.vmonarch_attention(query, key, value, 3)[1].shape == (0,)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_without_onednn(dtype):
+    with torch.backends.mkldnn.flags(enabled=False):
+        inputs = inputs_of((1, 2, 3, 50, 32, 24), dtype=dtype)
+        check_against_reference(*pair(3), inputs, slack=2)
+
+
 def test_flops_are_counted_once():
     batch, heads, frames, positions, dim, value_dim = shape = (2, 3, 4, 6, 8, 10)
     tokens, frame = frames * positions, positions * positions
@@ -436,6 +443,10 @@ def test_flops_are_counted_once():
     temporal = positions * frames**2 * (7 * dim + 3 * dim + 2 * value_dim)
     dense = positions * tokens * (3 * dim + 2 * value_dim)
     assert counted(lambda: out.sum().backward())[0] == 2 * batch * heads * (spatial + temporal + dense)
+
+    # With one frame every row is dense, and no factor is computed.
+    operations, _ = counted(lambda: pair(1)[0](*inputs))
+    assert operations == 2 * batch * heads * tokens * tokens * (dim + value_dim)
 
 
 @pytest.mark.parametrize(
