@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.cases import Case, Problem, every_case
-from benchmarks.shapes import VIDEO_LENGTHS, VIDEO_SHAPES, VideoShape
+from benchmarks.shapes import VIDEO_GRIDS, VIDEO_LENGTHS, VIDEO_SHAPES, VideoShape
 from benchmarks.timing import Effort
 from frameattn import reference
 from frameattn.functional import vmonarch_attention
 
 SHAPES = VIDEO_SHAPES
-COMPARED = ["8x14x26-d64", "13x30x45-d64", "16x28x52-d64", "16x28x52-d128", "21x30x52-d128"]
+COMPARED = [VideoShape(*grid, head_dim).name for grid in VIDEO_GRIDS for head_dim in (64, 128)]
 LENGTHS = [shape.name for shape in VIDEO_LENGTHS]
 ALONE = set(LENGTHS) - set(COMPARED)  # the others would take minutes and gigabytes at 64 frames
 DEFAULT_SHAPES = list(dict.fromkeys(COMPARED + LENGTHS))
