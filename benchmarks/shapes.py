@@ -53,11 +53,18 @@ class VideoShape:
 
 VIDEO_GRIDS = ((8, 14, 26), (13, 30, 45), (16, 28, 52), (21, 30, 52))
 VIDEO_LENGTHS = tuple(VideoShape(frames, 28, 52, head_dim=64) for frames in (8, 16, 32, 64))  # how time grows
+# The spatial attention of FrameDiT-S and -XL, 16 frames at once, and of frames four times as large.
+FRAMES = tuple(
+    VideoShape(1, side, side, head_dim, batch, heads)
+    for side, head_dim, batch, heads in ((16, 64, 16, 6), (16, 72, 16, 16), (32, 72, 16, 16))
+)
 VIDEO_SHAPES = {
     shape.name: shape
     for shape in (
         *(VideoShape(*grid, head_dim) for grid in VIDEO_GRIDS for head_dim in (64, 128)),
         *VIDEO_LENGTHS,
+        *FRAMES,
         VideoShape(3, 2, 4, head_dim=8),  # for tests
+        VideoShape(1, 2, 4, head_dim=8),
     )
 }

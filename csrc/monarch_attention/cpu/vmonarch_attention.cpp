@@ -50,9 +50,9 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> vmonarch_attention_forward_cpu(
   const Tensor query = unit_stride(query_in), key = unit_stride(key_in), value = unit_stride(value_in);
   const Tensor out = empty_rows(query, value.size(3)), lse = empty_statistic(query);
   const auto new_rows = [&] { return at::empty(query.sizes(), query.options()); };
-  const Tensor shared = save ? Tensor() : new_rows();
-
   const bool factored = !(frames == 1 && dense_first_frame);  // else every row is dense, and no factor is needed
+  const Tensor shared = save || !factored ? Tensor() : new_rows();
+
   VMonarchSaved saved;
   if (save && !factored) saved = VMonarchSaved::empty(query, value, steps);
   Tensor surrogate = query;
