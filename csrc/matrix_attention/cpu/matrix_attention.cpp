@@ -208,8 +208,8 @@ class Heads {
     }
   }
 
-  // tiles[j][t] = row first + j of frame t0 + t. The rows behind them, which are next, are prefetched: a run of memory is
-  // over about when the hardware has found it.
+  // tiles[j][t] = row first + j of frame t0 + t. The rows behind them, which are next, are prefetched: a run of memory
+  // is over about when the hardware has found it.
   void load(const Part<const T>& x, int64_t first, int64_t count, int64_t t0, int64_t frames, acc_t* tiles) const {
     for (int64_t t = 0; t < frames; ++t)
       for (int64_t j = 0; j < count; ++j) {

@@ -201,8 +201,8 @@ def test_matches_reference_for_any_shape_strides_and_options(shape, dtype, extra
     inputs = inputs_of(shape, extra, dtype)
     if heads_last:  # [B, N, H, D] storage
         inputs = [t.transpose(1, 2).contiguous().transpose(1, 2) for t in inputs]
-    # In a thousand random shapes the reference is nearly exact in some by luck: 2.2 times the rule was seen in float32.
-    check_against_reference(*pair(shape[2], **options), inputs, slack=4 if dtype == torch.float32 else 2)
+    # In a thousand random shapes the reference is nearly exact in some by luck: 2.6 times the rule was seen.
+    check_against_reference(*pair(shape[2], **options), inputs, slack=2 if dtype == torch.float64 else 4)
 
 
 def test_non_contiguous_inputs_give_the_same_result():
