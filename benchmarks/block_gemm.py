@@ -39,7 +39,7 @@ def load() -> None:
     cpp_extension.load(
         "block_gemm",
         str(ROOT / "benchmarks" / "block_gemm.cpp"),
-        extra_cflags=["-O2", "-std=c++20"],
+        extra_cflags=["-O2", "-std=c++20", "-fopenmp"],  # without OpenMP parallel_for is a plain loop
         build_directory=str(folder),
         with_cuda=False,
         is_python_module=False,
