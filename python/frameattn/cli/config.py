@@ -35,7 +35,6 @@ class Diffusion:
     predict_xstart: bool = False
     sigma_small: bool = False
     max_snr_weight: float | None = None
-    motion_weight: float = 0.0
 
 
 @dataclass

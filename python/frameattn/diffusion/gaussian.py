@@ -29,10 +29,6 @@ class GaussianDiffusion:
         max_snr_weight: weighs the squared error of x_0 in the loss by min(1 + SNR_t, max_snr_weight), SNR_t =
             a_t / (1 - a_t) (arXiv 2202.00512, section 4, with the bound of arXiv 2303.09556). Fine detail, which is
             decided at little noise, counts for little without it. None: no weight. With predict_xstart only.
-        motion_weight: adds, before that weight, this many times the mean squared second difference over time of the
-            error of x_0. The best prediction is the same, since both terms are quadratic in the error, but a network of
-            finite size then errs alike in all frames: what moves steadily is predicted to move steadily. With
-            predict_xstart only.
         channel_dim: 2 for x [B, T, C, H, W] (FrameDiT-G and -H), 1 for x [B, C, T, H, W] (FrameDiT-H T2V).
 
     A model is called as ``model(x, t, **model_kwargs)`` with t [B] int64 and returns a tensor or an object with
@@ -48,7 +44,6 @@ class GaussianDiffusion:
         sigma_small: bool = False,
         channel_dim: int = 2,
         max_snr_weight: float | None = None,
-        motion_weight: float = 0.0,
     ):
         if channel_dim not in (1, 2):
             raise ValueError(f"GaussianDiffusion: channel_dim must be 1 or 2, got {channel_dim}")
@@ -57,13 +52,7 @@ class GaussianDiffusion:
                 "GaussianDiffusion: max_snr_weight must be more than 0 and goes with predict_xstart, "
                 f"got {max_snr_weight} and predict_xstart={predict_xstart}"
             )
-        if motion_weight < 0 or (motion_weight and not predict_xstart):
-            raise ValueError(
-                "GaussianDiffusion: motion_weight must be at least 0 and goes with predict_xstart, "
-                f"got {motion_weight} and predict_xstart={predict_xstart}"
-            )
         self.learn_sigma = learn_sigma
-        self.motion_weight = motion_weight
         self.predict_xstart = predict_xstart
         self.sigma_small = sigma_small
         self.channel_dim = channel_dim
@@ -105,8 +94,7 @@ class GaussianDiffusion:
         Returns:
             ``mse`` [B], the mean squared error of the noise (of x_0 with predict_xstart); with learn_sigma ``vb`` [B],
             the variational bound in bits per dimension, which trains the variance alone; ``loss`` [B], the sum of the
-            (weighed) mse, the motion term, and vb. The motion term takes neighbouring frames of a clip, so none of the
-            single images that ``use_image_num`` in model_kwargs counts.
+            (weighed) mse and vb.
 
         Raises:
             ValueError: t is not [B], or the model's output does not have C (with learn_sigma 2 C) channels.
@@ -115,20 +103,11 @@ class GaussianDiffusion:
             raise ValueError(f"GaussianDiffusion: t must be [B] = [{len(x_start)}], got {list(t.shape)}")
         noise = torch.randn_like(x_start) if noise is None else noise
         x_t = self.add_noise(x_start, t, noise)
-        model_kwargs = model_kwargs or {}
-        output = self._call(model, x_t, t, model_kwargs)
+        output = self._call(model, x_t, t, model_kwargs or {})
         prediction = output.narrow(self.channel_dim, 0, x_start.shape[self.channel_dim])
         target = x_start if self.predict_xstart else noise
-        error = target - prediction
-        mse = error.square().flatten(1).mean(1)
-        loss = mse
-        frame_dim = 3 - self.channel_dim
-        frames = x_start.size(frame_dim) - model_kwargs.get("use_image_num", 0)
-        if self.motion_weight and frames > 2:
-            jolt = error.narrow(frame_dim, 0, frames).diff(n=2, dim=frame_dim)
-            loss = loss + self.motion_weight * jolt.square().flatten(1).mean(1)
-        if "weight" in self.tables:
-            loss = loss * self._at("weight", t, mse)
+        mse = (target - prediction).square().flatten(1).mean(1)
+        loss = mse * self._at("weight", t, mse) if "weight" in self.tables else mse
         if not self.learn_sigma:
             return {"loss": loss, "mse": mse}
         variance = output.chunk(2, self.channel_dim)[1]

@@ -65,8 +65,7 @@ def test_survives_a_file(tiny_config, tmp_path):
         (["--sampling.method", "euler"], "sampling.method must be ddpm or ddim or dpm, got 'euler'"),
         (
             ["--diffusion", "5"],
-            "diffusion must be a section with learn_sigma, predict_xstart, sigma_small, max_snr_weight, motion_weight, "
-            "got 5",
+            "diffusion must be a section with learn_sigma, predict_xstart, sigma_small, max_snr_weight, got 5",
         ),
         (["--ema_decay", "1"], "ema_decay must be 0 or more, less than 1, got 1.0"),
         (["--seed", "-1"], "seed must be at least 0, got -1"),

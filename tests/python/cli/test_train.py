@@ -68,7 +68,6 @@ def test_checkpoint_is_the_average(trained):
         "predict_xstart": False,
         "sigma_small": False,
         "max_snr_weight": None,
-        "motion_weight": 0.0,
     }
 
 

@@ -141,32 +141,6 @@ def test_snr_weight_is_bounded_and_in_the_loss_alone():
     torch.testing.assert_close(weighed["loss"], weights * plain["mse"] + plain["vb"])
 
 
-@pytest.mark.parametrize("channel_dim, images", [(2, 0), (2, 1), (1, 0)])
-def test_motion_weight_counts_second_differences_of_frames(channel_dim, images):
-    generator = torch.Generator().manual_seed(0)
-    x, output, noise = (torch.randn(2, 5, 5, 2, 3, generator=generator, dtype=torch.float64) for _ in range(3))
-    options = dict(learn_sigma=False, predict_xstart=True, channel_dim=channel_dim)
-    model_kwargs = {"use_image_num": images} if images else None
-    plain, weighed = (
-        GaussianDiffusion(**options, motion_weight=weight).training_losses(
-            lambda x_t, t, **kwargs: output, x, torch.tensor([3, 700]), model_kwargs, noise
-        )
-        for weight in (0.0, 2.0)
-    )
-    error = (x - output).transpose(1, 3 - channel_dim)[:, : 5 - images]
-    jolt = error[:, 2:] - 2 * error[:, 1:-1] + error[:, :-2]
-    torch.testing.assert_close(weighed["mse"], plain["mse"])
-    torch.testing.assert_close(weighed["loss"], plain["mse"] + 2 * jolt.square().mean((1, 2, 3, 4)))
-
-
-def test_motion_weight_needs_three_frames():
-    x = torch.randn(2, 2, 1, 4, 4)
-    losses = GaussianDiffusion(learn_sigma=False, predict_xstart=True, motion_weight=1.0).training_losses(
-        lambda x_t, t: torch.zeros_like(x_t), x, torch.tensor([3, 700])
-    )
-    assert torch.equal(losses["loss"], losses["mse"])
-
-
 def test_rejects_bad_inputs():
     x, t, _, output = random_case()
     with pytest.raises(ValueError, match=r"t must be \[B\] = \[5\], got \[4\]"):
@@ -177,7 +151,4 @@ def test_rejects_bad_inputs():
         GaussianDiffusion(channel_dim=3)
     for options in (dict(max_snr_weight=5.0), dict(max_snr_weight=0.0, predict_xstart=True)):
         with pytest.raises(ValueError, match="max_snr_weight must be more than 0 and goes with predict_xstart, got"):
-            GaussianDiffusion(**options)
-    for options in (dict(motion_weight=1.0), dict(motion_weight=-1.0, predict_xstart=True)):
-        with pytest.raises(ValueError, match="motion_weight must be at least 0 and goes with predict_xstart, got"):
             GaussianDiffusion(**options)
