@@ -19,10 +19,10 @@ from torch.profiler import ProfilerActivity, profile
 import frameattn
 from benchmarks.timing import QUICK, Effort, time_in_turns
 from frameattn.diffusion import GaussianDiffusion
-from frameattn.models import create_model
+from frameattn.models import create_model, from_checkpoint
 
 CPU = torch.device("cpu")
-DEMO = Path(__file__).resolve().parents[1] / "demo" / "moving_digits.yaml"
+DEMO = Path(__file__).resolve().parents[1] / "demo" / "moving_digits.safetensors"
 
 # What an operator belongs to, by the first of these words that its name holds.
 PARTS = {
@@ -38,24 +38,21 @@ PARTS = {
 }
 
 
-def demo_model() -> tuple[torch.nn.Module, tuple[int, ...]]:
-    """The model of the demo's configuration, and the sizes of one clip."""
-    import yaml
-
-    options = yaml.safe_load(DEMO.read_text())["model"]
-    name = options.pop("name")
-    model = create_model(name, extras=2, in_channels=1, input_size=16, learn_sigma=False, num_classes=10, **options)
-    return model, (16, 1, 16, 16)
+def model_of(size: str) -> torch.nn.Module:
+    if size == "demo":
+        return from_checkpoint(DEMO)
+    return create_model(f"FrameDiTH-{size}/128-512/2-concat", extras=2, learn_sigma=False)
 
 
-def model_of_the_paper(size: str) -> tuple[torch.nn.Module, tuple[int, ...]]:
-    return create_model(f"FrameDiTH-{size}/128-512/2-concat", extras=2, learn_sigma=False), (16, 4, 32, 32)
+def clips_of(model: torch.nn.Module, count: int) -> torch.Tensor:
+    size = model.config["input_size"]
+    return torch.randn(count, model.num_frames, model.config["in_channels"], size, size)
 
 
-def steps_of(model: torch.nn.Module, clip: tuple[int, ...], batch: int) -> dict[str, Callable[[], Any]]:
+def steps_of(model: torch.nn.Module, batch: int) -> dict[str, Callable[[], Any]]:
     diffusion = GaussianDiffusion(learn_sigma=False, predict_xstart=True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
-    x, y, t = torch.randn(batch, *clip), torch.arange(batch) % 10, torch.linspace(0, 999, batch).long()
+    x, y, t = clips_of(model, batch), torch.arange(batch) % 10, torch.linspace(0, 999, batch).long()
 
     def run(precision: torch.dtype) -> Callable[..., Any]:
         def call(x, t, **kwargs):
@@ -106,11 +103,11 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    model, clip = demo_model() if options.model == "demo" else model_of_the_paper(options.model)
+    model = model_of(options.model)
     batch = options.batch or (16 if options.model == "demo" else 1)
 
     print(f"frameattn {Path(frameattn.__file__).parent}, {torch.get_num_threads()} threads, {batch} clips\n")
-    for name, step in steps_of(model, clip, batch).items():
+    for name, step in steps_of(model, batch).items():
         timing = time_in_turns({name: step}, CPU, QUICK if options.quick else Effort(low=5))[name]
         parts = ", ".join(f"{part} {share:.0%}" for part, share in shares(step).items() if share >= 0.01)
         print(

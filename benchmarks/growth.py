@@ -9,6 +9,12 @@ from matplotlib.figure import Figure
 
 from benchmarks.report import Row
 
+GROWTH = "growth"  # the operation of the rows that this is about
+
+
+def growth_of(rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if row.operation == GROWTH]
+
 
 def lines_of(rows: Sequence[Row]) -> dict[str, tuple[list[int], list[float]]]:
     """Frames and seconds (minima) for each dtype and direction; the name of a shape begins with its frames."""

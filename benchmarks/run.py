@@ -22,7 +22,7 @@ import torch
 
 from benchmarks import ops
 from benchmarks.cases import Case, Disagreement, calls, check_agreement
-from benchmarks.growth import print_growth, write_growth_plot
+from benchmarks.growth import GROWTH, growth_of, print_growth, write_growth_plot
 from benchmarks.plot import write_plot
 from benchmarks.report import Row, device_slug, make_rows, print_header, print_rows, write_csv
 from benchmarks.timing import QUICK, Effort, OperationCounter, memory_of, time_in_turns
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except NotImplementedError as error:
         # What the dispatcher raises for an operator that is not registered for a device.
         return fail(f"{options.op} has no {options.device.upper()} kernel yet: {str(error).splitlines()[0]}")
-    if growth := [row for row in rows if row.operation == "growth"]:
+    if growth := growth_of(rows):
         print_growth(growth)
     complete = not (options.quick or options.filter or options.threads) and options.shapes == op.DEFAULT_SHAPES
     save(rows, options, device, complete)
@@ -106,10 +106,9 @@ def save(rows: list[Row], options: argparse.Namespace, device: torch.device, com
     folder = options.out or RESULTS / device_slug(device)
     folder.mkdir(parents=True, exist_ok=True)
     write_csv(rows, folder / f"{options.op}.csv")
-    growth = [row for row in rows if row.operation == "growth"]
-    if growth:
+    if growth := growth_of(rows):
         write_growth_plot(growth, options.op, folder / f"{options.op}_growth.png")
-    if compared := [row for row in rows if row not in growth]:
+    if compared := [row for row in rows if row.operation != GROWTH]:
         write_plot(compared, options.op, folder / f"{options.op}.png")
     print(f"\nwrote {folder / options.op}.csv and its plots")
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.cases import Case, Problem, every_case
+from benchmarks.growth import GROWTH
 from benchmarks.shapes import FRAMES, VIDEO_GRIDS, VIDEO_LENGTHS, VIDEO_SHAPES, VideoShape
 from benchmarks.timing import Effort
 from frameattn import reference
@@ -53,6 +54,6 @@ def cases(shapes: Iterable[VideoShape]) -> list[Case]:
     compared = [shape for shape in shapes if shape not in frames and shape.name not in ALONE]
     return [
         *every_case({"attention": attention}, compared),
-        *every_case({"growth": growth}, lengths),
+        *every_case({GROWTH: growth}, lengths),
         *every_case({"dense": dense}, frames),
     ]

@@ -17,6 +17,9 @@ void check_vmonarch_attention_inputs(const at::Tensor& query, const at::Tensor& 
                                      const std::optional<at::Tensor>& extra_value,
                                      const std::optional<at::Tensor>& extra_mask);
 
+// Where one frame is dense, every row is, and no factor is computed.
+inline bool needs_factors(int64_t frames, bool dense_first_frame) { return !(frames == 1 && dense_first_frame); }
+
 // Beside inputs and outputs backward reads of every step weighted_key, lse and entropy, of every step but the last
 // mass, and the last step's weighted_value. They travel as one list, in this order.
 struct VMonarchSaved {

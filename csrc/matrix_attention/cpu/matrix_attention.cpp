@@ -25,6 +25,7 @@
 #include "csrc/shared/cpu/pack.h"
 #include "csrc/shared/cpu/row_kernels.h"
 #include "csrc/shared/cpu/tasks.h"
+#include "csrc/shared/cpu/tiles.h"
 #include "csrc/shared/unit_stride.h"
 
 namespace frameattn {
@@ -105,20 +106,14 @@ class Heads {
     const int64_t block = std::min(kQueryBlock, s.frames);
     allocate_weights(block);
     acc_t* const turned = scratch.take<acc_t>(heads() * block * s.frames);
-    acc_t* const v_tiles = take_tiles();
-    acc_t* const o_tiles = take_tiles();
     for (int64_t t0 = 0; t0 < s.frames; t0 += block) {
       queries = std::min(block, s.frames - t0);
       compute_weights(q, k, t0);
       transpose(Operand<acc_t>{weights, stride()}, s.frames, stride(), turned, s.frames);
       for_rows(s.value_rows, [&](int64_t first, int64_t count) {
-        load(v, first, count, 0, s.frames, v_tiles);
-        for_heads(first, count, s.value_rows, [&](int64_t tile, int64_t head, int64_t column, int64_t) {
-          block_gemm(false, queries, s.columns, s.frames, turned + head * queries * s.frames, s.frames,
-                     v_tiles + tile * s.frames * width + column, width, o_tiles + tile * queries * width + column,
-                     width);
-        });
-        store(o_tiles, first, count, t0, queries, o);
+        load(v, first, count, 0, s.frames, left_tiles);
+        weigh(turned, queries * s.frames, s.frames, left_tiles, first, count, s.value_rows);
+        store(first, count, t0, o);
       });
     }
   }
@@ -132,41 +127,26 @@ class Heads {
     allocate_weights(frames);
     acc_t* const d_weights = scratch.take<acc_t>(frames * stride());
     acc_t* const turned = scratch.take<acc_t>(frames * stride());
-    acc_t* const a_tiles = take_tiles();
-    acc_t* const b_tiles = take_tiles();
-    acc_t* const c_tiles = take_tiles();
 
     compute_weights(q, k, 0);
     if (s.value_rows == 0) std::fill_n(d_weights, frames * stride(), acc_t(0));
     for_rows(s.value_rows, [&](int64_t first, int64_t count) {
-      load(v, first, count, 0, frames, a_tiles);
-      load(d_o, first, count, 0, frames, b_tiles);
-      add_products(a_tiles, b_tiles, first, count, s.value_rows, d_weights);
-      for_heads(first, count, s.value_rows, [&](int64_t tile, int64_t head, int64_t column, int64_t) {
-        const int64_t at = tile * frames * width + column;
-        block_gemm(false, frames, s.columns, frames, weights + head * frames, stride(), b_tiles + at, width,
-                   c_tiles + at, width);
-      });
-      store(c_tiles, first, count, 0, frames, d_v);
+      load(v, first, count, 0, frames, left_tiles);
+      load(d_o, first, count, 0, frames, right_tiles);
+      add_products(left_tiles, right_tiles, first, count, s.value_rows, d_weights);
+      weigh(weights, frames, stride(), right_tiles, first, count, s.value_rows);
+      store(first, count, 0, d_v);
     });
 
     softmax_weights_backward(weights, d_weights, frames, stride(), static_cast<acc_t>(s.scale), largest);
     transpose(Operand<acc_t>{d_weights, stride()}, frames, stride(), turned, frames);
     for_rows(s.query_rows, [&](int64_t first, int64_t count) {
-      load(q, first, count, 0, frames, a_tiles);
-      for_heads(first, count, s.query_rows, [&](int64_t tile, int64_t head, int64_t column, int64_t) {
-        const int64_t at = tile * frames * width + column;
-        block_gemm(false, frames, s.columns, frames, d_weights + head * frames, stride(), a_tiles + at, width,
-                   c_tiles + at, width);
-      });
-      store(c_tiles, first, count, 0, frames, d_k);
-      load(k, first, count, 0, frames, b_tiles);
-      for_heads(first, count, s.query_rows, [&](int64_t tile, int64_t head, int64_t column, int64_t) {
-        const int64_t at = tile * frames * width + column;
-        block_gemm(false, frames, s.columns, frames, turned + head * frames * frames, frames, b_tiles + at, width,
-                   c_tiles + at, width);
-      });
-      store(c_tiles, first, count, 0, frames, d_q);
+      load(q, first, count, 0, frames, left_tiles);
+      weigh(d_weights, frames, stride(), left_tiles, first, count, s.query_rows);
+      store(first, count, 0, d_k);
+      load(k, first, count, 0, frames, right_tiles);
+      weigh(turned, frames * frames, frames, right_tiles, first, count, s.query_rows);
+      store(first, count, 0, d_q);
     });
   }
 
@@ -186,11 +166,10 @@ class Heads {
     weights = scratch.take<acc_t>(s.frames * heads() * block);
     largest = scratch.take<acc_t>(heads() * block);
     total = scratch.take<acc_t>(heads() * block);
-    left_tiles = take_tiles();
-    right_tiles = take_tiles();
+    for (acc_t** tiles : {&left_tiles, &right_tiles, &out_tiles})
+      *tiles = scratch.take<acc_t>(at_once * s.frames * width);
     transposed = scratch.take<acc_t>(width * s.frames);
   }
-  acc_t* take_tiles() { return scratch.take<acc_t>(at_once * s.frames * width); }
 
   // body(first, count) for all rows of the task's heads, rows_in_head of them in each, some at once.
   template <typename Body>
@@ -208,22 +187,24 @@ class Heads {
     }
   }
 
-  // tiles[j][t] = row first + j of frame t0 + t. The rows behind them, which are next, are prefetched: a run of memory
-  // is over about when the hardware has found it.
+  // tiles[j][t] = row first + j of frame t0 + t
   void load(const Part<const T>& x, int64_t first, int64_t count, int64_t t0, int64_t frames, acc_t* tiles) const {
-    for (int64_t t = 0; t < frames; ++t)
-      for (int64_t j = 0; j < count; ++j) {
-        const T* const row = x.row(t0 + t, first + j);
-#ifdef __GNUC__
-        for (int64_t c = 0; c < width; c += 64 / sizeof(T)) __builtin_prefetch(row + count * x.row_stride + c);
-#endif
-        row_load(row, width, tiles + (j * frames + t) * width);
-      }
+    load_tiles(
+        frames, count, width, width, count, [&](int64_t t, int64_t j) { return x.row(t0 + t, first + j); }, tiles);
   }
-  void store(const acc_t* tiles, int64_t first, int64_t count, int64_t t0, int64_t frames, const Part<T>& x) const {
-    for (int64_t t = 0; t < frames; ++t)
-      for (int64_t j = 0; j < count; ++j)
-        row_store(tiles + (j * frames + t) * width, width, acc_t(1), x.row(t0 + t, first + j));
+  // row first + j of frames t0 .. t0 + queries = out_tiles[j]
+  void store(int64_t first, int64_t count, int64_t t0, const Part<T>& x) const {
+    store_tiles(out_tiles, queries, count, width, width,
+                [&](int64_t t, int64_t j) { return x.row(t0 + t, first + j); });
+  }
+
+  // out_tiles = matrix of the head . tiles, for all heads; the matrices [queries, frames] lie head_stride apart.
+  void weigh(const acc_t* matrices, int64_t head_stride, int64_t ld, const acc_t* tiles, int64_t first, int64_t count,
+             int64_t rows_in_head) const {
+    for_heads(first, count, rows_in_head, [&](int64_t tile, int64_t head, int64_t column, int64_t) {
+      block_gemm(false, queries, s.columns, s.frames, matrices + head * head_stride, ld,
+                 tiles + tile * s.frames * width + column, width, out_tiles + tile * queries * width + column, width);
+    });
   }
 
   // products[k, (head, l)] += keys[k].queries[l], tile by tile; the first row of a head starts the sum.
@@ -255,7 +236,7 @@ class Heads {
   int64_t batch, first_row_head, first_col_head, row_heads, col_heads, width;
   int64_t queries = 0;  // query frames of the weights
   Scratch scratch;
-  acc_t *weights, *largest, *total, *left_tiles, *right_tiles, *transposed;
+  acc_t *weights, *largest, *total, *left_tiles, *right_tiles, *out_tiles, *transposed;
 };
 
 // body(heads) for every task, heads a Heads<T>

@@ -14,15 +14,13 @@
 #include "csrc/shared/cpu/multiversion.h"
 #include "csrc/shared/cpu/row_kernels.h"
 #include "csrc/shared/cpu/tasks.h"
+#include "csrc/shared/cpu/tiles.h"
 
 namespace frameattn {
 
-// The rows of one position are a tile [frames, width]; tiles of successive positions follow each other.
-//
-// In memory the frames of a position lie positions * stride elements apart, often a multiple of 4096 bytes: read one
-// position at a time, all of them fall into the same few sets of the cache. So several positions are copied at once:
-// 64 KB of floats, which is 8 positions at 16 frames of 128 channels. Many frames need no such care: there the products
-// take the time.
+// The rows of one position are a tile [frames, width]; tiles of successive positions follow each other (tiles.h). As
+// many are loaded at once as take 64 KB of floats, which is 8 positions at 16 frames of 128 channels. Many frames need
+// no such care: there the products take the time.
 struct TileShape {
   int64_t frames, width;
 
@@ -31,29 +29,18 @@ struct TileShape {
 };
 
 // tiles[i] = rows of position first + i, i < count
-// The rows of the next positions are prefetched: a run of 4 KB ends about when the hardware's own prefetch has found it
-// (bfloat16: 20 % of forward, 12 % of backward).
 template <typename T, typename acc_t>
 FRAMEATTN_INLINE void load_tiles(const Rows<const T>& rows, int64_t positions, int64_t first, int64_t count,
                                  int64_t columns, const TileShape& shape, acc_t* tiles) {
-  [[maybe_unused]] const int64_t next = std::min(count, positions - first - count);
-  for (int64_t t = 0; t < shape.frames; ++t)
-    for (int64_t i = 0; i < count; ++i) {
-      const T* const row = rows[t * positions + first + i];
-#ifdef __GNUC__
-      if (i < next)
-        for (int64_t c = 0; c < columns; c += 64 / sizeof(T)) __builtin_prefetch(row + count * rows.stride + c);
-#endif
-      row_load(row, columns, tiles + i * shape.size() + t * shape.width);
-    }
+  const auto row = [&](int64_t t, int64_t i) { return rows[t * positions + first + i]; };
+  load_tiles(shape.frames, count, columns, shape.width, std::min(count, positions - first - count), row, tiles);
 }
 
 template <typename T, typename acc_t>
 FRAMEATTN_INLINE void store_tiles(const acc_t* tiles, const TileShape& shape, int64_t positions, int64_t first,
                                   int64_t count, int64_t columns, const Rows<T>& rows) {
-  for (int64_t t = 0; t < shape.frames; ++t)
-    for (int64_t i = 0; i < count; ++i)
-      row_store(tiles + i * shape.size() + t * shape.width, columns, acc_t(1), rows[t * positions + first + i]);
+  const auto row = [&](int64_t t, int64_t i) { return rows[t * positions + first + i]; };
+  store_tiles(tiles, shape.frames, count, columns, shape.width, row);
 }
 
 // target[column, row] = source[row, column]; the rows of source lie source_stride apart, those of target are dense

@@ -50,7 +50,7 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> vmonarch_attention_forward_cpu(
   const Tensor query = unit_stride(query_in), key = unit_stride(key_in), value = unit_stride(value_in);
   const Tensor out = empty_rows(query, value.size(3)), lse = empty_statistic(query);
   const auto new_rows = [&] { return at::empty(query.sizes(), query.options()); };
-  const bool factored = !(frames == 1 && dense_first_frame);  // else every row is dense, and no factor is needed
+  const bool factored = needs_factors(frames, dense_first_frame);
   const Tensor shared = save || !factored ? Tensor() : new_rows();
 
   VMonarchSaved saved;

@@ -103,7 +103,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> vmonarch_attention_backward_c
       run_temporal_backward(update);
     }
   };
-  if (!(frames == 1 && dense_first_frame)) factors_backward();  // else every row is dense
+  if (needs_factors(frames, dense_first_frame)) factors_backward();
 
   if (dense_first_frame) {
     const auto of_first = [&](const Tensor& t) { return t.narrow(2, 0, positions); };

@@ -31,6 +31,26 @@ constexpr int64_t kDepthBytes = 4096;        // of one row of A between two roun
 constexpr int64_t kTasks = 32;               // fewer rows than this many blocks: columns are shared out, too
 constexpr int64_t kPackedBytes = 512 << 10;  // what a task packs of B
 
+// A batch of matrices [rows, columns]. Rows have unit stride inside or, transposed, columns have.
+// batch_stride 0: one matrix stands for the whole batch.
+template <typename T>
+struct Matrices {
+  T* data = nullptr;
+  int64_t batch_stride = 0;
+  int64_t stride = 0;  // from row to row or, transposed, from column to column; no less than the length of one
+  bool transposed = false;
+};
+
+template <typename T>
+struct Gemm {
+  int64_t batch, rows, columns, depth;  // all >= 1
+  Matrices<const T> a, b;               // [rows, depth], [depth, columns]
+  Matrices<T> out;                      // [rows, columns], not transposed
+  const T* bias = nullptr;              // of row i and column j: bias[i * bias_row_stride + j * bias_column_stride]
+  int64_t bias_row_stride = 0, bias_column_stride = 0;
+  bool sum_batch = false;
+};
+
 // An operand for block_gemm, in place or packed.
 template <typename Block>
 struct Packed {
@@ -259,42 +279,37 @@ class Product {
   Packed<Block> left, right;
 };
 
-// 2-dimensional tensors stand for the whole batch.
-Tensor with_batch(const Tensor& t) { return t.dim() == 2 ? t.unsqueeze(0) : t; }
+// Whether t [batch, rows, columns] has unit stride along one of its dimensions and no overlap across it.
+bool has_lines(const Tensor& t, int64_t along, int64_t across) {
+  return (t.stride(along) == 1 || t.size(along) == 1) && (t.stride(across) >= t.size(along) || t.size(across) == 1);
+}
 
-bool readable(const Tensor& t) {
-  const auto packed = [&](int64_t along, int64_t across) {
-    return (t.stride(along) == 1 || t.size(along) == 1) && (t.stride(across) >= t.size(along) || t.size(across) == 1);
-  };
-  return packed(2, 1) || packed(1, 2);
+// 2-dimensional tensors stand for the whole batch.
+Tensor readable(const Tensor& t) {
+  const Tensor batch = t.dim() == 2 ? t.unsqueeze(0) : t;
+  return has_lines(batch, 2, 1) || has_lines(batch, 1, 2) ? batch : batch.contiguous();
 }
 
 template <typename T>
 Matrices<const T> matrices(const Tensor& t) {
-  const bool transposed = !(t.stride(2) == 1 || t.size(2) == 1) || !(t.stride(1) >= t.size(2) || t.size(1) == 1);
+  const bool transposed = !has_lines(t, 2, 1);
   const int64_t along = transposed ? 1 : 2, across = transposed ? 2 : 1;
   return {t.const_data_ptr<T>(), t.size(0) == 1 ? 0 : t.stride(0),
           t.size(across) == 1 ? t.size(along) : t.stride(across), transposed};
 }
 
-}  // namespace
-
 template <typename T>
-void gemm(Gemm<T> problem) {
+void run(const Gemm<T>& problem) {
   using acc_t = at::opmath_type<T>;
   if constexpr (std::is_same_v<T, at::BFloat16>)
     if (bfloat16_blocks()) return Product<T, T>(problem).run();
   Product<T, acc_t>(problem).run();
 }
-template void gemm(Gemm<double>);
-template void gemm(Gemm<float>);
-template void gemm(Gemm<at::BFloat16>);
-template void gemm(Gemm<at::Half>);
+
+}  // namespace
 
 void gemm(const Tensor& a_in, const Tensor& b_in, const Tensor& bias, const Tensor& out, bool sum_batch) {
-  Tensor a = with_batch(a_in), b = with_batch(b_in);
-  if (!readable(a)) a = a.contiguous();
-  if (!readable(b)) b = b.contiguous();
+  const Tensor a = readable(a_in), b = readable(b_in);
   const int64_t batch = std::max(a.size(0), b.size(0)), rows = a.size(1), columns = b.size(2), depth = a.size(2);
   if (out.numel() == 0) return;
   if (depth == 0 || a.size(0) == 0 || b.size(0) == 0) {
@@ -316,7 +331,7 @@ void gemm(const Tensor& a_in, const Tensor& b_in, const Tensor& bias, const Tens
       problem.bias_row_stride = bias.size(0) == 1 ? 0 : bias.stride(0);
       problem.bias_column_stride = bias.size(1) == 1 ? 0 : bias.stride(1);
     }
-    gemm(problem);
+    run(problem);
   });
 }
 
