@@ -14,14 +14,19 @@ SHELL := /bin/bash
 .NOTPARALLEL:
 MAKEFLAGS += --no-print-directory
 .PHONY: help demo test test-python test-cpp build bench format lint clean distclean check-demo check-test
+.PHONY: gpu-check gpu-report check-emulator check-kernels test-emulator emulator-program device-program
 
 help:
 	@echo 'make demo          generate videos of moving digits in $(OUT)'
 	@echo 'make test          the whole test suite: pytest and GoogleTest'
 	@echo 'make test-python   pytest only; PYTEST="-x -k matrix_linear" are options for it'
 	@echo 'make test-cpp      the C++ library: GoogleTests, installation, a project that uses it'
+	@echo 'make test-emulator the CUDA kernels on the emulator; make check-emulator shows that it catches their faults'
+	@echo 'make check-kernels compile the CUDA kernels for every architecture and inspect the machine code'
 	@echo 'make build         the package built in place, with all that development needs'
 	@echo 'make bench         both attentions against eager torch and dense attention on this CPU'
+	@echo 'make gpu-check     build, check and time everything on a machine with a GPU; OUT=DIR gets the results'
+	@echo 'make gpu-report    what gpu-check left in DIR=DIR, as files of the repository'
 	@echo 'make format        bring the sources into their format'
 	@echo 'make lint          check format and style'
 	@echo 'make clean         remove what was built; make distclean removes .venv too'
@@ -67,7 +72,7 @@ endif
 # from replacing it.
 INSTALLED := build/make/$(subst /,_,$(TORCH_FILE))
 SOURCES := setup.py pyproject.toml VERSION csrc/sources.txt \
-  $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+  $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name '*.inc')
 THIS_TORCH = torch==$(shell $(PYTHON) -c 'from importlib.metadata import version; print(version("torch"))')
 
 $(INSTALLED)/%: $(TORCH_FILE) $(SOURCES) $(wildcard python/frameattn/_build.py) | check-demo
@@ -92,7 +97,7 @@ check-demo check-test: check-%:
 demo: check-demo $(INSTALLED)/video
 	$(PYTHON) -m frameattn sample --ckpt demo/moving_digits.safetensors --out $(OUT) --classes 0,1,2,3,4,5,6,7,8,9 $(SAMPLE)
 
-test: check-test test-python test-cpp
+test: check-test test-python test-cpp test-emulator
 
 test-python: $(INSTALLED)/video,dev
 	$(PYTHON) -m pytest $(PYTEST)
@@ -110,11 +115,38 @@ test-cpp: check-test $(TORCH_FILE)
 	cmake --build $(CPP_BUILD)/consumer
 	$(CPP_BUILD)/consumer/consumer
 
+# The CUDA kernels as programs without torch: tests/emulator/README.md.
+EMULATOR = $(MAKE) -C tests/emulator -j $(MAX_JOBS) BUILD=$(CURDIR)/build
+test-emulator: check-test
+	$(EMULATOR) test
+
+check-emulator: check-test
+	python3 tests/emulator/mutations.py $(MUTATIONS)
+
+emulator-program:
+	$(EMULATOR) emulator-program
+
+device-program:
+	$(EMULATOR) device
+
+check-kernels: $(INSTALLED)/video,dev
+	$(PYTHON) tests/static/check_kernels.py $(CHECK_KERNELS)
+
 bench: $(INSTALLED)/video,dev
 	$(PYTHON) -m benchmarks.run matrix_attention --device cpu
 	$(PYTHON) -m benchmarks.run vmonarch_attention --device cpu
 
-CPP_FILES := $(shell find csrc benchmarks tests/cpp tests/cpp_consumer -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+# For a bare machine with a GPU: any Python that has torch, nothing is installed, no network. GPU_CHECK holds options.
+GPU_PYTHON = $(or $(GIVEN_PYTHON),$(wildcard .venv/bin/python),python3)
+gpu-check: OUT = outputs/gpu_check
+gpu-check:
+	$(GPU_PYTHON) -m benchmarks.gpu_check --out '$(OUT)' $(GPU_CHECK)
+
+gpu-report: DIR = outputs/gpu_check
+gpu-report:
+	$(GPU_PYTHON) -m benchmarks.gpu_report '$(DIR)'
+
+CPP_FILES := $(shell find csrc benchmarks tests/cpp tests/cpp_consumer tests/emulator -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name '*.inc')
 
 format: $(INSTALLED)/video,dev
 	ruff format .

@@ -62,7 +62,7 @@ from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtensio
 def read_sources(cuda: bool) -> list[str]:
     lines = (ROOT / "csrc" / "sources.txt").read_text().split("\n")
     sources = [line for line in lines if line and not line.startswith("#")]
-    return [source for source in sources if cuda or "/cuda/" not in source]
+    return [source.removeprefix("cuda ") for source in sources if cuda or not source.startswith("cuda ")]
 
 
 def extension():

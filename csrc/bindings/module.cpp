@@ -3,13 +3,112 @@
 // eager use and tests.
 #include <torch/extension.h>
 
+#include "csrc/matrix_attention/matrix_attention.h"
+#include "csrc/matrix_attention/matrix_attention_problem.h"
 #include "csrc/matrix_attention/matrix_linear.h"
+#include "csrc/monarch_attention/temporal_step.h"
+#include "csrc/monarch_attention/temporal_step_problem.h"
+#include "csrc/shared/composed_frame_attention.h"
 #include "frameattn/frameattn.h"
 
-PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
-  using namespace frameattn;
-  namespace py = pybind11;
+namespace {
 
+using namespace frameattn;
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+namespace py = pybind11;
+
+// The implementations made of torch's operators, on any device; `bytes` bounds their temporaries. No autograd.
+void bind_composed(py::module_& m) {
+  const auto composed = [](int64_t bytes) {
+    return [bytes](const FrameProblem& problem) { run_composed(problem, bytes); };
+  };
+  const py::kw_only options;
+  const py::arg_v bytes = py::arg("bytes") = kComposedBytes;
+  m.def(
+      "composed_matrix_attention",
+      [=](const Tensor& query, const Tensor& key, const Tensor& value, int64_t row_heads, int64_t col_heads,
+          std::optional<double> scale, int64_t bytes) {
+        const at::NoGradGuard no_grad;
+        check_matrix_attention_inputs(query, key, value, row_heads, col_heads);
+        return matrix_attention_by(composed(bytes), query, key, value, row_heads, col_heads, scale);
+      },
+      py::arg("query"), py::arg("key"), py::arg("value"), py::arg("row_heads"), py::arg("col_heads"),
+      py::arg("scale") = py::none(), options, bytes);
+  m.def(
+      "composed_matrix_attention_backward",
+      [=](const Tensor& grad_output, const Tensor& query, const Tensor& key, const Tensor& value, int64_t row_heads,
+          int64_t col_heads, std::optional<double> scale, int64_t bytes) {
+        const at::NoGradGuard no_grad;
+        check_matrix_attention_backward_inputs(grad_output, query, key, value, row_heads, col_heads);
+        return matrix_attention_backward_by(composed(bytes), grad_output, query, key, value, row_heads, col_heads,
+                                            scale);
+      },
+      py::arg("grad_output"), py::arg("query"), py::arg("key"), py::arg("value"), py::arg("row_heads"),
+      py::arg("col_heads"), py::arg("scale") = py::none(), options, bytes);
+  m.def(
+      "composed_temporal_update",
+      [=](const Tensor& query, const Tensor& weighted_key, const Tensor& entropy, int64_t frames, double mass_floor,
+          int64_t bytes) {
+        const at::NoGradGuard no_grad;
+        check_temporal_step_inputs("temporal_update", query, weighted_key, entropy, std::nullopt, frames);
+        return temporal_update_by(composed(bytes), query, weighted_key, entropy, frames, mass_floor);
+      },
+      py::arg("query"), py::arg("weighted_key"), py::arg("entropy"), py::arg("frames"), py::arg("mass_floor"), options,
+      bytes);
+  m.def(
+      "composed_temporal_update_backward",
+      [=](const Tensor& grad_surrogate, const Tensor& query, const Tensor& weighted_key, const Tensor& entropy,
+          const Tensor& mass, int64_t frames, double mass_floor, int64_t bytes) {
+        const at::NoGradGuard no_grad;
+        check_temporal_step_inputs("temporal_update_backward", query, weighted_key, entropy, std::nullopt, frames);
+        return temporal_update_backward_by(composed(bytes), grad_surrogate, query, weighted_key, entropy, mass, frames,
+                                           mass_floor);
+      },
+      py::arg("grad_surrogate"), py::arg("query"), py::arg("weighted_key"), py::arg("entropy"), py::arg("mass"),
+      py::arg("frames"), py::arg("mass_floor"), options, bytes);
+  m.def(
+      "composed_temporal_output",
+      [=](const Tensor& query, const Tensor& weighted_key, const Tensor& entropy, const Tensor& value, int64_t frames,
+          int64_t bytes) {
+        const at::NoGradGuard no_grad;
+        check_temporal_step_inputs("temporal_output", query, weighted_key, entropy, value, frames);
+        return temporal_output_by(composed(bytes), query, weighted_key, entropy, value, frames);
+      },
+      py::arg("query"), py::arg("weighted_key"), py::arg("entropy"), py::arg("value"), py::arg("frames"), options,
+      bytes);
+  m.def(
+      "composed_temporal_output_backward",
+      [=](const OptionalTensor& grad_out, const OptionalTensor& grad_lse, const Tensor& query,
+          const Tensor& weighted_key, const Tensor& entropy, const Tensor& value, int64_t frames, int64_t bytes) {
+        const at::NoGradGuard no_grad;
+        check_temporal_step_inputs("temporal_output_backward", query, weighted_key, entropy, value, frames);
+        return temporal_output_backward_by(composed(bytes), grad_out, grad_lse, query, weighted_key, entropy, value,
+                                           frames);
+      },
+      py::arg("grad_out"), py::arg("grad_lse"), py::arg("query"), py::arg("weighted_key"), py::arg("entropy"),
+      py::arg("value"), py::arg("frames"), options, bytes);
+}
+
+// Which CUDA kernel a problem gets, from sizes and dtypes only (meta tensors will do).
+void bind_choices(py::module_& m) {
+  py::class_<FrameKernelChoice>(m, "FrameKernelChoice")
+      .def_readonly("is_kernel", &FrameKernelChoice::is_kernel)
+      .def_readonly("reason", &FrameKernelChoice::reason)
+      .def_property_readonly("resident", [](const FrameKernelChoice& c) { return c.plan.resident; })
+      .def_property_readonly("threads", [](const FrameKernelChoice& c) { return c.plan.threads; })
+      .def_property_readonly("items", [](const FrameKernelChoice& c) { return c.plan.items; })
+      .def_property_readonly("shared_bytes",
+                             [](const FrameKernelChoice& c) { return c.plan.items * c.plan.item_bytes; });
+  m.def("choose_matrix_attention_kernel", &choose_matrix_attention_kernel, py::arg("query"), py::arg("value"),
+        py::arg("row_heads"), py::arg("col_heads"), py::kw_only(), py::arg("backward"), py::arg("capability"));
+  m.def("choose_temporal_step_kernel", &choose_temporal_step_kernel, py::arg("query"), py::arg("value"),
+        py::arg("frames"), py::kw_only(), py::arg("backward"), py::arg("capability"));
+}
+
+}  // namespace
+
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("matrix_linear", &matrix_linear, py::arg("x"), py::arg("u"), py::arg("w"), py::arg("bias") = py::none());
   m.def("matrix_attention", &matrix_attention, py::arg("query"), py::arg("key"), py::arg("value"), py::arg("row_heads"),
         py::arg("col_heads"), py::arg("scale") = py::none());
@@ -50,4 +149,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
         return plan_matrix_linear_backward({n, d, m, e}, wanted, saved);
       },
       py::arg("n"), py::arg("d"), py::arg("m"), py::arg("e"), py::arg("wanted"), py::arg("saved"));
+
+  bind_choices(m);
+  bind_composed(m);
 }

@@ -4,6 +4,7 @@
 
 #ifdef FRAMEATTN_WITH_CUDA
 #include "csrc/device/cuda/device_info.h"
+#include "csrc/shared/cuda/gemm.h"
 #endif
 
 namespace frameattn {
@@ -36,6 +37,9 @@ std::vector<std::pair<std::string, std::string>> build_info() {
       },
       {"cuda", FRAMEATTN_CUDA},
       {"cuda architectures", FRAMEATTN_CUDA_ARCHITECTURES},
+#ifdef FRAMEATTN_WITH_CUDA
+      {"cublasLt", describe_cublas_lt()},
+#endif
   };
 }
 

@@ -49,7 +49,8 @@ def test_a_cpu_torch_gives_a_cpu_build(setup, toolkit):
     assert values["TOOLKIT"] is None
     assert values["CUDA"] == "no: the installed torch is a CPU build"
     extension = values["extension"]()
-    assert not any("/cuda/" in source for source in extension.sources)
+    assert all(source.endswith(".cpp") for source in extension.sources)
+    assert "csrc/matrix_attention/cuda/matrix_attention.cpp" not in extension.sources
     assert ("FRAMEATTN_CUDA", '"no: the installed torch is a CPU build"') in extension.define_macros
 
 
@@ -57,7 +58,7 @@ def test_a_cuda_torch_with_a_toolkit_gives_a_cuda_build(setup, toolkit):
     values = setup("13.0", CUDA_HOME=toolkit)
     assert values["TOOLKIT"] == toolkit
     assert values["CUDA"] == f"13.0 (toolkit {toolkit})"
-    assert any("/cuda/" in source for source in values["read_sources"](cuda=True))
+    assert any(source.endswith(".cu") for source in values["read_sources"](cuda=True))
 
 
 @pytest.mark.parametrize("cuda_home", ["/nowhere", None])

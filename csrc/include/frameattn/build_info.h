@@ -7,7 +7,8 @@
 
 namespace frameattn {
 
-// (name, value) pairs in reading order: torch, compiler, C++ standard, OpenMP, CUDA (or why not), CUDA architectures.
+// (name, value) pairs in reading order: torch, compiler, C++ standard, OpenMP, CUDA (or why not), CUDA architectures,
+// and in a CUDA build whether it has cublasLt.
 std::vector<std::pair<std::string, std::string>> build_info();
 
 // One line a GPU: name, compute capability, multiprocessors, memory, and which compiled image it runs.

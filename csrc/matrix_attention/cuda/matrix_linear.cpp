@@ -1,0 +1,46 @@
+// matrix_linear on CUDA: two products in the cheaper order, by cublasLt (csrc/shared/cuda/gemm.h); the second has the
+// bias in its sum.
+#include <c10/core/DeviceGuard.h>
+#include <torch/library.h>
+
+#include "csrc/matrix_attention/matrix_linear_products.h"
+#include "csrc/shared/cuda/gemm.h"
+
+namespace frameattn {
+namespace {
+
+using at::Tensor;
+
+struct Cuda {
+  static void gemm(const Tensor& a, const Tensor& b, const Tensor& bias, const Tensor& out, bool sum_batch) {
+    cuda_gemm(a, b, bias, out, sum_batch);
+  }
+  // torch's allocator keeps memory between calls.
+  static Tensor temporary(at::IntArrayRef sizes, const at::TensorOptions& options) { return at::empty(sizes, options); }
+};
+
+std::tuple<Tensor, Tensor> matrix_linear_forward_cuda(const Tensor& x, const std::optional<Tensor>& u, const Tensor& w,
+                                                      const std::optional<Tensor>& bias, bool save) {
+  check_matrix_linear_inputs(x, u, w, bias);
+  const c10::DeviceGuard guard(x.device());
+  return MatrixLinearProducts<Cuda>().forward(x, u, w, bias, save);
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> matrix_linear_backward_cuda(const Tensor& grad_output, const Tensor& x,
+                                                                       const std::optional<Tensor>& u, const Tensor& w,
+                                                                       const std::optional<Tensor>& bias,
+                                                                       const std::optional<Tensor>& product,
+                                                                       std::array<bool, 4> wanted) {
+  check_matrix_linear_backward_inputs(grad_output, x, u, w, bias, product);
+  const c10::DeviceGuard guard(x.device());
+  return MatrixLinearProducts<Cuda>().backward(grad_output, x, u, w, bias, product, wanted);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(frameattn, CUDA, m) {
+  m.impl("matrix_linear_forward", &matrix_linear_forward_cuda);
+  m.impl("matrix_linear_backward", &matrix_linear_backward_cuda);
+}
+
+}  // namespace frameattn

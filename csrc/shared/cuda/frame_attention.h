@@ -1,0 +1,71 @@
+// Attention between the T frames of an item: what matrix_attention and the temporal step of VMonarch run on NVIDIA
+// GPUs. An item is what has T x T weights of its own: a clip and a head of matrix_attention, a clip, a head and a
+// position of the temporal step. This file: plain structs and host functions, no torch, no CUDA.
+//   attention   s[l,k] = scale query[l].key[k] - entropy[k],  L = softmax over k of s
+//               out[l] = sum_k L[l,k] value[k],  lse[l] = log sum_k exp(s[l,k])
+//   update      mass[k] = sum_l L[l,k],  out[k] = sum_l L[l,k] query[l] / max(mass[k], mass_floor)
+// and their gradients; L is computed again there.
+#pragma once
+
+#include <cstdint>
+
+namespace frameattn {
+
+enum class FrameKernel { attention_forward, attention_backward, update_forward, update_backward };
+enum class FrameElement { bfloat16, float16 };
+
+// The rows [T, columns] of all items. A row is `columns / segment` pieces of `segment` neighbouring elements; strides
+// count elements. The address and all strides are multiples of 16 bytes, segment is one of 8 elements.
+struct FrameRows {
+  void* data = nullptr;  // null: there are none
+  int64_t item_stride[3] = {};
+  int64_t frame_stride = 0, segment_stride = 0;
+  int32_t segment = 0, columns = 0;
+};
+
+// One float32 for each item and frame. The stride counts elements.
+struct FrameScalars {
+  float* data = nullptr;  // null: there are none
+  int64_t item_stride[3] = {};
+  int64_t frame_stride = 0;
+};
+
+struct FrameAttentionParams {
+  int64_t items[3] = {};  // below 2^31 each; item i is (i / (items[1] items[2]), i / items[2] % items[1], i % items[2])
+  int32_t frames = 0;
+  float scale = 1;
+  float mass_floor = 0;  // more than zero in the update form
+  FrameRows query, key;  // attention: any width; update: key has that of query
+  FrameRows value, out;  // value: attention only
+  FrameScalars entropy;  // optional: 0; +inf gives weight 0
+  FrameScalars lse;      // attention forward, optional
+  FrameScalars mass;     // update: written by forward (optional there), read by backward
+  // Backward reads grad_out and writes the others, all of them.
+  FrameRows grad_out, grad_query, grad_key, grad_value;
+  FrameScalars grad_lse, grad_entropy;  // optional
+};
+
+// How a kernel is launched: a block has `threads` threads and takes `items` items.
+struct FramePlan {
+  bool possible;  // false: no kernel takes so many frames, or its shared memory exceeds that of the device
+  bool resident;  // what is read twice stays in shared memory; else it is loaded twice
+  int tiles;      // of 16 frames
+  int threads, items;
+  int item_bytes;  // of shared memory
+};
+// shared_limit: bytes of shared memory that one block may have, see shared_memory_limit.
+FramePlan plan_frame_kernel(FrameKernel kernel, int64_t frames, int64_t columns, int64_t shared_limit);
+
+// Bytes of shared memory that one block may have, by compute capability as 10 * major + minor (CUDA C++ Programming
+// Guide, table of technical specifications).
+int64_t shared_memory_limit(int capability);
+
+// Launches on `stream` (a cudaStream_t) with a plan for these params and returns a cudaError_t. No item: nothing is
+// launched. At most 2^31 - 1 blocks.
+int launch_frame_kernel_sm80(FrameKernel kernel, const FrameAttentionParams& params, const FramePlan& plan,
+                             FrameElement element, void* stream);
+
+// Counts the changes of these kernels that change what they compute: a recorded check holds for one version.
+constexpr int kFrameKernelVersion = 1;
+
+}  // namespace frameattn

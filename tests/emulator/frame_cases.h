@@ -1,0 +1,40 @@
+// Problems for the frame kernels, their solution in float64, and the comparison of both.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "csrc/shared/cuda/frame_attention.h"
+
+namespace frameattn {
+
+enum class FrameData {
+  random,   // normal numbers
+  flat,     // all logits equal: a key that should be masked weighs as much as the others
+  growing,  // later keys have larger logits, up to 150: their exponentials exceed float32
+  masked    // random, and the entropy of every third frame, of one item of every frame, is +inf
+};
+
+struct FrameCase {
+  FrameKernel kernel;
+  FrameElement element;
+  bool matrix;  // in memory [B, T, M, D] as matrix_attention has it; else [B, H, T, S, D]
+  int64_t frames;
+  int segment;  // elements of a row that lie together; temporal rows have one segment
+  int segments, value_segments;
+  FrameData data;
+  bool resident = true;  // false: as if shared memory had no place to keep anything
+
+  std::string name() const;
+};
+
+std::vector<FrameCase> frame_cases();
+
+struct FrameOutcome {
+  bool right;
+  std::string text;            // one line: how far each result is from float64, or what went wrong
+  std::vector<float> results;  // all elements of all results
+};
+FrameOutcome run_frame_case(const FrameCase& problem);
+
+}  // namespace frameattn

@@ -1,0 +1,219 @@
+"""Breaks the frame kernels in one place at a time and sees whether the emulated cases notice: make check-emulator.
+
+  python tests/emulator/mutations.py [NAME ...]      only mutations whose names contain one of these
+
+A mutation replaces one piece of text of one file. Only the broken kernel is compiled, everything else is linked as it
+is. It counts as caught if a case fails, or does not end. The unbroken kernels must pass all cases first.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[2]
+BUILD = ROOT / "build"
+SOURCES = Path("csrc/shared/cuda")
+TIMEOUT = 120
+
+
+class Mutation(NamedTuple):
+    name: str
+    kernel: str  # that is built and run
+    file: str
+    old: str
+    new: str
+    sanitized: bool = False  # seen by AddressSanitizer only: an access outside a tensor that the emulator cannot know
+
+
+ALL = ["attention_forward", "attention_backward", "update_forward", "update_backward"]
+
+
+def everywhere(name: str, file: str, old: str, new: str, sanitized: bool = False) -> list[Mutation]:
+    """One fault in what all kernels share, seen through each of them."""
+    return [Mutation(f"{kernel}: {name}", kernel, file, old, new, sanitized) for kernel in ALL]
+
+
+def inside(kernel: str, *faults: tuple) -> list[Mutation]:
+    """Faults of one kernel's own file."""
+    return [Mutation(f"{kernel}: {name}", kernel, f"frame_{kernel}_sm80.cuh", *rest) for name, *rest in faults]
+
+
+TILES, SOFTMAX = "frame_tiles.cuh", "frame_softmax.cuh"
+MUTATIONS = [
+    # Waiting and meeting
+    *everywhere("no wait for copies", TILES, "ptx::wait_copies<kAhead - 1>();", ""),
+    *everywhere("waits for one stage too few", TILES, "wait_copies<kAhead - 1>", "wait_copies<kAhead>"),
+    *everywhere("no barrier before a stage is read", TILES, "    item_.sync();  // everyone's", "    // everyone's"),
+    *everywhere("stages are loaded before the barrier", TILES, "    ptx::wait_copies<kAhead - 1>();\n", "    start(current_ + kAhead);\n    ptx::wait_copies<kAhead - 1>();\n"),
+    *everywhere("copies are not committed", TILES, "    ptx::commit_copies();  //", "    if (stage < 1) ptx::commit_copies();  //"),
+    *everywhere("loads one stage too many", TILES, "if (stage < stages_) load_", "if (stage <= stages_) load_"),
+    *everywhere("a ring of one place less", TILES, "stage % kRing)", "stage % (kRing - 1))"),
+    *everywhere("items share a barrier", TILES, "barrier = 1 + of_block;", "barrier = 1;"),
+    *everywhere("barrier of too few threads", TILES, "ptx::sync_threads(barrier, 32 * tiles);", "ptx::sync_threads(barrier, 32);"),
+    *everywhere("one lane skips a shuffle", TILES, "  x += ptx::shuffle_xor(x, 1);\n", "  if (ptx::thread_index() % 32 != 5) x += ptx::shuffle_xor(x, 1);\n"),
+    *everywhere("items overlap in shared memory", TILES, "of_block * params.item_bytes", "of_block * (params.item_bytes - 256)"),
+    # Addresses
+    *everywhere("row of the left operand", TILES, "(item.row + lane % 16) * kRowBytes + lane / 16 * 16;\n  const uint32_t b_row", "(item.row + lane % 8) * kRowBytes + lane / 16 * 16;\n  const uint32_t b_row"),
+    *everywhere("row of the right operand", TILES, "b + (lane % 8 + lane / 16 * 8) * kRowBytes + lane / 8 % 2 * 16", "b + lane % 16 * kRowBytes + lane / 16 * 16"),
+    *everywhere("not transposed", TILES, "ptx::load_matrices<true>(right", "ptx::load_matrices<false>(right"),
+    *everywhere("column of weighted rows", TILES, "2 * column + item.lane / 16 * 16", "column + item.lane / 16 * 16"),
+    *everywhere("fragments exchanged", TILES, "weights[tile][1] = ptx::pack<element>(sums[2 * tile][2], sums[2 * tile][3]);\n    weights[tile][2] =", "weights[tile][2] = ptx::pack<element>(sums[2 * tile][2], sums[2 * tile][3]);\n    weights[tile][1] ="),
+    *everywhere("segments run on", TILES, "column / rows.segment * rows.segment_stride + column % rows.segment", "column"),
+    *everywhere("strides of items exchanged", TILES, "index[0] * strides[0] + index[1] * strides[1]", "index[1] * strides[0] + index[0] * strides[1]"),
+    *everywhere("item beyond the last", TILES, "exists = item < params.item_count;", "exists = true;", True),
+    *everywhere("transpose of results by half", TILES, "for (int bit = 1; bit <= 2; bit *= 2)", "for (int bit = 1; bit <= 1; bit *= 2)"),
+    # Bounds and masks
+    *everywhere("a row beyond the last is loaded", TILES, "valid = inside && row < frames;", "valid = inside && row <= frames;", True),
+    *everywhere("columns beyond the last are loaded", TILES, "inside = column < rows.columns;\n  const uint16_t* const base", "inside = column < rows.columns + 8;\n  const uint16_t* const base"),
+    *everywhere("a row beyond the last is stored", TILES, "if (frame < frames && column", "if (frame <= frames && column", True),
+    *everywhere("columns beyond the last are stored", TILES, "frame < frames && column < rows.columns)", "frame < frames && column < rows.columns + 8)", True),
+    *everywhere("columns in use are one step short", TILES, "if (16 * step >= columns) break;", "if (16 * step + 8 >= columns) break;"),
+    *everywhere("mask lets one key more in", SOFTMAX, "k < p.frames ? z : -kInfinity", "k <= p.frames ? z : -kInfinity"),
+    *everywhere("mask keeps one key out", SOFTMAX, "k < p.frames ? z : -kInfinity", "k < p.frames - 1 ? z : -kInfinity"),
+    *everywhere("no mask", SOFTMAX, "k < p.frames ? z : -kInfinity", "z"),
+    # Softmax
+    *everywhere("largest over two lanes of four", TILES, "return fmaxf(x, ptx::shuffle_xor(x, 2));", "return x;"),
+    *everywhere("sum over two lanes of four", TILES, "return x + ptx::shuffle_xor(x, 2);", "return x;"),
+    *everywhere("nothing subtracted", SOFTMAX, "most = row_max(most);", "most = 0;"),
+    *everywhere("masked rows are NaN", SOFTMAX, "most = most == -kInfinity ? 0 : most;", ""),
+    *everywhere("no entropy", SOFTMAX, "const float entropy = given ?", "const float entropy = false ?"),
+    *everywhere("base of the entropy", SOFTMAX, "entropy * kLog2E);", "entropy);"),
+    *inside(
+        "attention_forward",
+        ("second slab of a stage is not loaded", "if (slab + 1 < value_slabs)", "if (slab + 2 < value_slabs)"),
+        ("not divided by the sum", "inverse[half] = sum[half] > 0 ? 1 / sum[half] : 0;", "inverse[half] = 1;"),
+        ("base of lse", "(largest[half] + ptx::log2(sum[half])) * kLn2", "largest[half] + ptx::log2(sum[half])"),
+        ("lse of a row without keys", "sum[half] > 0 ? (largest[half]", "sum[half] >= 0 ? (0 * largest[half]"),
+        ("lse beyond the last frame", "item.lane % 4 == 0 && l < p.frames", "item.lane % 4 == 0 && l <= p.frames", True),
+        ("value slab by slab from the first place", "place + column / kSlabColumns * kSlabBytes<tiles>", "place"),
+    ),
+    *inside(
+        "attention_backward",
+        ("no barrier after the log-sums", "    item.sync();\n    log_weights", "    log_weights"),
+        ("no barrier after the offsets", "  item.sync();\n  for_pairs", "  for_pairs"),
+        ("no gradient of lse", "offset[half] -= item", "offset[half] -= 0 * item"),
+        ("no offset", "slopes[0] = low * total[half] * (slopes[0] - offset[half]);", "slopes[0] = low * total[half] * slopes[0];"),
+        ("weights not divided by their sum", "total[half] = total[half] > 0 ? 1 / total[half] : 0;", "total[half] = 1;"),
+        ("no scale", "row_factor[half] *= p.scale;", ""),
+        ("products exchanged", "add_weighted_rows<element, tiles>(item, by_row, key, column, sums);", "add_weighted_rows<element, tiles>(item, by_row, query, column, sums);"),
+        ("keeps stages that are not resident", "const int kept = params.resident ? key_slabs : 0;", "const int kept = key_slabs;"),
+        ("stages again from the wrong slab", "slab - value_slabs;", "slab - value_slabs + 1;"),
+    ),
+    *inside(
+        "update_forward",
+        ("no barrier after the log-sums", "  item.sync();\n  log_weights", "  log_weights"),
+        ("mass at its floor", "mass > p.mass_floor ? 1 / sum[half] : unit / p.mass_floor", "1 / sum[half]"),
+        ("mass relative to the largest", "mass = unit * sum[half];", "mass = sum[half];"),
+        ("mass beyond the last frame", "item.lane % 4 == 0 && k < p.frames", "item.lane % 4 == 0 && k <= p.frames", True),
+        ("means of keys", "add_weighted_rows<element, tiles>(item, weights, query,", "add_weighted_rows<element, tiles>(item, weights, query + kSlabBytes<tiles>,"),
+    ),
+    *inside(
+        "update_backward",
+        ("no barrier after the log-sums", "  item.sync();\n  log_weights", "  log_weights"),
+        ("no barrier after the factors", "  item.sync();\n\n  // By rows", "\n  // By rows"),
+        ("no barrier after the offsets", "  item.sync();\n\n  // By columns: g", "\n  // By columns: g"),
+        ("mass is a constant", "pull[half] = mass > p.mass_floor ? -mean : 0;", "pull[half] = 0;"),
+        ("a mass at its floor is none", "pull[half] = mass > p.mass_floor ? -mean : 0;", "pull[half] = -mean;"),
+        ("no factor by column", "factor[i / 2] * weight * (column_slopes", "weight * (column_slopes"),
+        ("mass beyond the last frame", "k < p.frames ? item.scalars(p.mass)", "k <= p.frames ? item.scalars(p.mass)", True),
+        ("no update", "add_weighted_rows<element, tiles>(item, update, grad_out, column, sums);", ""),
+    ),
+    *[
+        Mutation(f"{kernel}: {name}", kernel, SOFTMAX, old, new, *rest)
+        for kernel in ALL[1:]
+        for name, old, new, *rest in [
+            ("log-sum without its largest", "weighs ? largest[half] + ptx::log2(sum[half])", "weighs ? ptx::log2(sum[half])"),
+            ("statistics of the other half", "ptx::load_shared(item.statistic(kEntropy, item.frame(1)))", "ptx::load_shared(item.statistic(kEntropy, item.frame(0)))"),
+        ]
+    ],
+    *[
+        # Attention's own gradients do not see it: the rows of grad_out beyond the last are zero.
+        Mutation(f"{kernel}: rows beyond the last weigh", kernel, SOFTMAX, "sum[half] > 0 && item.frame(half) < p.frames;", "sum[half] > 0;")
+        for kernel in ("update_forward", "update_backward")
+    ],
+    *[
+        Mutation(f"{kernel}: {name}", kernel, file, old, new, *rest)
+        for kernel in ("attention_backward", "update_backward")
+        for name, file, old, new, *rest in [
+            ("grad_entropy beyond the last frame", SOFTMAX, "p.grad_entropy.data && item.lane % 4 == 0 && k < p.frames", "p.grad_entropy.data && item.lane % 4 == 0 && k <= p.frames", True),
+            ("rows of float16 not multiplied again", TILES, "factor[half] = fmaxf(row_max(largest), 1e-30f);", "factor[half] = 1; if (row_max(largest) > 0) sums[0][2 * half] *= 2;"),
+            ("sign of grad_entropy", SOFTMAX, "= -total;", "= total;"),
+        ]
+    ],
+]  # fmt: skip
+
+
+def main(wanted: Iterable[str]) -> int:
+    wanted = list(wanted)
+    chosen = [m for m in MUTATIONS if not wanted or any(text in m.name for text in wanted)]
+    if not chosen:
+        print(f"mutations.py: no mutation is called {wanted}", file=sys.stderr)
+        return 2
+    for program in ("emulator", "sanitized"):
+        subprocess.run(["make", "-s", "-C", ROOT / "tests/emulator", f"-j{jobs()}", program], check=True)
+    print("unbroken kernels ...", flush=True)
+    subprocess.run([BUILD / "emulator/frame_kernels", "--quiet"], check=True)
+    start, missed = time.monotonic(), []
+    with ThreadPoolExecutor(jobs()) as pool:
+        for mutation, verdict in zip(chosen, pool.map(try_mutation, chosen), strict=True):
+            caught = verdict is not None
+            print(f"{'caught' if caught else 'MISSED'}  {mutation.name}: {verdict or 'every case passes'}", flush=True)
+            if not caught:
+                missed.append(mutation.name)
+    print(f"{len(chosen) - len(missed)} of {len(chosen)} caught in {time.monotonic() - start:.0f} s")
+    return 1 if missed else 0
+
+
+def jobs() -> int:
+    return int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
+
+
+def try_mutation(mutation: Mutation) -> str | None:
+    """What the first failing case says, None if none fails."""
+    text = (ROOT / SOURCES / mutation.file).read_text()
+    if text.count(mutation.old) != 1:
+        raise SystemExit(
+            f"{mutation.name}: {mutation.file} has {text.count(mutation.old)} places like {mutation.old!r}"
+        )
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / SOURCES).mkdir(parents=True)
+        (folder / SOURCES / mutation.file).write_text(text.replace(mutation.old, mutation.new))
+        program = build(mutation, folder)
+        command = [program, "--quiet", "--stop", "--case", mutation.kernel]
+        # In the usual schedule all cases, then some of two items in a block in all schedules.
+        return first_failure(command) or first_failure([*command, "--thorough", "--case", "T17-"])
+
+
+def first_failure(command: list) -> str | None:
+    try:
+        run = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, errors="replace")
+    except subprocess.TimeoutExpired:
+        return f"does not end within {TIMEOUT} s"
+    if run.returncode == 0:
+        return None
+    lines = (run.stdout + run.stderr).splitlines()
+    return next((line for line in lines if "FAILED" in line or "ERROR" in line), f"exit status {run.returncode}")
+
+
+def build(mutation: Mutation, folder: Path) -> Path:
+    built = BUILD / ("sanitized" if mutation.sanitized else "emulator")
+    sanitize = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"] * mutation.sanitized
+    source = SOURCES / f"frame_{mutation.kernel}_sm80.cu"
+    compiler = [os.environ.get("CXX", "g++"), "-std=c++20", "-O1", "-w", *sanitize]
+    broken = folder / "kernel.o"
+    include = ["-I", folder, "-I", ROOT]  # the broken file hides the sound one
+    subprocess.run([*compiler, *include, "-x", "c++", "-c", ROOT / source, "-o", broken], check=True)
+    sound = [path for path in built.glob("*.o") if path.name not in (f"{source.name}.o", "test_simt.o")]
+    subprocess.run([*compiler, broken, *sound, "-o", folder / "program"], check=True)
+    return folder / "program"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
