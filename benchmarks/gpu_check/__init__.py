@@ -1,0 +1,63 @@
+"""`python -m benchmarks.gpu_check`: build, check, time and record everything on a machine with an NVIDIA GPU.
+
+Each stage is a module of this package and runs in a process of its own: a crash, a hang or a machine that refuses a
+tool ends one stage, not the run. What the stages have in common is here; this file and the modules that the parent
+process imports (stages, processes, provenance, results) need the standard library alone: torch may be what fails.
+
+A stage says how it went by its exit status and a JSON object, which it writes again after each step: what was measured
+before a time limit is kept.
+"""
+
+import argparse
+import json
+import os
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+EMULATOR_PROGRAM = ROOT / "build" / "emulator" / "frame_kernels"
+DEVICE_PROGRAM = ROOT / "build" / "device" / "frame_kernels"
+
+# What trust is given to, kernel by kernel and dtype by dtype.
+KERNELS = ("frame_attention_forward", "frame_attention_backward", "frame_update_forward", "frame_update_backward")
+KERNEL_DTYPES = ("bfloat16", "float16")
+
+
+@dataclass
+class Record:
+    """The JSON object of a stage."""
+
+    path: Path
+    values: dict[str, Any] = field(default_factory=dict)
+
+    def save(self, **values: Any) -> None:
+        self.values.update(values)
+        part = self.path.with_suffix(".part")  # renamed when complete: the stage may be killed at any time
+        part.write_text(json.dumps(self.values, indent=1))
+        os.replace(part, self.path)
+
+    def skip(self, reason: str) -> int:
+        """The exit status of a stage that this machine cannot run."""
+        self.save(skipped=reason)
+        print(f"skipped: {reason}", flush=True)
+        return 0
+
+
+def parse_stage(about: str, arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, Record]:
+    """What every stage is called with: --json FILE [--quick] [--dry-run]."""
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="where the results go")
+    parser.add_argument("--quick", action="store_true", help="less of everything")
+    parser.add_argument("--dry-run", action="store_true", help="print commands; do only what needs no GPU")
+    options = parser.parse_args(arguments)
+    return options, Record(options.json)
+
+
+def show(command: Sequence[object]) -> list[str]:
+    """The command in words, printed as one can type it."""
+    words = [str(word) for word in command]
+    print(f"$ {shlex.join(words)}", flush=True)
+    return words

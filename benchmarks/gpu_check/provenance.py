@@ -1,0 +1,63 @@
+"""What was run: the commit, and git's own hash of each source, since a copied tree may have no .git.
+
+gpu_report compares the hashes with its checkout: results of other sources than those of a commit are of no use.
+"""
+
+import hashlib
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+SOURCES = ("csrc", "python/frameattn", "tests/emulator", "tests/python/cuda", "benchmarks/gpu_check", "setup.py")
+SUFFIXES = {".cpp", ".cu", ".cuh", ".h", ".py", ".txt"}
+BUILT = {"python/frameattn/_build.py"}
+
+
+def describe(root: Path) -> dict[str, Any]:
+    return {"commit": commit(root), "sources": source_hashes(root), "kernel_version": kernel_version(root)}
+
+
+def commit(root: Path) -> str:
+    """The commit of the checkout, with "-dirty" if files differ from it."""
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude", "*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):  # no git, or a tree without .git
+        return "unknown"
+
+
+def source_hashes(root: Path) -> dict[str, str]:
+    """Path -> the name that git gives to its content."""
+    hashes = {}
+    for top in SOURCES:
+        files = [root / top] if (root / top).is_file() else sorted((root / top).rglob("*"))
+        for file in files:
+            path = file.relative_to(root).as_posix()
+            if file.is_file() and file.suffix in SUFFIXES and path not in BUILT:
+                content = file.read_bytes()
+                hashes[path] = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+    return hashes
+
+
+def committed_hashes(root: Path, revision: str) -> dict[str, str] | None:
+    """The same of a commit; None where git does not know it."""
+    command = ["git", "-C", str(root), "ls-tree", "-r", revision, "--", *SOURCES]
+    listing = subprocess.run(command, capture_output=True, text=True)
+    if listing.returncode != 0:
+        return None
+    hashes = {}
+    for line in listing.stdout.splitlines():
+        (_, _, name), path = line.split("\t")[0].split(), line.split("\t")[1]
+        if Path(path).suffix in SUFFIXES:
+            hashes[path] = name
+    return hashes
+
+
+def kernel_version(root: Path) -> int:
+    """kFrameKernelVersion: a recorded check holds for one version of the kernels."""
+    header = root / "csrc" / "shared" / "cuda" / "frame_attention.h"
+    found = re.search(r"\bkFrameKernelVersion\s*=\s*(\d+)\s*;", header.read_text())
+    if not found:
+        raise SystemExit(f"gpu_check: {header} defines no kFrameKernelVersion")
+    return int(found[1])

@@ -1,0 +1,93 @@
+"""Stage: our operators and their peers side by side, the most important cases first.
+
+A case that our operator fails, or in which the candidates disagree, fails the stage; the others are still measured.
+"""
+
+import sys
+import time
+from typing import Any
+
+import torch
+
+from benchmarks.gpu_check import Record, matrix, parse_stage, temporal
+from benchmarks.gpu_check.cases import OURS, GpuCase, measure
+from benchmarks.gpu_check.clock import BRIEF, FULL
+from benchmarks.gpu_check.machine import smi
+from benchmarks.gpu_check.peers import dense_case
+
+SECONDS = 150.0  # then no further case is begun
+
+
+def all_cases(quick: bool) -> list[GpuCase]:
+    first = [*matrix.cases(matrix.SHAPES[0]), *temporal.cases(temporal.SHAPES[0])]
+    if quick:
+        return first
+    others = [case for shape in temporal.SHAPES[1:] for case in temporal.cases(shape)]
+    others += [case for shape in matrix.SHAPES[1:] for case in matrix.cases(shape)]
+    directions = ("forward", "forward+backward")
+    return [*first, *others, *(dense_case(temporal.SHAPES[0], direction) for direction in directions)]
+
+
+def tiny_cases() -> list[GpuCase]:
+    return [*matrix.cases(matrix.TINY), *temporal.cases(temporal.TINY)]
+
+
+def main() -> int:
+    options, record = parse_stage(__doc__)
+    if options.dry_run:
+        return dry_run(record, all_cases(options.quick))
+    if not torch.cuda.is_available():
+        return record.skip(f"torch {torch.__version__} sees no CUDA device")
+    device, l2_bytes = torch.device("cuda"), torch.cuda.get_device_properties(0).L2_cache_size
+    start = time.monotonic()
+    record.save(rows=[], unavailable={}, left_out=[], errors={}, clocks_before=smi())
+    for gpu_case in all_cases(options.quick):
+        name = str(gpu_case.case)
+        if time.monotonic() - start > SECONDS:
+            record.values["left_out"].append(name)
+            continue
+        effort = BRIEF if options.quick or gpu_case.slow else FULL
+        try:
+            measured = measure(gpu_case, device, effort, l2_bytes)
+        except Exception as error:  # the next case may work; an unusable device makes them all fail
+            record.values["errors"][name] = f"{type(error).__name__}: {error}"[:500]
+            print(f"{name}: {record.values['errors'][name]}", flush=True)
+        else:
+            record.values["unavailable"] |= {f"{name}: {peer}": why for peer, why in measured.unavailable.items()}
+            add_rows(record, measured.rows(gpu_case))
+        torch.cuda.empty_cache()
+        record.save()
+    record.save(clocks_after=smi())
+    if record.values["errors"]:
+        record.save(failed=f"{len(record.values['errors'])} cases: {next(iter(record.values['errors'].values()))}")
+    return int(bool(record.values["errors"]))
+
+
+def add_rows(record: Record, rows: list[dict[str, Any]]) -> None:
+    lines = [format_row(row, rows) for row in rows]
+    print(*lines, sep="\n", flush=True)
+    record.values["rows"] += rows
+    record.values["table"] = [*record.values.get("table", []), *lines]
+
+
+def format_row(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    name = f"{row['operation']} {row['shape']} {row['direction']}"
+    times = f"{1e3 * row['median']:9.3f} ms ({1e3 * row['q1']:.3f} .. {1e3 * row['q3']:.3f})"
+    rates = f"{row['bytes'] / row['median'] / 1e9:7.0f} GB/s {row['operations'] / row['median'] / 1e12:6.1f} TFLOP/s"
+    ours = next((other["median"] for other in rows if other["candidate"] == OURS), row["median"])
+    return f"{name:<55} {row['candidate']:<18} {times:<38} {rates} {row['median'] / ours:7.2f}x  {row['error']:.1e}"
+
+
+def dry_run(record: Record, cases: list[GpuCase]) -> int:
+    """Names what would be timed and computes problems of the same kinds, too small to be timed, on the CPU."""
+    for gpu_case in cases:
+        print(f"{gpu_case.case}: {gpu_case.bytes / 1e6:.0f} MB")
+    for gpu_case in tiny_cases():
+        measured = measure(gpu_case, torch.device("cpu"), BRIEF, l2_bytes=0)
+        print(f"{gpu_case.case} on the CPU: errors {measured.errors}, not here {measured.unavailable}")
+    record.save(rows=[], cases=[str(gpu_case.case) for gpu_case in cases])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

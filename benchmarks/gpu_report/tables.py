@@ -1,0 +1,92 @@
+"""The measurements of a run as rows, as a CSV file and as the table in README.md."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+OURS = "frameattn"
+BEGIN, END = "<!-- gpu-table:begin -->", "<!-- gpu-table:end -->"
+MACHINE = ("gpu", "torch", "cuda", "driver_version")
+
+
+def rows_of(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """One row for each candidate of each case: what was measured, where, and its share of what this GPU can do."""
+    details = results["details"]
+    machine, baselines, timings = (details.get(name, {}) for name in ("machine", "baselines", "timings"))
+    origin = {
+        "commit": results["commit"],
+        "started": results["started"],
+        **{name: machine.get(name) for name in MACHINE},
+    }
+    origin["sm_clock"] = baselines.get("clocks_under_load", {}).get("clocks.sm")
+    origin["memory_clock"] = baselines.get("clocks_under_load", {}).get("clocks.mem")
+    copy, gemm = (baselines.get(name, {}).get("rate") for name in ("copy", "gemm"))
+    # Dense attention is in both stages; the later one is side by side with more peers.
+    rows = {(*case_of(row), row["candidate"]): row for row in [*baselines.get("rows", []), *timings.get("rows", [])]}
+    rows = list(rows.values())
+    times = {}
+    for row in rows:
+        times.setdefault(case_of(row), {})[row["candidate"]] = row["median"]
+    complete = []
+    for row in rows:
+        peers, median = times[case_of(row)], row["median"]
+        complete.append(
+            {
+                **origin,
+                **row,
+                "bandwidth_share": row["bytes"] / median / copy if copy else None,
+                "gemm_share": row["operations"] / median / gemm if gemm else None,
+                "speedup_of_ours": median / peers[OURS] if OURS in peers else None,
+            }
+        )
+    return complete
+
+
+def case_of(row: dict[str, Any]) -> tuple[str, str, str, str]:
+    return row["operation"], row["shape"], row["dtype"], row["direction"]
+
+
+def write_csv(rows: list[dict[str, Any]], path: Path) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({name: f"{v:.6g}" if isinstance(v, float) else v for name, v in row.items()})
+
+
+def readme_table(rows: list[dict[str, Any]], results: dict[str, Any]) -> str:
+    """Our operators against each peer, one line for each case."""
+    cases: dict[tuple, dict[str, dict[str, Any]]] = {}
+    for row in rows:
+        cases.setdefault(case_of(row), {})[row["candidate"]] = row
+    ours = {case: peers for case, peers in cases.items() if OURS in peers}
+    peers = list(dict.fromkeys(name for candidates in ours.values() for name in candidates if name != OURS))
+    head = ["", "ms (quartiles)", "share of copy bandwidth", *(f"over {name}" for name in peers)]
+    lines = [f"{where(rows[0], results)}:", "", "| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for (operation, shape, dtype, direction), candidates in ours.items():
+        row = candidates[OURS]
+        # The module is bound by its products: what it reads and writes says little.
+        is_module = operation == "MatrixAttention"
+        share = "" if is_module or row["bandwidth_share"] is None else f"{row['bandwidth_share']:.0%}"
+        speed = [f"{candidates[name]['median'] / row['median']:.2f}x" if name in candidates else "" for name in peers]
+        times = f"{1e3 * row['median']:.3f} ({1e3 * row['q1']:.3f} .. {1e3 * row['q3']:.3f})"
+        lines.append("| " + " | ".join([f"{operation} {shape}, {dtype}, {direction}", times, share, *speed]) + " |")
+    return "\n".join(lines)
+
+
+def where(row: dict[str, Any], results: dict[str, Any]) -> str:
+    words = [str(row["gpu"]), f"torch {row['torch']}", f"driver {row['driver_version']}", f"commit {row['commit']}"]
+    for name, unit, scale in (("copy", "GB/s copy", 1e9), ("gemm", "TFLOP/s bf16 GEMM", 1e12)):
+        if rate := results["details"].get("baselines", {}).get(name, {}).get("rate"):
+            words.append(f"{rate / scale:.0f} {unit}")
+    return ", ".join(words)
+
+
+def write_readme(table: str, path: Path) -> str:
+    """Replaces what is between the markers; says what it did."""
+    text = path.read_text() if path.exists() else ""
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(END) < text.index(BEGIN):
+        return f"{path} has no {BEGIN} ... {END}: its table was not written"
+    before, rest = text.split(BEGIN)
+    path.write_text(f"{before}{BEGIN}\n{table}\n{END}{rest.split(END)[1]}")
+    return f"wrote the table of {path}"

@@ -1,0 +1,56 @@
+"""csrc/shared/trusted_kernels.inc: which kernel of which version passed its checks on which capability and dtype.
+
+    {"frame_attention_forward", 1, 90, "bfloat16"},
+
+A kernel is trusted for a dtype if both stages `elements` and `tests` say that it passed.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+LINE = re.compile(r'\s*\{"(\w+)", (\d+), (\d+), "(\w+)"\},\s*')
+HEADER = (
+    "// Kernels that passed their checks on a GPU: name, version, compute capability, dtype. Written by gpu-report.\n"
+)
+
+
+def missing(results: dict[str, Any]) -> list[str]:
+    """Why kernels are not trusted."""
+    return [
+        f"{kernel}, {dtype}: " + ", ".join(f"{stage} {status}" for stage, status in stages.items())
+        for kernel, dtypes in results["kernels"].items()
+        for dtype, stages in dtypes.items()
+        if not passed(stages)
+    ]
+
+
+def passed(stages: dict[str, str]) -> bool:
+    return all(stages.get(stage) == "passed" for stage in ("elements", "tests"))
+
+
+def trusted_lines(results: dict[str, Any]) -> list[str]:
+    version, capability = results["kernel_version"], results["details"]["machine"]["capability"]
+    return [
+        f'{{"{kernel}", {version}, {capability}, "{dtype}"}},'
+        for kernel, dtypes in results["kernels"].items()
+        for dtype, stages in dtypes.items()
+        if passed(stages)
+    ]
+
+
+def update(path: Path, lines: list[str], capability: int, version: int) -> bool:
+    """Adds the lines; those of other versions say nothing of this one and go. True if the file changed."""
+    text = path.read_text() if path.exists() else HEADER
+    comments, entries = [], set(lines)
+    for line in text.splitlines():
+        entry = LINE.fullmatch(line)
+        if not entry:
+            comments.append(line)
+        elif int(entry[2]) == version:
+            entries.add(line.strip())
+    new = "\n".join([*comments, *sorted(entries)]) + "\n"
+    if new != text:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(new)
+    return new != text

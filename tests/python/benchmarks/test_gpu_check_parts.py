@@ -1,0 +1,190 @@
+"""What benchmarks.gpu_check makes of dumps, of other tools and of tests; no GPU is needed."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import gpu_check
+from benchmarks.gpu_check import elements, profiling, sanitizer, stages, timings
+from benchmarks.gpu_check.clock import number_of_sets
+
+# Dumps
+
+
+def test_equal_dumps_pass():
+    values = np.array([1, -2, np.inf, np.nan, 0], np.float32)
+    assert elements.compare(values, values.copy(), "float16")["passed"]
+    assert elements.compare(values[:0], values[:0], "float16")["passed"]
+    zero = np.zeros(3, np.float32)
+    assert elements.compare(zero, zero, "bfloat16")["passed"]
+    assert not elements.compare(zero, zero + 1, "bfloat16")["passed"]
+
+
+@pytest.mark.parametrize("dtype, inside, outside", [("bfloat16", 0.009, 0.011), ("float16", 0.0019, 0.0021)])
+def test_a_difference_counts_relative_to_the_largest_element(dtype, inside, outside):
+    expected = np.array([4, 1, 0.5], np.float32)
+    verdicts = [elements.compare(expected, expected + np.float32(4 * x), dtype) for x in (inside, outside)]
+    assert [verdict["passed"] for verdict in verdicts] == [True, False]
+    assert verdicts[0]["relative"] == pytest.approx(inside, rel=1e-3)
+    assert verdicts[1]["reason"].startswith("relative difference")
+
+
+def test_counts_elements_beyond_two_ulp_of_bfloat16():
+    expected = np.array([1, 1, 1.99, -3, 0], np.float32)
+    ulp = np.array([1, 1, 1, 2, 0], np.float32) / 128  # of the numbers from 1 to 2, and from 2 to 4
+    verdict = elements.compare(expected, expected + ulp * np.array([1.9, 2.1, -2.1, 2.1, 0], np.float32), "bfloat16")
+    assert verdict["beyond_2_ulp"] == 3
+
+
+@pytest.mark.parametrize("planted", [np.nan, np.inf])
+def test_a_dump_with_another_nan_infinity_or_length_fails(planted):
+    expected = np.array([1, np.inf, 3], np.float32)
+    actual = expected.copy()
+    actual[0] = planted
+    assert "not finite" in elements.compare(expected, actual, "bfloat16")["reason"]
+    assert "not finite" in elements.compare(actual, expected, "bfloat16")["reason"]
+    assert elements.compare(expected, expected[:2], "bfloat16")["reason"] == (
+        "3 elements on the emulator, 2 on the GPU"
+    )
+
+
+def fake_program(folder: Path, name: str, factor: float) -> Path:
+    """Two cases, of which the second fails against its reference on the GPU, and dumps of multiples of `factor`."""
+    program = folder / name / "frame_kernels"
+    program.parent.mkdir()
+    program.write_text(
+        f"#!{sys.executable}\nimport array, sys\n"
+        "cases = ['update_forward-float16-T7', 'attention_backward-bfloat16-T7']\n"
+        "if '--list' in sys.argv: sys.exit(print(*cases, sep='\\n'))\n"
+        "if '--dump' in sys.argv:\n"
+        f"    array.array('f', [{factor}, {2 * factor}]).tofile(open(sys.argv[4], 'wb'))\n"
+        "    cases = [sys.argv[2]]\n"
+        f"bad = cases[-1][0] == 'a' and {name == 'device'}\n"
+        "print('FAILED' if bad else 'ok', cases[-1] + ': out 0.1')\n"
+        "sys.exit(bad)\n"
+    )
+    program.chmod(0o755)
+    return program
+
+
+def test_elements_compares_what_both_programs_dump(tmp_path, monkeypatch):
+    for name, factor in (("emulator", 1.0), ("device", 1.001)):
+        monkeypatch.setattr(elements, f"{name.upper()}_PROGRAM", fake_program(tmp_path, name, factor))
+    monkeypatch.setattr(sys, "argv", ["elements", "--json", str(tmp_path / "elements.json")])
+    assert elements.main() == 1
+    values = json.loads((tmp_path / "elements.json").read_text())
+    of_all, first, second = values["cases"]
+    assert (of_all["case"], of_all["reason"]) == ("attention_backward-bfloat16-T7", "out 0.1")
+    assert first["passed"] and first["relative"] == pytest.approx(0.001, rel=1e-2)
+    assert second["reason"] == "device: exit status 1: FAILED attention_backward-bfloat16-T7: out 0.1"
+    assert values["kernels"] == {
+        "frame_update_forward": {"float16": "passed"},
+        "frame_attention_backward": {"bfloat16": "failed"},
+    }
+    assert values["failed"].startswith("2 of 3 cases failed: attention_backward-bfloat16-T7")
+
+
+def test_a_program_that_crashes_fails(tmp_path):
+    program = tmp_path / "frame_kernels"
+    program.write_text("#!/bin/sh\necho an illegal memory access >&2\nexit 134\n")
+    program.chmod(0o755)
+    (failed,) = elements.failures_of_all(program)
+    assert failed["reason"] == "exit status 134: an illegal memory access"
+
+
+def test_a_sample_has_cases_of_every_kernel_and_dtype():
+    # dtypes take turns: every second case would be of one of them
+    names = [f"{k}-{d}-T{i}" for k in gpu_check.KERNELS for i in range(35) for d in gpu_check.KERNEL_DTYPES]
+    chosen = elements.sample(names, 96)
+    assert len(set(chosen)) == len(chosen) == 96
+    for kernel in gpu_check.KERNELS:
+        for dtype in gpu_check.KERNEL_DTYPES:
+            assert sum(name.startswith(f"{kernel}-{dtype}") for name in chosen) == 12
+    assert sorted(elements.sample(names[:5], 96)) == sorted(names[:5])
+    assert elements.sample([], 96) == []
+
+
+def test_cases_are_of_a_kernel_and_a_dtype():
+    assert elements.dtype_of("attention_forward-bfloat16-T7") == "bfloat16"
+    assert elements.dtype_of("attention_forward-float16-T7") == "float16"
+    with pytest.raises(ValueError, match="names none of the dtypes"):
+        elements.dtype_of("attention_forward-T7")
+    assert [elements.kernel_of(f"{kernel}-float16") for kernel in gpu_check.KERNELS] == list(gpu_check.KERNELS)
+    assert elements.kernel_of("copy-float16") is None
+
+
+# What tools and pytest say
+
+
+def test_sanitizer_tells_findings_from_a_tool_that_is_refused(monkeypatch):
+    def answers(under_tool, alone):
+        monkeypatch.setattr(
+            sanitizer, "run", lambda command: (under_tool if command[0] == "compute-sanitizer" else alone, "words")
+        )
+        return sanitizer.check("memcheck", "case")["status"]
+
+    assert answers(0, None) == "passed"
+    assert answers(sanitizer.FOUND, 0) == "failed"
+    assert answers(255, 0) == "refused"
+    assert answers(255, 1) == "failed"
+    names = [
+        f"{kernel}-{dtype}-{i}" for kernel in gpu_check.KERNELS for dtype in gpu_check.KERNEL_DTYPES for i in (1, 2)
+    ]
+    chosen = sanitizer.handful(names, quick=False)
+    assert [elements.kernel_of(name) for name in chosen] == list(gpu_check.KERNELS)
+    assert {elements.dtype_of(name) for name in chosen} == set(gpu_check.KERNEL_DTYPES)
+
+
+def test_reads_what_ncu_writes():
+    output = (
+        "==PROF== Connected\n"
+        '"ID","Kernel Name","dram__throughput.avg","smsp__average_warps_issue_stalled_wait.ratio","other"\n'
+        '"","","%","inst",""\n'
+        '"0","frame_update_forward_kernel","83.1","1,250.5","7"\n'
+    )
+    (launch,) = profiling.read_metrics(output)
+    assert launch == {
+        "kernel": "frame_update_forward_kernel",
+        "dram__throughput.avg": "83.1 %",
+        "smsp__average_warps_issue_stalled_wait.ratio": "1,250.5 inst",
+    }
+    assert len(profiling.format_launch(launch)) == 3
+    assert profiling.read_metrics("==ERROR== ERR_NVGPUCTRPERM") == []
+
+
+def test_a_kernel_passes_only_if_every_test_of_it_ran_and_passed(tmp_path):
+    (tmp_path / "test_kernels.py").write_text(
+        "import pytest\n"
+        "@pytest.mark.kernels('first', 'second')\n"
+        "@pytest.mark.parametrize('dtype', ['bfloat16', 'float16', 'float32'])\n"
+        "def test_a(dtype): assert dtype != 'float16'\n"
+        "@pytest.mark.kernels('second')\n"
+        "@pytest.mark.parametrize('dtype', ['bfloat16'])\n"
+        "def test_b(dtype): pytest.skip('not here')\n"
+    )
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = kernels(*names): of them\n")
+    environment = stages.environment() | {"FRAMEATTN_TEST_REPORT": str(tmp_path / "report.json")}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "benchmarks.gpu_check.pytest_report", "test_kernels.py"]
+    subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True)
+    values = json.loads((tmp_path / "report.json").read_text())
+    assert values["kernels"] == {
+        "first": {"bfloat16": "passed", "float16": "failed", "float32": "passed"},
+        "second": {"bfloat16": "skipped", "float16": "failed", "float32": "passed"},
+    }
+    assert values["counts"] == {"passed": 2, "failed": 1, "skipped": 1}
+
+
+def test_sets_of_inputs_exceed_the_cache():
+    assert number_of_sets(10**9, 50 * 2**20) == 2
+    assert number_of_sets(50 * 2**20, 50 * 2**20) == 4
+    assert number_of_sets(1, 50 * 2**20) == 8
+
+
+def test_unavoidable_bytes_are_those_of_the_design():
+    """Forward and backward of the paper's XL: 47.2 and 75.5 MB a clip; four clips are measured."""
+    forward, backward, *_ = (case.bytes / 4 / 1e6 for case in timings.all_cases(quick=True))
+    assert (forward, backward - forward) == (pytest.approx(47.2, abs=0.05), pytest.approx(75.5, abs=0.05))

@@ -1,0 +1,187 @@
+"""benchmarks.gpu_report on results that were made up, in a checkout that was made up."""
+
+import csv
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from benchmarks import gpu_check
+from benchmarks.gpu_check import provenance
+from benchmarks.gpu_report import __main__ as report
+from benchmarks.gpu_report import tables
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def row(candidate: str, median: float, operation: str = "temporal_update", direction: str = "forward") -> dict:
+    times = {"min": median, "median": median, "q1": 0.9 * median, "q3": 1.1 * median, "repetitions": 20}
+    case = {"operation": operation, "shape": "21x30x52-d128", "dtype": "bfloat16", "direction": direction}
+    return {**case, "candidate": candidate, **times, "bytes": 3 * 10**8, "operations": 10**10, "error": 1e-3}
+
+
+def synthetic(**changes) -> dict:
+    passed = {"elements": "passed", "tests": "passed"}
+    kernels = {kernel: dict.fromkeys(gpu_check.KERNEL_DTYPES, passed) for kernel in gpu_check.KERNELS[:2]}
+    kernels["frame_update_forward"] = {"bfloat16": passed, "float16": {**passed, "elements": "not run"}}
+    kernels["frame_update_backward"] = {"bfloat16": {**passed, "tests": "skipped"}, "float16": passed}
+    machine = {
+        "gpu": "NVIDIA H100 80GB HBM3",
+        "capability": 90,
+        "torch": "2.11.0",
+        "cuda": "13.0",
+        "driver_version": "580",
+    }
+    baselines = {
+        "copy": {"rate": 3e12},
+        "gemm": {"rate": 7.9e14},
+        "clocks_under_load": {"clocks.sm": "1980 MHz", "clocks.mem": "2619 MHz"},
+        "rows": [row("cuDNN", 2.0, "dense attention"), row("FlashAttention-2", 3.0, "dense attention")],
+    }
+    measured = [
+        row("eager", 1e-3),
+        row("torch.compile", 5e-4),
+        row("frameattn", 1.25e-4),
+        row("cuDNN", 1.9, "dense attention"),
+    ]
+    return {
+        "schema": 1,
+        "commit": "abc1234",
+        "sources": {},
+        "kernel_version": provenance.kernel_version(ROOT),
+        "started": "2030-01-01T00:00:00+00:00",
+        "quick": False,
+        "dry_run": False,
+        "stages": [
+            {"name": "tests", "status": "passed", "reason": ""},
+            {"name": "profile", "status": "skipped", "reason": "no"},
+        ],
+        "kernels": kernels,
+        "details": {"machine": machine, "baselines": baselines, "timings": {"rows": measured}},
+        **changes,
+    }
+
+
+@pytest.fixture
+def checkout(tmp_path) -> Path:
+    """What the report reads of a repository, and where it writes."""
+    root = tmp_path / "checkout"
+    header = root / "csrc" / "shared" / "cuda" / "frame_attention.h"
+    header.parent.mkdir(parents=True)
+    header.write_text(f"constexpr int kFrameKernelVersion = {provenance.kernel_version(ROOT)};\n")
+    return root
+
+
+def make_report(checkout: Path, values: dict) -> int:
+    folder = checkout.parent / "results"
+    folder.mkdir(exist_ok=True)
+    (folder / "results.json").write_text(json.dumps(values))
+    return report.main([str(folder), "--root", str(checkout)])
+
+
+def test_report_writes_measurements_trust_and_the_table(checkout, capsys):
+    version = provenance.kernel_version(ROOT)
+    trusted = checkout / "csrc" / "shared" / "trusted_kernels.inc"
+    kept = f'{{"frame_attention_forward", {version}, 80, "bfloat16"}},'
+    outdated = f'{{"frame_attention_forward", {version - 1}, 90, "bfloat16"}},'
+    trusted.write_text(f"// A comment with an example:\n//   {kept}\n{outdated}\n{kept}\n")
+    (checkout / "README.md").write_text(f"before\n{tables.BEGIN}\nold\n{tables.END}\nafter\n")
+    assert make_report(checkout, synthetic()) == 0
+
+    assert trusted.read_text().splitlines() == [
+        "// A comment with an example:",
+        f"//   {kept}",
+        f'{{"frame_attention_backward", {version}, 90, "bfloat16"}},',
+        f'{{"frame_attention_backward", {version}, 90, "float16"}},',
+        kept,
+        f'{{"frame_attention_forward", {version}, 90, "bfloat16"}},',
+        f'{{"frame_attention_forward", {version}, 90, "float16"}},',
+        f'{{"frame_update_backward", {version}, 90, "float16"}},',
+        f'{{"frame_update_forward", {version}, 90, "bfloat16"}},',
+    ]
+    said = capsys.readouterr().out
+    assert "not trusted: frame_update_backward, bfloat16: elements passed, tests skipped" in said
+    assert "not trusted: frame_update_forward, float16: elements not run, tests passed" in said
+
+    folder = checkout / "benchmarks" / "results" / "nvidia-h100-80gb-hbm3"
+    with (folder / "gpu_check.csv").open() as file:
+        rows = {(line["operation"], line["candidate"]): line for line in csv.DictReader(file)}
+    ours = rows["temporal_update", "frameattn"]
+    assert float(ours["bandwidth_share"]) == pytest.approx(0.8)
+    assert (ours["commit"], ours["cuda"], ours["sm_clock"]) == ("abc1234", "13.0", "1980 MHz")
+    assert float(rows["temporal_update", "torch.compile"]["speedup_of_ours"]) == pytest.approx(4)
+    assert len(rows) == 5
+    assert float(rows["dense attention", "cuDNN"]["median"]) == 1.9  # of the later stage
+    if tables_have_plots():
+        assert (folder / "gpu_check.png").read_bytes().startswith(b"\x89PNG")
+
+    readme = (checkout / "README.md").read_text()
+    assert readme.startswith(f"before\n{tables.BEGIN}\nNVIDIA H100") and readme.endswith(f"{tables.END}\nafter\n")
+    assert "| 0.125 (0.113 .. 0.138) | 80% | 8.00x | 4.00x |" in readme
+    assert "old" not in readme and "dense attention" not in readme
+
+    before = {path: path.read_bytes() for path in (trusted, checkout / "README.md")}
+    assert make_report(checkout, synthetic()) == 0  # once more changes nothing
+    assert before == {path: path.read_bytes() for path in before}
+
+
+def tables_have_plots() -> bool:
+    pytest.importorskip("matplotlib")
+    return True
+
+
+def test_report_leaves_a_readme_without_markers_alone(checkout, capsys):
+    (checkout / "README.md").write_text("no markers\n")
+    assert make_report(checkout, synthetic()) == 0
+    assert (checkout / "README.md").read_text() == "no markers\n"
+    assert "its table was not written" in capsys.readouterr().out
+
+
+def test_report_trusts_no_other_version(checkout, capsys):
+    version = provenance.kernel_version(ROOT)
+    assert make_report(checkout, synthetic(kernel_version=version + 1)) == 0
+    assert not (checkout / "csrc" / "shared" / "trusted_kernels.inc").exists()
+    words = f"no kernel is trusted: version {version + 1} of the kernels ran, this checkout has {version}"
+    assert words in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"commit": "abc1234-dirty"}, "a tree ran that differs from commit abc1234: commit, and run again"),
+        ({"commit": "unknown"}, "name no commit, and .* has none to compare"),
+        (
+            {"stages": [{"name": "tests", "status": "failed", "reason": "3 failed"}]},
+            r"stages failed: tests \(3 failed\)",
+        ),
+        ({"dry_run": True}, "--dry-run"),
+        ({"quick": True}, "--quick"),
+        ({"schema": 0}, "schema 0"),
+    ],
+)
+def test_report_refuses_what_says_nothing_of_a_commit(checkout, capsys, change, words):
+    before = sorted(checkout.rglob("*"))
+    assert make_report(checkout, synthetic(**change)) == 1
+    assert re.search(words, capsys.readouterr().err)
+    assert sorted(checkout.rglob("*")) == before
+
+
+def test_report_knows_the_commit_of_a_tree_without_git_by_its_sources(checkout, capsys):
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(checkout)]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "a"]):
+        subprocess.run([*git, *command], check=True)
+    values = synthetic(commit="unknown", sources=provenance.source_hashes(checkout))
+    assert make_report(checkout, values) == 0
+    (written,) = (checkout / "benchmarks" / "results").glob("*/gpu_check.csv")
+    assert provenance.commit(checkout).removesuffix("-dirty") in written.read_text()
+
+    values["sources"]["csrc/shared/cuda/frame_attention.h"] = "0" * 40
+    assert make_report(checkout, values) == 1
+    assert "are not those of HEAD: csrc/shared/cuda/frame_attention.h" in capsys.readouterr().err
+
+
+def test_report_says_where_results_should_be(tmp_path, capsys):
+    assert report.main([str(tmp_path)]) == 1
+    assert "results.json does not exist: DIR must be what --out" in capsys.readouterr().err

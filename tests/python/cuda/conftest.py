@@ -1,0 +1,30 @@
+"""Without a GPU, or with a CPU build, these tests skip and say why.
+
+The kernels themselves are tested: FRAMEATTN_KERNELS=unchecked keeps our operators from falling back to torch's where a
+kernel fails the check at its first use.
+"""
+
+import pytest
+import torch
+
+import frameattn
+
+
+def reason_to_skip() -> str | None:
+    if not torch.cuda.is_available():
+        return f"torch {torch.__version__} sees no CUDA device"
+    if frameattn.build_info()["cuda"].startswith("no"):
+        return f"frameattn is a CPU build: {frameattn.build_info()['cuda']}"
+    return None
+
+
+def pytest_collection_modifyitems(items):
+    if reason := reason_to_skip():
+        for item in items:
+            if item.get_closest_marker("cuda"):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(autouse=True)
+def kernels_without_a_first_check(monkeypatch):
+    monkeypatch.setenv("FRAMEATTN_KERNELS", "unchecked")
