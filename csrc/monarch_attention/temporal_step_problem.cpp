@@ -2,6 +2,9 @@
 
 #include <ATen/Functions.h>
 
+#include <algorithm>
+#include <limits>
+
 #include "csrc/monarch_attention/statistics.h"
 
 namespace frameattn {
@@ -33,6 +36,13 @@ FrameProblem problem_of(const char* op, FrameKernel kernel, const Items& items, 
   return {.op = op, .kernel = kernel, .query = items.rows(query), .key = items.rows(weighted_key)};
 }
 
+// Masses are divided by at least this: a floor of 0 would give 0 / 0 where a frame receives no weight.
+double bound_of(double mass_floor, const Tensor& query) {
+  const bool is_double = query.scalar_type() == at::kDouble;
+  return std::max<double>(mass_floor,
+                          is_double ? std::numeric_limits<double>::min() : std::numeric_limits<float>::min());
+}
+
 Tensor contiguous_empty(const Tensor& x) { return at::empty(x.sizes(), x.options()); }
 
 }  // namespace
@@ -42,7 +52,7 @@ std::tuple<Tensor, Tensor> temporal_update_by(const FrameRunner& run, const Tens
   const Items items(query, frames);
   const Tensor surrogate = contiguous_empty(query), mass = empty_statistic(query);
   FrameProblem problem = problem_of("temporal_update", FrameKernel::update_forward, items, query, weighted_key);
-  problem.mass_floor = mass_floor;
+  problem.mass_floor = bound_of(mass_floor, query);
   problem.entropy = items.scalars(entropy);
   problem.out = items.rows(surrogate);
   problem.mass = items.scalars(mass);
@@ -59,7 +69,7 @@ std::tuple<Tensor, Tensor, Tensor> temporal_update_backward_by(const FrameRunner
   const Tensor grad_entropy = empty_statistic(query);
   FrameProblem problem =
       problem_of("temporal_update_backward", FrameKernel::update_backward, items, query, weighted_key);
-  problem.mass_floor = mass_floor;
+  problem.mass_floor = bound_of(mass_floor, query);
   problem.entropy = items.scalars(entropy);
   problem.mass = items.scalars(mass);
   problem.grad_out = items.rows(grad_surrogate);

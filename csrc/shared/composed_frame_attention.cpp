@@ -72,15 +72,15 @@ class Items {
     if (update) {
       find_statistics();
       for (const Range k : blocks_) {
-        const Tensor pull = (weights_of(all_, k) * products_of(all_, k)).sum(1).div_(divisor(k)).neg_();
+        const Tensor pull = shares_of(all_, k).mul_(products_of(all_, k)).sum(1).neg_();
         pull_.narrow(2, k.first, k.count).copy_(at::where(mass(k) > p.mass_floor, pull, 0).unsqueeze(1));
       }
     }
     for (const Range l : blocks_) {
-      const Tensor logits = logit_gradients(l, all_), &weights = weights_of(l, all_);
+      const Tensor logits = logit_gradients(l, all_), shares = update ? shares_of(l, all_) : Tensor();
       for_columns(p.query, [&](auto part) {
         Tensor grad = logits.bmm(load(part(p.key), all_)).mul_(p.scale);
-        if (update) grad.baddbmm_(weights, load(part(p.grad_out), all_).div(divisor(all_).unsqueeze(-1)));
+        if (update) grad.baddbmm_(shares, load(part(p.grad_out), all_));
         store(grad, part(p.grad_query), l);
       });
     }
@@ -118,26 +118,26 @@ class Items {
     for (const Range l : blocks_) weights_of(l, all_);
   }
 
-  // Of the gradient with what the weights multiply: grad_out[l].value[k], or in the update form
-  // query[l].grad_out[k] / max(mass[k], mass_floor).
+  // weights / max(mass, mass_floor), at most 1: the quotient of anything else might overflow
+  Tensor shares_of(Range l, Range k) { return weights_of(l, k) / divisor(k).unsqueeze(1); }
+
+  // Of the gradient with what the weights, or the shares, multiply: grad_out[l].value[k], or query[l].grad_out[k].
   const Tensor& products_of(Range l, Range k) {
     weights_of(l, k);
-    if (!tile_.products.defined()) {
-      tile_.products = p.is_update() ? products(p.query, p.grad_out, l, k).div_(divisor(k).unsqueeze(1))
-                                     : products(p.grad_out, p.value, l, k);
-    }
+    if (!tile_.products.defined())
+      tile_.products = p.is_update() ? products(p.query, p.grad_out, l, k) : products(p.grad_out, p.value, l, k);
     return tile_.products;
   }
 
   Tensor logit_gradients(Range l, Range k) {
-    const Tensor& weights = weights_of(l, k);
     Tensor x = products_of(l, k) + pull_.narrow(2, k.first, k.count);
+    x.mul_(p.is_update() ? shares_of(l, k) : weights_of(l, k));
     Tensor offset = offset_.narrow(1, l.first, l.count);
     if (k == all_) {
-      offset.copy_((weights * x).sum(-1, /*keepdim=*/true));
+      offset.copy_(x.sum(-1, /*keepdim=*/true));
       if (p.grad_lse.defined()) offset.sub_(load_scalars(p.grad_lse, l).unsqueeze(-1));
     }
-    return x.sub_(offset).mul_(weights);
+    return x.addcmul_(weights_of(l, k), offset, -1);
   }
 
   Tensor mass(Range k) const { return load_scalars(p.mass, k); }

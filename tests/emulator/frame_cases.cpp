@@ -278,6 +278,7 @@ void draw_inputs(Problem& p, const FrameCase& c) {
                 ? 1.3 / std::sqrt(static_cast<double>(p.query.columns))
                 : 1;
   const double size = p.scale == 1 ? 1 / std::sqrt(static_cast<double>(p.query.columns)) : 1;
+  if (c.data == FrameData::masked) p.mass_floor = std::numeric_limits<float>::min();  // the least: masses may be 0
   p.query.fill([&](auto...) { return growing ? 1 : normal(); });
   p.key.fill([&](auto, int64_t frame, auto) {
     if (flat) return 0.0;

@@ -111,7 +111,7 @@ def test_temporal_step_matches_reference(shape, dtype, bytes):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("mass_floor", [1e-6, 0.1, 10.0])
+@pytest.mark.parametrize("mass_floor", [0.0, 1e-6, 0.1, 10.0])
 def test_temporal_step_is_that_of_the_cpu_kernels(mass_floor, dtype):
     shape = TEMPORAL[3]
     tensors, frames = temporal_inputs(shape, dtype), shape[2]
@@ -158,13 +158,14 @@ def test_one_frame_is_a_copy_of_value():
         assert torch.equal(_C.composed_matrix_attention(query, key, value, *MATRIX[2][-2:]), value)
 
 
+@pytest.mark.parametrize("mass_floor", [0.0, 0.9])
 @pytest.mark.parametrize("bytes", BYTES)
-def test_masked_frames_have_no_weight(bytes):
+def test_masked_frames_have_no_weight(bytes, mass_floor):
     tensors = temporal_inputs((1, 1, 4, 3, 8, 8))
     entropy = tensors[2].view(1, 1, 4, 3)
     entropy[..., 1, 0] = torch.inf  # position 0: frame 1 takes no part
     entropy[..., :, 2] = torch.inf  # position 2: no frame does
-    results = temporal_results(tensors, 4, bytes=bytes)
+    results = temporal_results(tensors, 4, mass_floor, bytes=bytes)
     surrogate, mass, grad_query, grad_key, grad_entropy, out, lse, *gradients = results
     assert all(not t.isnan().any() for t in results)
     by_frame = [t.unflatten(2, (4, 3)) for t in (surrogate, mass, grad_query, grad_key, grad_entropy, out, *gradients)]
