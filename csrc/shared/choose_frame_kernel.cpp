@@ -46,6 +46,8 @@ FrameKernelChoice choose_frame_kernel(const FrameProblem& problem, int capabilit
   const auto version = [&] { return c10::str(capability / 10, ".", capability % 10); };
   if (capability < 80) return because("compute capability ", version(), " is below 8.0");
   choice.plan = plan_frame_kernel(problem.kernel, problem.frames(), columns, shared_memory_limit(capability));
+  if (choice.plan.tiles == 0)
+    return because("it takes at most ", most_frames(problem.kernel), " frames, got ", problem.frames());
   if (!choice.plan.possible)
     return because("compute capability ", version(), " has no room for ", problem.frames(), " frames of ", columns,
                    " columns");

@@ -56,6 +56,9 @@ struct FramePlan {
 // shared_limit: bytes of shared memory that one block may have, see shared_memory_limit.
 FramePlan plan_frame_kernel(FrameKernel kernel, int64_t frames, int64_t columns, int64_t shared_limit);
 
+// Frames that a kernel takes.
+constexpr int most_frames(FrameKernel kernel) { return kernel == FrameKernel::update_backward ? 64 : 128; }
+
 // Bytes of shared memory that one block may have, by compute capability as 10 * major + minor (CUDA C++ Programming
 // Guide, table of technical specifications).
 int64_t shared_memory_limit(int capability);

@@ -13,12 +13,11 @@ namespace frameattn {
 constexpr int kSlabColumns = 64, kRowBytes = 2 * kSlabColumns + 16;
 constexpr int kStatistics = 5;  // rows of floats
 
-// Tiles of 16 frames that a kernel is compiled for, the fewest that hold `frames`. 0: too many frames.
+// Tiles of 16 frames that a kernel is compiled for, the fewest that hold `frames`. 0: too many frames. (8 tiles of the
+// update's gradient would need 256 sums in a thread.)
 constexpr int frame_tiles(FrameKernel kernel, int64_t frames) {
-  if (frames < 1) return 0;
-  if (frames <= 64) return static_cast<int>((frames + 15) / 16);
-  // 8 tiles of the update's gradient would need 256 sums in a thread.
-  return frames <= 128 && kernel != FrameKernel::update_backward ? 8 : 0;
+  if (frames < 1 || frames > most_frames(kernel)) return 0;
+  return frames <= 64 ? static_cast<int>((frames + 15) / 16) : 8;
 }
 
 // Stages in the ring: one is read while the others are loaded.

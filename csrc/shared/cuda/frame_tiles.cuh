@@ -273,6 +273,7 @@ template <FrameKernel kernel, typename Launch>
 int launch_frames(const FrameAttentionParams& problem, const FramePlan& plan, Launch launch) {
   const FrameKernelParams params{problem, problem.items[0] * problem.items[1] * problem.items[2], plan.items,
                                  plan.item_bytes, plan.resident};
+  constexpr int kMostTiles = most_frames(kernel) > 64 ? 8 : 4;
   const int64_t blocks = (params.item_count + plan.items - 1) / plan.items;
   switch (plan.tiles) {
     case 1:
@@ -284,7 +285,7 @@ int launch_frames(const FrameAttentionParams& problem, const FramePlan& plan, La
     case 4:
       return launch.template operator()<4>(blocks, params);
     default:
-      return launch.template operator()<frame_tiles(kernel, 128) == 8 ? 8 : 4>(blocks, params);
+      return launch.template operator()<kMostTiles>(blocks, params);
   }
 }
 
