@@ -8,7 +8,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,19 +50,25 @@ QUICK = Effort(warm_up=1, low=3, high=3)
 
 
 def time_in_turns(candidates: dict[str, Callable[[], Any]], device: torch.device, effort: Effort) -> dict[str, Timing]:
-    measure = _seconds_on_gpu if device.type == "cuda" else _seconds_on_cpu
-    for _ in range(effort.warm_up):
-        for run in candidates.values():
-            run()
-    seconds = {name: [] for name in candidates}
-    order = list(candidates)
+    return take_turns([candidates], _seconds_on_gpu if device.type == "cuda" else _seconds_on_cpu, effort)
+
+
+def take_turns(
+    sets: Sequence[dict[str, Callable[[], Any]]], measure: Callable[[Callable[[], Any]], float], effort: Effort
+) -> dict[str, Timing]:
+    """sets: the same candidates, each bound to other inputs, which follow each other from turn to turn."""
+    order = list(sets[0])
+    for i in range(effort.warm_up):
+        for name in order:
+            sets[i % len(sets)][name]()
+    seconds: dict[str, list[float]] = {name: [] for name in order}
     with _no_garbage_collection():
         start = time.perf_counter()
         for done in range(effort.high):
             if done >= effort.low and time.perf_counter() - start > effort.seconds:
                 break
             for name in order:
-                seconds[name].append(measure(candidates[name]))
+                seconds[name].append(measure(sets[done % len(sets)][name]))
             order.append(order.pop(0))  # nobody always comes after the same one and meets the caches that it left
     return {name: Timing.of(values) for name, values in seconds.items()}
 

@@ -6,13 +6,12 @@ microseconds are measured, not the interpreter.
 """
 
 import gc
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
-from benchmarks.timing import Effort, Timing
+from benchmarks.timing import Effort, Timing, take_turns
 
 PAUSE = 2_000_000  # clocks, about a millisecond: what some fifty launches with autograd take
 FULL = Effort(warm_up=3, low=15, high=60, seconds=1.2)
@@ -26,25 +25,8 @@ def number_of_sets(set_bytes: int, l2_bytes: int) -> int:
 
 
 def time_in_rotation(sets: Sequence[dict[str, Callable[[], Any]]], effort: Effort) -> dict[str, Timing]:
-    """sets: the same candidates, each bound to other inputs. They take turns, as in benchmarks.timing."""
-    order = list(sets[0])
-    for i in range(effort.warm_up):
-        for name in order:
-            sets[i % len(sets)][name]()
-    seconds: dict[str, list[float]] = {name: [] for name in order}
-    gc.collect()
-    gc.disable()
-    try:
-        start = time.perf_counter()
-        for done in range(effort.high):
-            if done >= effort.low and time.perf_counter() - start > effort.seconds:
-                break
-            for name in order:
-                seconds[name].append(_seconds(sets[done % len(sets)][name]))
-            order.append(order.pop(0))
-    finally:
-        gc.enable()
-    return {name: Timing.of(values) for name, values in seconds.items()}
+    gc.collect()  # the GPU's memory may still hold what earlier cases left
+    return take_turns(sets, _seconds, effort)
 
 
 def _seconds(run: Callable[[], Any]) -> float:

@@ -44,8 +44,7 @@ float from_bits(FrameElement element, uint16_t bits) {
   return value;
 }
 
-// ---- Tensors
-// ---------------------------------------------------------------------------------------------------------
+// ---- Tensors --------------------------------------------------------------------------------------------------------
 
 // [item, frame, column] as doubles, and the same in the device's memory in the layout of the case.
 class Tensor {
@@ -153,8 +152,7 @@ class Tensor {
   std::vector<float> memory_;
 };
 
-// ---- The solution in float64
-// -----------------------------------------------------------------------------------------
+// ---- The solution in float64 ----------------------------------------------------------------------------------------
 
 struct Problem {
   explicit Problem(const FrameCase& c)
@@ -263,8 +261,7 @@ void solve(Problem& p, const FrameCase& c, int64_t item) {
   add_softmax_gradient(p, item, weights, slopes, false);
 }
 
-// ---- Inputs
-// ----------------------------------------------------------------------------------------------------------
+// ---- Inputs ---------------------------------------------------------------------------------------------------------
 
 void draw_inputs(Problem& p, const FrameCase& c) {
   std::mt19937 generator(20);
@@ -316,8 +313,7 @@ FrameAttentionParams params_of(Problem& p, const FrameCase& c) {
   return params;
 }
 
-// ---- Comparison
-// ------------------------------------------------------------------------------------------------------
+// ---- Comparison -----------------------------------------------------------------------------------------------------
 
 // 16-bit results are rounded, and so are the weights that they are sums over; statistics come from float32 scores.
 struct Tolerance {

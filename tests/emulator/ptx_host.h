@@ -19,29 +19,23 @@
 
 namespace ptx {
 
-// ---- Launch
-// ----------------------------------------------------------------------------------------------------------
+// ---- Launch ---------------------------------------------------------------------------------------------------------
 
 inline simt::Options& emulator_options() {
   static simt::Options options;
   return options;
 }
-inline simt::Counts& emulator_counts() {
-  static simt::Counts counts;
-  return counts;
-}
 
 template <auto kernel, typename Params>
 int launch(int64_t blocks, int threads, int shared_bytes, void* /*stream*/, const Params& params) {
-  emulator_counts() = simt::launch(blocks, threads, shared_bytes, emulator_options(), [&] { kernel(params); });
+  simt::launch(blocks, threads, shared_bytes, emulator_options(), [&] { kernel(params); });
   return 0;
 }
 
 inline int thread_index() { return simt::this_thread().index; }
 inline int64_t block_index() { return simt::block_index(); }
 
-// ---- Numbers
-// ---------------------------------------------------------------------------------------------------------
+// ---- Numbers --------------------------------------------------------------------------------------------------------
 
 template <frameattn::FrameElement element>
 float widen(uint16_t bits) {
@@ -88,8 +82,7 @@ inline float exp2(float x) {  // subnormal results are zero, as in ex2.approx.ft
 }
 inline float log2(float x) { return std::log2(x); }
 
-// ---- Warp and block
-// --------------------------------------------------------------------------------------------------
+// ---- Warp and block -------------------------------------------------------------------------------------------------
 
 template <typename T>
 T shuffle_xor(T value, int mask) {
@@ -109,8 +102,7 @@ T shuffle_xor(T value, int mask) {
 inline void sync_warp() { simt::collective("sync_warp", 0, nullptr, simt::end_epoch); }
 inline void sync_threads(int barrier, int threads) { simt::barrier(barrier, threads); }
 
-// ---- Shared memory
-// ---------------------------------------------------------------------------------------------------
+// ---- Shared memory --------------------------------------------------------------------------------------------------
 
 inline uint32_t shared_base() { return simt::kSharedBase; }
 
@@ -153,8 +145,7 @@ void wait_copies() {  // until at most the last `pending` groups are in flight
   }
 }
 
-// ---- Matrices
-// --------------------------------------------------------------------------------------------------------
+// ---- Matrices -------------------------------------------------------------------------------------------------------
 
 // Four 8 x 8 matrices of 16 bit; lane l gives the address of row l % 8 of matrix l / 8. With transpose lane l gets
 // elements [2 (l % 4), +1][l / 4] of each, else [l / 4][2 (l % 4), +1].

@@ -64,8 +64,7 @@ void join(uint32_t* into, const uint32_t* from) {
   for (int w = 0; w < kMaxWarps; ++w) into[w] = std::max(into[w], from[w]);
 }
 
-// ---- Fibers
-// ----------------------------------------------------------------------------------------------------------
+// ---- Fibers ---------------------------------------------------------------------------------------------------------
 
 // Saves the registers that a function must keep, changes stacks, and returns on the other one. (ucontext takes 270 ns
 // for this, two system calls; this takes 10.)
@@ -265,8 +264,7 @@ void fail(const char* format, ...) {
   throw Error(std::string(text) + where);
 }
 
-// ---- Rendezvous
-// ------------------------------------------------------------------------------------------------------
+// ---- Rendezvous -----------------------------------------------------------------------------------------------------
 
 void collective(const char* name, int64_t detail, void* argument, void (*run)(Warp&)) {
   Warp& warp = this_warp();
@@ -312,8 +310,7 @@ void barrier(int id, int threads) {
 
 void end_epoch(Warp& warp) { ++warp.epoch; }
 
-// ---- Shared memory
-// ---------------------------------------------------------------------------------------------------
+// ---- Shared memory --------------------------------------------------------------------------------------------------
 
 uint8_t* shared_memory(uint32_t address, int bytes, int alignment) {
   if (address < kSharedBase || address - kSharedBase + bytes > block->shared_bytes)

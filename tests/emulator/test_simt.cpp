@@ -114,8 +114,7 @@ TEST(Simt, NumbersRoundToNearestEven) {
   EXPECT_EQ(ptx::exp2(-140), 0);
 }
 
-// ---- Faults
-// ----------------------------------------------------------------------------------------------------------
+// ---- Faults ---------------------------------------------------------------------------------------------------------
 
 const auto neighbour_reads = [](auto sync) {  // lanes write, then read what their neighbour wrote
   return [sync] {

@@ -18,8 +18,7 @@ struct FrameKernelParams {
   bool resident;
 };
 
-// ---- An item and its threads
-// -----------------------------------------------------------------------------------------
+// ---- An item and its threads ----------------------------------------------------------------------------------------
 
 // Each of the item's warps owns 16 of its frames.
 template <int tiles>
@@ -136,8 +135,7 @@ class Pipeline {
   int stages_, kept_, current_ = 0;
 };
 
-// ---- Products
-// --------------------------------------------------------------------------------------------------------
+// ---- Products -------------------------------------------------------------------------------------------------------
 
 // sums[16 rows of this warp, 16 tiles] += a b^T over a slab of which `columns` are in use; a, b: addresses of slabs.
 template <FrameElement element, int tiles>
@@ -193,8 +191,7 @@ __device__ __forceinline__ void pack_weights(const float (&sums)[2 * tiles][4], 
   }
 }
 
-// ---- Rows of sums
-// ----------------------------------------------------------------------------------------------------
+// ---- Rows of sums ---------------------------------------------------------------------------------------------------
 
 // Over the four lanes that hold one row.
 __device__ __forceinline__ float row_max(float x) {
@@ -230,8 +227,7 @@ __device__ __forceinline__ void pack_gradients(float (&sums)[2 * tiles][4], Weig
   pack_weights<element, tiles>(sums, weights);
 }
 
-// ---- Results
-// ---------------------------------------------------------------------------------------------------------
+// ---- Results --------------------------------------------------------------------------------------------------------
 
 // Stores sums[16, 32] * factor[row] as columns column .. column + 32 of this warp's rows. The four lanes of a row hold
 // two neighbouring columns of each of four tiles; they exchange them so that each has the eight of one tile.
@@ -265,27 +261,32 @@ __device__ __forceinline__ void store_rows(const Item<tiles>& item, const FrameR
   }
 }
 
-// ---- Launch
-// ----------------------------------------------------------------------------------------------------------
+// ---- Launch ---------------------------------------------------------------------------------------------------------
 
-// Calls launch<tiles>(blocks, params) with the tiles of the plan.
+// Calls launch<element, tiles>(blocks, shared bytes, params) with the element and the tiles of the plan.
 template <FrameKernel kernel, typename Launch>
-int launch_frames(const FrameAttentionParams& problem, const FramePlan& plan, Launch launch) {
+int launch_frames(const FrameAttentionParams& problem, const FramePlan& plan, FrameElement element, Launch launch) {
   const FrameKernelParams params{problem, problem.items[0] * problem.items[1] * problem.items[2], plan.items,
                                  plan.item_bytes, plan.resident};
-  constexpr int kMostTiles = most_frames(kernel) > 64 ? 8 : 4;
   const int64_t blocks = (params.item_count + plan.items - 1) / plan.items;
+  const int shared = plan.items * plan.item_bytes;
+  const auto with = [&]<int tiles>() {
+    return element == FrameElement::bfloat16
+               ? launch.template operator()<FrameElement::bfloat16, tiles>(blocks, shared, params)
+               : launch.template operator()<FrameElement::float16, tiles>(blocks, shared, params);
+  };
+  constexpr int kMostTiles = most_frames(kernel) > 64 ? 8 : 4;
   switch (plan.tiles) {
     case 1:
-      return launch.template operator()<1>(blocks, params);
+      return with.template operator()<1>();
     case 2:
-      return launch.template operator()<2>(blocks, params);
+      return with.template operator()<2>();
     case 3:
-      return launch.template operator()<3>(blocks, params);
+      return with.template operator()<3>();
     case 4:
-      return launch.template operator()<4>(blocks, params);
+      return with.template operator()<4>();
     default:
-      return launch.template operator()<kMostTiles>(blocks, params);
+      return with.template operator()<kMostTiles>();
   }
 }
 

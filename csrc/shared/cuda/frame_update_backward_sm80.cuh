@@ -2,8 +2,8 @@
 //   w[k] = 1 / max(mass[k], mass_floor),   e[l,k] = query[l].grad_out[k]
 //   pull[k] = mass[k] > mass_floor ? -sum_l w L e : 0        a mass at its floor is a constant
 //   dP = w (e + pull),   g = L (dP - sum_k L dP)
-//   grad_query[l] = sum_k w L grad_out[k] + sum_k g key[k]   grad_key[k] = sum_l g query[l]   grad_entropy[k] = -sum_l
-//   g
+//   grad_query[l] = sum_k w L grad_out[k] + sum_k g key[k]
+//   grad_key[k] = sum_l g query[l]   grad_entropy[k] = -sum_l g
 // w alone may be as large as the floor is small, but w L never exceeds 1: w is only ever applied to L. By rows and by
 // columns as in frame_attention_backward_sm80.cuh.
 #pragma once

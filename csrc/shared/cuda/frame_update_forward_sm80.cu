@@ -5,13 +5,9 @@ namespace frameattn {
 int launch_frame_update_forward_sm80(const FrameAttentionParams& params, const FramePlan& plan, FrameElement element,
                                      void* stream) {
   return launch_frames<FrameKernel::update_forward>(
-      params, plan, [&]<int tiles>(int64_t blocks, const FrameKernelParams& all) {
-        const int shared = plan.items * plan.item_bytes;
-        return element == FrameElement::bfloat16
-                   ? ptx::launch<frame_update_forward_kernel<FrameElement::bfloat16, tiles>>(blocks, plan.threads,
-                                                                                             shared, stream, all)
-                   : ptx::launch<frame_update_forward_kernel<FrameElement::float16, tiles>>(blocks, plan.threads,
-                                                                                            shared, stream, all);
+      params, plan, element,
+      [&]<FrameElement kind, int tiles>(int64_t blocks, int shared, const FrameKernelParams& all) {
+        return ptx::launch<frame_update_forward_kernel<kind, tiles>>(blocks, plan.threads, shared, stream, all);
       });
 }
 

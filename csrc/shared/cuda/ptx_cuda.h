@@ -23,8 +23,7 @@ int launch(int64_t blocks, int threads, int shared_bytes, void* stream, const Pa
 __device__ __forceinline__ int thread_index() { return threadIdx.x; }
 __device__ __forceinline__ int64_t block_index() { return blockIdx.x; }
 
-// ---- Numbers
-// ---------------------------------------------------------------------------------------------------------
+// ---- Numbers --------------------------------------------------------------------------------------------------------
 
 template <frameattn::FrameElement element>
 __device__ __forceinline__ uint32_t pack(float low, float high) {
@@ -59,8 +58,7 @@ __device__ __forceinline__ float log2(float x) {
   return y;
 }
 
-// ---- Warp and block
-// --------------------------------------------------------------------------------------------------
+// ---- Warp and block -------------------------------------------------------------------------------------------------
 
 template <typename T>
 __device__ __forceinline__ T shuffle_xor(T value, int mask) {
@@ -71,8 +69,7 @@ __device__ __forceinline__ void sync_threads(int barrier, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
 }
 
-// ---- Shared memory
-// ---------------------------------------------------------------------------------------------------
+// ---- Shared memory --------------------------------------------------------------------------------------------------
 
 __device__ __forceinline__ uint32_t shared_base() {
   extern __shared__ __align__(128) uint8_t memory[];
@@ -95,8 +92,7 @@ __device__ __forceinline__ void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
 }
 
-// ---- Matrices
-// --------------------------------------------------------------------------------------------------------
+// ---- Matrices -------------------------------------------------------------------------------------------------------
 
 template <bool transpose>
 __device__ __forceinline__ void load_matrices(uint32_t (&fragment)[4], uint32_t address) {
