@@ -106,10 +106,11 @@ inline void sync_threads(int barrier, int threads) { simt::barrier(barrier, thre
 
 inline uint32_t shared_base() { return simt::kSharedBase; }
 
-inline float load_shared(uint32_t address) {
+template <typename T = float>
+T load_shared(uint32_t address) {
   const uint8_t* const memory = simt::shared_memory(address, 4, 4);
   simt::note_read(address, 4, simt::this_thread().lane);
-  float value;
+  T value;
   std::memcpy(&value, memory, 4);
   return value;
 }
@@ -121,18 +122,19 @@ inline void store_shared(uint32_t address, float value) {
 
 // Bytes land when this thread waits for them, and are then its own writes: other threads need a barrier.
 inline void land(const simt::Copy& copy) {
-  uint8_t* const memory = simt::shared_memory(copy.destination, 16, 16);
-  std::memset(memory, 0, 16);
+  uint8_t* const memory = simt::shared_memory(copy.destination, copy.bytes, copy.bytes);
+  std::memset(memory, 0, copy.bytes);
   if (copy.valid) std::memcpy(memory, copy.source, copy.valid);
-  simt::note_write(copy.destination, 16, simt::this_thread().lane, false);
+  simt::note_write(copy.destination, copy.bytes, simt::this_thread().lane, false);
 }
-inline void copy_async_16(uint32_t destination, const void* source, int valid) {
-  if (valid < 0 || valid > 16 || reinterpret_cast<uintptr_t>(source) % 16)
+template <int bytes>
+void copy_async(uint32_t destination, const void* source, int valid) {
+  if (valid < 0 || valid > bytes || reinterpret_cast<uintptr_t>(source) % bytes)
     simt::fail("copy of %d bytes from %p is not legal", valid, source);
-  std::memset(simt::shared_memory(destination, 16, 16), 0xff, 16);
-  simt::note_write(destination, 16, simt::this_thread().lane, true);
+  std::memset(simt::shared_memory(destination, bytes, bytes), 0xff, bytes);
+  simt::note_write(destination, bytes, simt::this_thread().lane, true);
   simt::Thread& thread = simt::this_thread();
-  const simt::Copy copy{destination, source, valid, thread.copy_group};
+  const simt::Copy copy{destination, source, bytes, valid, thread.copy_group};
   simt::launch_options().early_copies ? land(copy) : thread.copies.push_back(copy);
 }
 inline void commit_copies() { ++simt::this_thread().copy_group; }

@@ -45,10 +45,10 @@ Counts launch(int64_t blocks, int threads, int shared_bytes, const Options& opti
 // ---- What the device functions in ptx_host.h are made of; only inside a launch
 // ---------------------------------------
 
-struct Copy {  // of 16 bytes, `valid` of them from source, zeros after them
+struct Copy {  // of `bytes`, `valid` of them from source, zeros after them
   uint32_t destination;
   const void* source;
-  int valid, group;
+  int bytes, valid, group;
 };
 
 struct Thread {

@@ -159,7 +159,7 @@ TEST(Simt, CopiesLandWhenTheyAreWaitedFor) {
   for (int i = 0; i < 4 * 32; ++i) source[i] = static_cast<float>(i);
   const auto copy = [](auto wait, bool other) {
     return [=] {
-      ptx::copy_async_16(at(16 * lane()), source + 4 * lane(), 16);
+      ptx::copy_async<16>(at(16 * lane()), source + 4 * lane(), 16);
       ptx::commit_copies();
       wait();
       EXPECT_EQ(ptx::load_shared(at(16 * (other ? lane() ^ 1 : lane()))), source[4 * (other ? lane() ^ 1 : lane())]);
@@ -171,14 +171,14 @@ TEST(Simt, CopiesLandWhenTheyAreWaitedFor) {
   EXPECT_EQ(report(32, copy([] { ptx::wait_copies<0>(); }, false)), "");
   EXPECT_REPORT("shared +", 32, copy([] { ptx::wait_copies<0>(); }, true), {.early_copies = true});
   EXPECT_EQ(report(32, copy([] { ptx::wait_copies<0>(), ptx::sync_warp(); }, true)), "");
-  EXPECT_REPORT("never waited for", 32, [] { ptx::copy_async_16(at(16 * lane()), source, 16); });
-  EXPECT_REPORT("is not legal", 32, [] { ptx::copy_async_16(at(16 * lane()), source + 1, 16); });
+  EXPECT_REPORT("never waited for", 32, [] { ptx::copy_async<16>(at(16 * lane()), source, 16); });
+  EXPECT_REPORT("is not legal", 32, [] { ptx::copy_async<16>(at(16 * lane()), source + 1, 16); });
 }
 
 TEST(Simt, CopiesFillUpWithZeros) {
   alignas(16) static const float source[4] = {1, 2, 3, 4};
   run(32, [] {
-    ptx::copy_async_16(at(16 * lane()), source, 8);
+    ptx::copy_async<16>(at(16 * lane()), source, 8);
     ptx::commit_copies();
     ptx::wait_copies<0>();
     EXPECT_EQ(ptx::load_shared(at(16 * lane() + 4)), 2);

@@ -2,6 +2,11 @@
 
 #include <ATen/Dispatch.h>
 #include <ATen/Functions.h>
+#include <ATen/OpMathType.h>
+#include <ATen/Parallel.h>
+#include <torch/library.h>
+
+#include <cmath>
 
 #include "csrc/monarch_attention/cpu/kernels.h"
 #include "csrc/shared/cpu/row_kernels.h"
@@ -43,6 +48,42 @@ int64_t query_range(int64_t tasks, int64_t queries) {
   return ((queries + ranges - 1) / ranges + block - 1) / block * block;
 }
 
+Tensor row_dots(const Tensor& a, const Tensor& b) {
+  const Tensor out = at::empty({a.size(0), a.size(1), a.size(2)}, a.options().dtype(acc_dtype(a)));
+  DISPATCH(a, "row_dots", [&] {
+    using acc_t = at::opmath_type<scalar_t>;
+    const int64_t tokens = a.size(2);
+    at::parallel_for(0, heads_of(a) * tokens, 1024, [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) {
+        const int64_t head = row / tokens, i = row % tokens;
+        const auto x = rows<const scalar_t>(a, head), y = rows<const scalar_t>(b, head);
+        row_values<acc_t>(out, head)[i] = row_dot(x[i], y[i], a.size(3));
+      }
+    });
+  });
+  return out;
+}
+
+void join(const Tensor& out, const Tensor& lse, const Tensor& other, const Tensor& other_lse) {
+  const int64_t width = out.size(3);
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, out.scalar_type(), "join", [&] {
+    using acc_t = at::opmath_type<scalar_t>;
+    auto *o = out.data_ptr<scalar_t>(), *p = other.data_ptr<scalar_t>();
+    auto *a = lse.data_ptr<acc_t>(), *b = other_lse.data_ptr<acc_t>();
+    at::parallel_for(0, lse.numel(), 256, [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) {
+        const acc_t largest = std::max(a[row], b[row]);
+        if (std::isinf(largest)) continue;  // no key at all
+        const acc_t x = std::exp(a[row] - largest), y = std::exp(b[row] - largest), sum = x + y;
+        a[row] = largest + std::log(sum);
+        for (int64_t i = 0; i < width; ++i)
+          o[row * width + i] = static_cast<scalar_t>(
+              (x * static_cast<acc_t>(o[row * width + i]) + y * static_cast<acc_t>(p[row * width + i])) / sum);
+      }
+    });
+  });
+}
+
 // Positions of a temporal task.
 constexpr int64_t kPositions = 64;
 
@@ -79,10 +120,28 @@ void run_spatial_forward(const SpatialForwardStep& step) {
 
 namespace {
 
+// What FlashBackward takes beside the tensors of a step: the entropy's gradient joins that of the logits like the one
+// of scale * query . sum R key.
+struct Slopes {
+  Tensor logit_direction, offset;
+};
+Slopes slopes_of(const SpatialBackwardStep& step) {
+  if (step.offset.defined()) return {step.grad_weighted_key, step.offset};
+  Slopes slopes{step.grad_weighted_key, at::zeros_like(step.lse)};
+  if (step.grad_entropy.defined())
+    slopes.logit_direction =
+        at::addcmul(step.grad_weighted_key, step.query, step.grad_entropy.unsqueeze(3).to(step.query.scalar_type()))
+            .contiguous();
+  if (step.grad_lse.defined()) slopes.offset -= step.grad_lse;
+  if (step.grad_weighted_key.defined()) slopes.offset += row_dots(slopes.logit_direction, step.weighted_key);
+  if (step.grad_weighted_value.defined()) slopes.offset += row_dots(step.grad_weighted_value, step.weighted_value);
+  return slopes;
+}
+
 // The backward problem of queries first_query .. + queries against keys first_key .. + keys of a head.
 template <typename T>
-FlashBackward<T> backward_problem(const SpatialBackwardStep& step, int64_t head, int64_t first_query, int64_t queries,
-                                  int64_t first_key, int64_t keys) {
+FlashBackward<T> backward_problem(const SpatialBackwardStep& step, const Slopes& slopes, int64_t head,
+                                  int64_t first_query, int64_t queries, int64_t first_key, int64_t keys) {
   using acc_t = at::opmath_type<T>;
   FlashBackward<T> problem{.queries = queries,
                            .keys = keys,
@@ -96,9 +155,9 @@ FlashBackward<T> backward_problem(const SpatialBackwardStep& step, int64_t head,
   const bool* mask = mask_of(step.key_mask, step.key, head);
   problem.key_mask = mask ? mask + first_key : nullptr;
   problem.grad_weighted_key = rows<const T>(step.grad_weighted_key, head).from(first_query);
-  problem.logit_direction = rows<const T>(step.logit_direction, head).from(first_query);
+  problem.logit_direction = rows<const T>(slopes.logit_direction, head).from(first_query);
   problem.lse = row_values<const acc_t>(step.lse, head) + first_query;
-  problem.offset = row_values<const acc_t>(step.offset, head) + first_query;
+  problem.offset = row_values<const acc_t>(slopes.offset, head) + first_query;
   problem.grad_query = rows<acc_t>(step.grad_query, head).from(first_query);
   problem.grad_key = rows<acc_t>(step.grad_key, head).from(first_key);
   problem.grad_value = rows<acc_t>(step.grad_value, head).from(first_key);
@@ -109,10 +168,11 @@ FlashBackward<T> backward_problem(const SpatialBackwardStep& step, int64_t head,
 
 void run_spatial_backward(const SpatialBackwardStep& step) {
   const int64_t queries = step.query.size(2) / step.frames, keys = step.key.size(2) / step.frames;
+  const Slopes slopes = slopes_of(step);
   DISPATCH(step.query, "spatial_backward", [&] {
     run_tasks(heads_of(step.query) * step.frames, [&](int64_t task) {
       const int64_t head = task / step.frames, frame = task % step.frames;
-      flash_backward(backward_problem<scalar_t>(step, head, frame * queries, queries, frame * keys, keys));
+      flash_backward(backward_problem<scalar_t>(step, slopes, head, frame * queries, queries, frame * keys, keys));
     });
   });
 }
@@ -120,6 +180,7 @@ void run_spatial_backward(const SpatialBackwardStep& step) {
 void run_dense_backward(const SpatialBackwardStep& step, int64_t parts, bool split_queries) {
   const int64_t queries = step.query.size(2), keys = step.key.size(2), heads = heads_of(step.query);
   const int64_t part = ((split_queries ? queries : keys) + parts - 1) / parts;
+  const Slopes slopes = slopes_of(step);
   // A head at a time: the private sums of one are as large as all that its parts share.
   const auto shared_like = [&](const Tensor& t) {
     return t.defined() ? at::empty({parts, t.size(2), t.size(3)}, t.options()) : Tensor();
@@ -140,8 +201,8 @@ void run_dense_backward(const SpatialBackwardStep& step, int64_t parts, bool spl
         const int64_t first = task * part;
         const int64_t count = std::min(part, (split_queries ? queries : keys) - first);
         if (count <= 0) return;
-        auto problem = split_queries ? backward_problem<scalar_t>(step, head, first, count, 0, keys)
-                                     : backward_problem<scalar_t>(step, head, 0, queries, first, count);
+        auto problem = split_queries ? backward_problem<scalar_t>(step, slopes, head, first, count, 0, keys)
+                                     : backward_problem<scalar_t>(step, slopes, head, 0, queries, first, count);
         const auto use = [&](const Tensor& sums, Rows<acc_t>& target) {
           if (sums.defined()) target = {sums.data_ptr<acc_t>() + task * sums.stride(0), sums.stride(1)};
         };
@@ -223,20 +284,22 @@ void run_temporal_backward(const TemporalBackwardStep& step) {
   });
 }
 
-Tensor row_dots(const Tensor& a, const Tensor& b) {
-  const Tensor out = at::empty({a.size(0), a.size(1), a.size(2)}, a.options().dtype(acc_dtype(a)));
-  DISPATCH(a, "row_dots", [&] {
-    using acc_t = at::opmath_type<scalar_t>;
-    const int64_t tokens = a.size(2);
-    at::parallel_for(0, heads_of(a) * tokens, 1024, [&](int64_t begin, int64_t end) {
-      for (int64_t row = begin; row < end; ++row) {
-        const int64_t head = row / tokens, i = row % tokens;
-        const auto x = rows<const scalar_t>(a, head), y = rows<const scalar_t>(b, head);
-        row_values<acc_t>(out, head)[i] = row_dot(x[i], y[i], a.size(3));
-      }
-    });
-  });
-  return out;
+const Steps& cpu_steps() {
+  static const Steps steps{.spatial_forward = &run_spatial_forward,
+                           .spatial_backward = &run_spatial_backward,
+                           .dense_backward = &run_dense_backward,
+                           .temporal_forward = &run_temporal_forward,
+                           .temporal_backward = &run_temporal_backward,
+                           .row_dots = &row_dots,
+                           .join = &join};
+  return steps;
+}
+
+TORCH_LIBRARY_IMPL(frameattn, CPU, m) {
+  m.impl("spatial_step", &BySteps<&spatial_step_by, &cpu_steps>::call);
+  m.impl("spatial_step_backward", &BySteps<&spatial_step_backward_by, &cpu_steps>::call);
+  m.impl("vmonarch_attention_forward", &BySteps<&vmonarch_attention_forward_by, &cpu_steps>::call);
+  m.impl("vmonarch_attention_backward", &BySteps<&vmonarch_attention_backward_by, &cpu_steps>::call);
 }
 
 }  // namespace frameattn

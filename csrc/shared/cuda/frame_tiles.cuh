@@ -92,8 +92,8 @@ __device__ __forceinline__ void load_slab(const Item<tiles>& item, const FrameRo
   for (int i = 0; i < 4; ++i) {
     const int row = item.thread / 8 + 4 * tiles * i;
     const bool valid = inside && row < frames;
-    ptx::copy_async_16(place + row * kRowBytes + 16 * piece, valid ? source + row * rows.frame_stride : base,
-                       valid ? 16 : 0);
+    ptx::copy_async<16>(place + row * kRowBytes + 16 * piece, valid ? source + row * rows.frame_stride : base,
+                        valid ? 16 : 0);
   }
 }
 

@@ -1,37 +1,37 @@
-// vmonarch_attention on CPU, backward: the steps of forward in reverse, from what forward saved
+// vmonarch_attention, backward: the steps of forward in reverse, from what forward saved
 // (csrc/monarch_attention/README.md has the formulas). Gradients of query, key and value have several sources and are
 // summed in acc dtype. Weights of dense rows and of rows with extra keys are exp(logit - lse) with the lse of the whole
 // row, so that
 //   dlogit = weight * ( grad_out . value - offset ),  offset = grad_out . out - grad_lse
 // holds for every key alike.
 #include <ATen/Functions.h>
-#include <torch/library.h>
+#include <c10/core/DeviceGuard.h>
 
 #include <limits>
 
-#include "csrc/monarch_attention/cpu/steps.h"
 #include "csrc/monarch_attention/statistics.h"
+#include "csrc/monarch_attention/steps.h"
 #include "csrc/monarch_attention/vmonarch_attention.h"
 
 namespace frameattn {
-namespace {
 
 using at::Tensor;
 using OptionalTensor = std::optional<at::Tensor>;
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> vmonarch_attention_backward_cpu(
-    const OptionalTensor& grad_out, const OptionalTensor& grad_lse, const Tensor& query_in, const Tensor& key_in,
-    const Tensor& value_in, const Tensor& out, const Tensor& lse, at::TensorList saved_list, int64_t frames,
-    int64_t steps, bool dense_first_frame, double mass_floor, double scale, bool entropy_gradient,
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> vmonarch_attention_backward_by(
+    const Steps& steps, const OptionalTensor& grad_out, const OptionalTensor& grad_lse, const Tensor& query_in,
+    const Tensor& key_in, const Tensor& value_in, const Tensor& out, const Tensor& lse, at::TensorList saved_list,
+    int64_t frames, int64_t iterations, bool dense_first_frame, double mass_floor, double scale, bool entropy_gradient,
     const OptionalTensor& extra_key, const OptionalTensor& extra_value, const OptionalTensor& extra_mask) {
-  check_vmonarch_attention_inputs(query_in, key_in, value_in, frames, steps, mass_floor, extra_key, extra_value,
+  check_vmonarch_attention_inputs(query_in, key_in, value_in, frames, iterations, mass_floor, extra_key, extra_value,
                                   extra_mask);
+  const c10::DeviceGuard guard(query_in.device());
   const Tensor query = unit_stride(query_in), key = unit_stride(key_in), value = unit_stride(value_in);
-  const auto saved = VMonarchSaved::from_list(saved_list, steps);
+  const auto saved = VMonarchSaved::from_list(saved_list, iterations);
   const int64_t positions = query.size(2) / frames;
 
   const Tensor grad = grad_out ? unit_stride(*grad_out) : at::zeros(out.sizes(), out.options());
-  const Tensor offset = row_dots(grad, out);
+  const Tensor offset = steps.row_dots(grad, out);
   if (grad_lse) offset.sub_(*grad_lse);
   const Tensor grad_query = sums_like(query), grad_key = sums_like(key), grad_value = sums_like(value);
 
@@ -54,13 +54,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> vmonarch_attention_backward_c
     output.grad_weighted_key = empty_of(saved.weighted_key.back());
     output.grad_entropy = empty_of(saved.entropy.back());
     output.grad_value = empty_of(saved.weighted_value);
-    run_temporal_backward(output);
+    steps.temporal_backward(output);
 
     const Tensor grad_weighted_key = output.grad_weighted_key, grad_entropy = output.grad_entropy;
-    const Tensor surrogate_buffer = steps > 1 ? empty_of(saved.weighted_key[0]) : Tensor();
-    const Tensor grad_surrogate = steps > 1 ? sums_like(query) : Tensor();
-    for (int64_t step = steps - 1; step >= 0; --step) {
-      if (!entropy_gradient) grad_entropy.zero_();
+    const Tensor surrogate_buffer = iterations > 1 ? empty_of(saved.weighted_key[0]) : Tensor();
+    const Tensor grad_surrogate = iterations > 1 ? sums_like(query) : Tensor();
+    for (int64_t step = iterations - 1; step >= 0; --step) {
       Tensor surrogate = query;
       if (step > 0) {
         TemporalForwardStep again{.query = query,
@@ -69,25 +68,24 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> vmonarch_attention_backward_c
                                   .frames = frames,
                                   .mass_floor = mass_floor};
         again.out = surrogate = surrogate_buffer;
-        run_temporal_forward(again);
+        steps.temporal_forward(again);
         grad_surrogate.zero_();
       }
       SpatialBackwardStep spatial{.query = surrogate, .key = key, .frames = frames, .scale = scale};
-      spatial.grad_weighted_key = grad_weighted_key;
-      // entropy = sum R log R: its gradient joins the logits' like that of scale * surrogate . sum R key.
-      spatial.logit_direction =
-          at::addcmul(grad_weighted_key, surrogate, grad_entropy.unsqueeze(3).to(query.scalar_type())).contiguous();
+      spatial.weighted_key = saved.weighted_key[step];
+      spatial.entropy = saved.entropy[step];
       spatial.lse = saved.lse[step];
-      spatial.offset = row_dots(spatial.logit_direction, saved.weighted_key[step]);
-      if (step == steps - 1) {
+      spatial.grad_weighted_key = grad_weighted_key;
+      if (entropy_gradient) spatial.grad_entropy = grad_entropy;
+      if (step == iterations - 1) {
         spatial.value = value;
+        spatial.weighted_value = saved.weighted_value;
         spatial.grad_weighted_value = output.grad_value;
         spatial.grad_value = grad_value;
-        spatial.offset += row_dots(output.grad_value, saved.weighted_value);
       }
       spatial.grad_query = step > 0 ? grad_surrogate : grad_query;
       spatial.grad_key = grad_key;
-      run_spatial_backward(spatial);
+      steps.spatial_backward(spatial);
       if (step == 0) break;
 
       TemporalBackwardStep update{.query = query,
@@ -100,7 +98,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> vmonarch_attention_backward_c
       update.grad_query = grad_query;
       update.grad_weighted_key = grad_weighted_key;
       update.grad_entropy = grad_entropy;
-      run_temporal_backward(update);
+      steps.temporal_backward(update);
     }
   };
   if (needs_factors(frames, dense_first_frame)) factors_backward();
@@ -114,7 +112,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> vmonarch_attention_backward_c
     first.grad_query = of_first(grad_query);
     first.grad_key = grad_key;
     first.grad_value = grad_value;
-    run_dense_backward(first, frames, /*split_queries=*/false);
+    steps.dense_backward(first, frames, /*split_queries=*/false);
   }
   const auto none = [&] { return at::empty({0}, query.options()); };
   Tensor grad_extra_key = none(), grad_extra_value = none();
@@ -131,16 +129,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> vmonarch_attention_backward_c
     extra.grad_query = grad_query;
     extra.grad_key = sums_like(*extra_key);
     extra.grad_value = sums_like(*extra_value);
-    run_dense_backward(extra, frames, /*split_queries=*/true);
+    steps.dense_backward(extra, frames, /*split_queries=*/true);
     grad_extra_key = extra.grad_key.to(query.scalar_type());
     grad_extra_value = extra.grad_value.to(query.scalar_type());
   }
   const auto rounded = [&](const Tensor& sums) { return sums.to(query.scalar_type()); };
   return {rounded(grad_query), rounded(grad_key), rounded(grad_value), grad_extra_key, grad_extra_value};
 }
-
-}  // namespace
-
-TORCH_LIBRARY_IMPL(frameattn, CPU, m) { m.impl("vmonarch_attention_backward", &vmonarch_attention_backward_cpu); }
 
 }  // namespace frameattn
