@@ -2,8 +2,10 @@
 
 Importing the package registers ``torch.ops.frameattn.*``. The documented functions are in ``frameattn.functional``,
 readable definitions in ``frameattn.reference``, layers in ``frameattn.modules``, networks in ``frameattn.models``.
+``frameattn.adapters`` puts VMonarch attention into video models of other libraries.
 """
 
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 
 from frameattn._load import build_info, cuda_devices, library_path
@@ -14,8 +16,16 @@ try:
 except PackageNotFoundError:  # run from a source folder that was never installed
     __version__ = "unknown"
 
+
+def __getattr__(name: str):
+    if name == "adapters":  # at its first use: it takes torch's compiler, which takes a second
+        return import_module("frameattn.adapters")
+    raise AttributeError(f"module 'frameattn' has no attribute {name!r}")
+
+
 __all__ = [
     "__version__",
+    "adapters",
     "build_info",
     "cuda_devices",
     "library_path",

@@ -1,0 +1,85 @@
+"""Swaps VMonarch attention into video transformers that people run.
+
+    import frameattn
+
+    handle = frameattn.adapters.apply(pipe.transformer)  # or a whole pipeline
+    print(handle.report())                               # what was swapped, and why anything was not
+    handle.remove()                                      # as before, bit for bit
+
+``supported()`` lists the models. diffusers is needed where its models are (extra ``video``), and never imported here.
+
+**A model of your own** whose attention modules have a processor, as those of diffusers do, needs a class that says
+where they are, how they form query, key and value, and what the grid of their tokens is:
+
+    from frameattn.adapters import VMonarchProcessor, latent_grid, project_heads, project_out, register
+
+    @register
+    class MyProcessor(VMonarchProcessor):
+        models = (MyTransformer,)                # or "my_package.MyTransformer", which imports nothing
+        modules = r"blocks\\.\\d+\\.attention"      # of the video's self-attention; the whole name must match
+        processors = ("MyAttnProcessor",)        # whose attention this class computes
+
+        @staticmethod
+        def grid(model, arguments):              # the arguments of MyTransformer.forward, by name
+            return latent_grid(arguments["latent"].shape[2:], model.config.patch_size)
+
+        def __call__(self, attn, hidden_states, attention_mask=None, rotary_emb=None):
+            if not self.swaps(hidden_states.size(1), attention_mask=attention_mask):
+                return self.original(attn, hidden_states, attention_mask, rotary_emb)
+            query, key, value = project_heads(attn, hidden_states)  # [B, N, H, D] each
+            query, key = rotate(query, rotary_emb), rotate(key, rotary_emb)
+            return project_out(attn, self.attend(query, key, value))
+
+With text in the same attention, ``self.attend_jointly(video, text, text_mask)`` takes the place of ``attend``; that the
+text comes ahead of the video or behind it matters only to how the class takes the two apart.
+``frameattn/adapters/diffusers_*.py`` are such classes. **Code that calls F.scaled_dot_product_attention itself** takes
+``attention_fn(grid)`` in its place.
+"""
+
+from importlib import import_module
+
+from frameattn.adapters.attention import joint_attention, video_attention
+from frameattn.adapters.grid_attention import GridAttention, attention_fn
+from frameattn.adapters.processor import VMonarchProcessor
+from frameattn.adapters.projections import (
+    key_mask,
+    latent_grid,
+    project,
+    project_heads,
+    project_heads_added,
+    project_out,
+    project_out_added,
+    split_heads,
+)
+from frameattn.adapters.registry import Support, register, supported
+from frameattn.adapters.swap import Handle, apply
+
+# Each registers its adapters; none imports the library that it is for.
+FAMILIES = (
+    "diffusers_hunyuan_video",
+    "diffusers_ltx",
+    "diffusers_wan",
+)
+for _family in FAMILIES:
+    import_module(f"frameattn.adapters.{_family}")
+
+__all__ = [
+    "GridAttention",
+    "Handle",
+    "Support",
+    "VMonarchProcessor",
+    "apply",
+    "attention_fn",
+    "joint_attention",
+    "key_mask",
+    "latent_grid",
+    "project",
+    "project_heads",
+    "project_heads_added",
+    "project_out",
+    "project_out_added",
+    "register",
+    "split_heads",
+    "supported",
+    "video_attention",
+]

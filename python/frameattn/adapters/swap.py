@@ -1,0 +1,214 @@
+"""apply() puts VMonarch into a model or a pipeline, and the Handle that it returns says what it did and undoes it."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+from frameattn.adapters.processor import VMonarchProcessor
+from frameattn.adapters.registry import adapter_of
+from frameattn.adapters.state import Clock, Grid, State
+
+PIPELINE_PARTS = ("transformer", "transformer_2")
+
+
+class Handle:
+    """What apply() did to one model, or to the transformers of a pipeline. A context manager that removes the swap.
+
+    Attributes:
+        swapped: names of the modules that run VMonarch, without those whose processor something replaced.
+        declined: {name: reason} of the other video self-attention modules, and of parts of a pipeline as a whole.
+    """
+
+    def __init__(self, states: dict[str, State], declined: dict[str, str]):
+        self._states = states  # by the part of the pipeline, "" for a model
+        self._declined = declined
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "Handle":
+        """The handle of a model that is swapped already: of a copy, or one that was loaded from a pickle.
+
+        Raises:
+            ValueError: it is not swapped.
+        """
+        state = _state_of(_unwrapped(model))
+        if state is None:
+            raise ValueError(f"{type(model).__name__} is not swapped")
+        return cls({"": state}, {})
+
+    @property
+    def swapped(self) -> list[str]:
+        return [_join(part, name) for part, state in self._states.items() for name, _, _ in state.present()]
+
+    @property
+    def declined(self) -> dict[str, str]:
+        of_modules = {
+            _join(part, name): reason for part, state in self._states.items() for name, reason in state.declined.items()
+        }
+        return {**self._declined, **of_modules}
+
+    def report(self) -> str:
+        """What runs VMonarch, what does not and why, and what fell back to dense attention so far."""
+        lines = []
+        for part, state in self._states.items():
+            present = len(state.present())
+            lines += [
+                f"{_join(part, state.model_name)}: {present} of {len(state.installed) + len(state.declined)} video "
+                f"self-attention modules run VMonarch (steps={state.steps}, mass_floor={state.mass_floor})",
+                f"  token grid: {' x '.join(map(str, state.grid)) if state.grid else 'known at the first call'}",
+            ]
+            if not state.active:
+                lines.append("  removed")
+            if state.dense_steps:
+                lines.append(f"  dense in the first {state.dense_steps} steps of a video")
+            reasons: dict[str, list[str]] = {}
+            for name, reason in state.declined.items():
+                reasons.setdefault(reason, []).append(name)
+            lines += [f"  dense, {reason}: {', '.join(names)}" for reason, names in reasons.items()]
+            lines += [f"  warned: {message}" for message in state.warnings.messages]
+        lines += [f"{name}: dense, {reason}" for name, reason in self._declined.items()]
+        return "\n".join(lines)
+
+    def remove(self) -> None:
+        """Gives every module its processor back, the very object, unless something else put another one there."""
+        for state in self._states.values():
+            state.remove()
+
+    def __enter__(self) -> "Handle":
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.remove()
+
+    def __repr__(self) -> str:
+        return f"<Handle: {len(self.swapped)} swapped, {len(self.declined)} declined>"
+
+
+def apply(
+    model: Any,
+    method: str = "vmonarch",
+    *,
+    steps: int = 2,
+    mass_floor: float = 0.1,
+    dense_layers: int = 0,
+    dense_steps: int = 0,
+    grid: Grid | None = None,
+) -> Handle:
+    """Puts VMonarch attention in the place of a video model's self-attention over all tokens.
+
+    Weights, their names and all other attention stay. A call that VMonarch cannot take (its grid does not match its
+    tokens, a mask over video tokens, context parallelism) runs what was there, with one warning for each reason.
+
+    Args:
+        model: a transformer of diffusers (see supported()), compiled or not, one of a class that was registered, or a
+            pipeline, of which ``transformer`` and ``transformer_2`` are swapped.
+        method: "vmonarch".
+        steps, mass_floor: of ``frameattn.vmonarch_attention``.
+        dense_layers: the first so many blocks stay dense.
+        dense_steps: the first so many denoising steps of every video stay dense, whatever transformer runs them. Reads
+            the timestep of every call, which costs a synchronisation with the device.
+        grid: tokens in time, height and width; by default they are read from every call of the model.
+
+    Raises:
+        ValueError: an argument does not fit, or nothing can be swapped; the message says why.
+        RuntimeError: the model is swapped already.
+
+    >>> handle = frameattn.adapters.apply(pipe.transformer, steps=2, dense_layers=2)
+    >>> print(handle.report())
+    >>> handle.remove()
+    """
+    if method != "vmonarch":
+        raise ValueError(f'apply: method must be "vmonarch", got {method!r}')
+    for name, value, least in (
+        ("steps", steps, 1),
+        ("mass_floor", mass_floor, 0),
+        ("dense_layers", dense_layers, 0),
+        ("dense_steps", dense_steps, 0),
+    ):
+        if not value >= least:
+            raise ValueError(f"apply: {name} must be at least {least}, got {value}")
+    if grid is not None and not (len(grid) == 3 and all(isinstance(size, int) and size > 0 for size in grid)):
+        raise ValueError(f"apply: grid must be three numbers (T, H, W) of tokens, got {grid}")
+
+    clock = Clock()  # one for a pipeline: its second transformer goes on where the first one stopped
+    plans, declined = {}, {}
+    for part, transformer in _transformers(model):
+        if _state_of(transformer) is not None:
+            raise RuntimeError(f"{_join(part, type(transformer).__name__)} is swapped already: remove() that first")
+        adapter = adapter_of(transformer)
+        if isinstance(adapter, str):
+            declined[part] = adapter
+            continue
+        state = State(
+            adapter,
+            transformer,
+            steps=steps,
+            mass_floor=mass_floor,
+            dense_steps=dense_steps,
+            grid=None if grid is None else tuple(grid),
+            clock=clock,
+        )
+        processors = _plan(transformer, state, dense_layers)
+        if processors:
+            plans[part] = transformer, state, processors
+        else:
+            reasons = dict.fromkeys(state.declined.values()) or [f"no module is named as {adapter.modules!r} says"]
+            declined[part] = f"{type(transformer).__name__}: {'; '.join(reasons)}"
+    if not plans:
+        raise ValueError(f"apply: nothing to swap. {'. '.join(declined.values())}")
+
+    for transformer, state, processors in plans.values():
+        state.install(transformer, processors)
+    return Handle({part: state for part, (_, state, _) in plans.items()}, declined)
+
+
+def _plan(model: nn.Module, state: State, dense_layers: int) -> list[tuple[str, nn.Module, VMonarchProcessor]]:
+    """The processors to put into a model; state.declined gets the reasons against the others."""
+    adapter, processors = state.adapter, []
+    matching = [
+        (name, module) for name, module in model.named_modules() if re.fullmatch(adapter.modules, _plain_name(name))
+    ]
+    for index, (name, attention) in enumerate(matching):
+        original = getattr(attention, "processor", None)
+        while isinstance(original, VMonarchProcessor):  # of a swap that was removed, which a model brought back
+            original = original.original
+        if type(original).__name__ not in adapter.processors:
+            state.declined[name] = f"has a processor of another kind, {type(original).__name__}"
+        elif adapter.block(model, _plain_name(name), index) < dense_layers:
+            state.declined[name] = f"in the first {dense_layers} blocks"
+        else:
+            processors.append((name, attention, adapter(original, state)))
+    return processors
+
+
+def _transformers(model: Any) -> Iterator[tuple[str, nn.Module]]:
+    """The models to swap, each with the name of the part of the pipeline that it is, or "" if there is none."""
+    if isinstance(model, nn.Module):
+        yield "", _unwrapped(model)
+        return
+    parts = [(part, getattr(model, part, None)) for part in PIPELINE_PARTS]
+    parts = [(part, _unwrapped(module)) for part, module in parts if isinstance(module, nn.Module)]
+    if not parts:
+        raise ValueError(f"apply: needs a model, or a pipeline with a transformer, got {type(model).__name__}")
+    yield from parts
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """What torch.compile wraps."""
+    return getattr(model, "_orig_mod", model)
+
+
+def _plain_name(name: str) -> str:
+    """The name that a module has when none of its parents is compiled by itself."""
+    return name.replace("_orig_mod.", "")
+
+
+def _state_of(model: nn.Module) -> State | None:
+    """The state of a swap in force, which the model's hook belongs to."""
+    owners = (getattr(hook, "__self__", None) for hook in model._forward_pre_hooks.values())
+    return next((owner for owner in owners if isinstance(owner, State) and owner.active), None)
+
+
+def _join(part: str, name: str) -> str:
+    return f"{part}.{name}" if part else name
