@@ -94,6 +94,7 @@ void bind_composed(py::module_& m) {
 void bind_choices(py::module_& m) {
   py::class_<FrameKernelChoice>(m, "FrameKernelChoice")
       .def_readonly("is_kernel", &FrameKernelChoice::is_kernel)
+      .def_readonly("by_blocks", &FrameKernelChoice::by_blocks)
       .def_readonly("reason", &FrameKernelChoice::reason)
       .def_property_readonly("resident", [](const FrameKernelChoice& c) { return c.plan.resident; })
       .def_property_readonly("threads", [](const FrameKernelChoice& c) { return c.plan.threads; })

@@ -43,75 +43,121 @@ double bound_of(double mass_floor, const Tensor& query) {
                           is_double ? std::numeric_limits<double>::min() : std::numeric_limits<float>::min());
 }
 
-Tensor contiguous_empty(const Tensor& x) { return at::empty(x.sizes(), x.options()); }
+FrameProblem forward_problem(const TemporalForwardStep& step) {
+  const bool update = !step.value.defined();
+  const Items items(step.query, step.frames);
+  const auto scalars = [&](const Tensor& t) { return t.defined() ? items.scalars(t) : t; };
+  FrameProblem problem = problem_of(update ? "temporal_update" : "temporal_output",
+                                    update ? FrameKernel::update_forward : FrameKernel::attention_forward, items,
+                                    step.query, step.weighted_key);
+  problem.entropy = items.scalars(step.entropy);
+  problem.out = items.rows(step.out);
+  if (update) {
+    problem.mass_floor = bound_of(step.mass_floor, step.query);
+    problem.mass = scalars(step.mass);
+  } else {
+    problem.value = items.rows(step.value);
+    problem.lse = scalars(step.lse);
+  }
+  return problem;
+}
+
+// grad_query: to be written, of the dtype of query.
+FrameProblem backward_problem(const TemporalBackwardStep& step, const Tensor& grad_query) {
+  const bool update = !step.value.defined();
+  const Items items(step.query, step.frames);
+  const auto scalars = [&](const Tensor& t) { return t.defined() ? items.scalars(t) : t; };
+  FrameProblem problem = problem_of(update ? "temporal_update_backward" : "temporal_output_backward",
+                                    update ? FrameKernel::update_backward : FrameKernel::attention_backward, items,
+                                    step.query, step.weighted_key);
+  problem.entropy = items.scalars(step.entropy);
+  problem.grad_query = items.rows(grad_query);
+  problem.grad_key = items.rows(step.grad_weighted_key);
+  problem.grad_entropy = items.scalars(step.grad_entropy);
+  if (update) {
+    problem.mass_floor = bound_of(step.mass_floor, step.query);
+    problem.mass = items.scalars(step.mass);
+    problem.grad_out = items.rows(step.grad_surrogate);
+  } else {
+    problem.value = items.rows(step.value);
+    problem.grad_value = items.rows(step.grad_value);
+    problem.grad_out = items.rows(step.grad_out);
+    problem.grad_lse = scalars(step.grad_lse);
+  }
+  return problem;
+}
 
 }  // namespace
 
+void temporal_forward_by(const FrameRunner& run, const TemporalForwardStep& step) { run(forward_problem(step)); }
+
+void temporal_backward_by(const FrameRunner& run, const TemporalBackwardStep& given) {
+  TemporalBackwardStep step = given;
+  if (step.row_lse.defined() && !step.row_offset.defined()) {
+    // The rows are their own, but for those with row_lse = +inf, which have no part: no gradient comes from them.
+    const Tensor apart = step.row_lse.isinf();
+    step.grad_out = step.grad_out.masked_fill(apart.unsqueeze(3), 0);
+    if (step.grad_lse.defined()) step.grad_lse = step.grad_lse.masked_fill(apart, 0);
+    step.row_lse.reset();
+  }
+  const Tensor grad_query = empty_of(step.query);
+  FrameProblem problem = backward_problem(step, grad_query);
+  if (step.row_lse.defined()) {
+    const Items items(step.query, step.frames);
+    problem.row_lse = items.scalars(step.row_lse);
+    problem.row_offset = items.scalars(step.row_offset);
+  }
+  run(problem);
+  step.grad_query.add_(grad_query);
+}
+
 std::tuple<Tensor, Tensor> temporal_update_by(const FrameRunner& run, const Tensor& query, const Tensor& weighted_key,
                                               const Tensor& entropy, int64_t frames, double mass_floor) {
-  const Items items(query, frames);
-  const Tensor surrogate = contiguous_empty(query), mass = empty_statistic(query);
-  FrameProblem problem = problem_of("temporal_update", FrameKernel::update_forward, items, query, weighted_key);
-  problem.mass_floor = bound_of(mass_floor, query);
-  problem.entropy = items.scalars(entropy);
-  problem.out = items.rows(surrogate);
-  problem.mass = items.scalars(mass);
-  run(problem);
-  return {surrogate, mass};
+  TemporalForwardStep step{query, weighted_key, entropy, frames, mass_floor};
+  step.out = empty_of(query);
+  step.mass = empty_statistic(query);
+  run(forward_problem(step));
+  return {step.out, step.mass};
 }
 
 std::tuple<Tensor, Tensor, Tensor> temporal_update_backward_by(const FrameRunner& run, const Tensor& grad_surrogate,
                                                                const Tensor& query, const Tensor& weighted_key,
                                                                const Tensor& entropy, const Tensor& mass,
                                                                int64_t frames, double mass_floor) {
-  const Items items(query, frames);
-  const Tensor grad_query = contiguous_empty(query), grad_weighted_key = contiguous_empty(query);
-  const Tensor grad_entropy = empty_statistic(query);
-  FrameProblem problem =
-      problem_of("temporal_update_backward", FrameKernel::update_backward, items, query, weighted_key);
-  problem.mass_floor = bound_of(mass_floor, query);
-  problem.entropy = items.scalars(entropy);
-  problem.mass = items.scalars(mass);
-  problem.grad_out = items.rows(grad_surrogate);
-  problem.grad_query = items.rows(grad_query);
-  problem.grad_key = items.rows(grad_weighted_key);
-  problem.grad_entropy = items.scalars(grad_entropy);
-  run(problem);
-  return {grad_query, grad_weighted_key, grad_entropy};
+  TemporalBackwardStep step{query, weighted_key, entropy, frames, mass_floor};
+  step.mass = mass;
+  step.grad_surrogate = grad_surrogate;
+  step.grad_weighted_key = empty_of(query);
+  step.grad_entropy = empty_statistic(query);
+  const Tensor grad_query = empty_of(query);
+  run(backward_problem(step, grad_query));
+  return {grad_query, step.grad_weighted_key, step.grad_entropy};
 }
 
 std::tuple<Tensor, Tensor> temporal_output_by(const FrameRunner& run, const Tensor& query, const Tensor& weighted_key,
                                               const Tensor& entropy, const Tensor& value, int64_t frames) {
-  const Items items(query, frames);
-  const Tensor out = contiguous_empty(value), lse = empty_statistic(query);
-  FrameProblem problem = problem_of("temporal_output", FrameKernel::attention_forward, items, query, weighted_key);
-  problem.value = items.rows(value);
-  problem.entropy = items.scalars(entropy);
-  problem.out = items.rows(out);
-  problem.lse = items.scalars(lse);
-  run(problem);
-  return {out, lse};
+  TemporalForwardStep step{query, weighted_key, entropy, frames};
+  step.value = value;
+  step.out = empty_of(value);
+  step.lse = empty_statistic(query);
+  run(forward_problem(step));
+  return {step.out, step.lse};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> temporal_output_backward_by(
     const FrameRunner& run, const std::optional<Tensor>& grad_out, const std::optional<Tensor>& grad_lse,
     const Tensor& query, const Tensor& weighted_key, const Tensor& entropy, const Tensor& value, int64_t frames) {
-  const Items items(query, frames);
-  const Tensor grad_query = contiguous_empty(query), grad_weighted_key = contiguous_empty(query);
-  const Tensor grad_value = contiguous_empty(value), grad_entropy = empty_statistic(query);
-  FrameProblem problem =
-      problem_of("temporal_output_backward", FrameKernel::attention_backward, items, query, weighted_key);
-  problem.value = items.rows(value);
-  problem.entropy = items.scalars(entropy);
+  TemporalBackwardStep step{query, weighted_key, entropy, frames};
+  step.value = value;
   // No gradient is one row of zeros for all.
-  problem.grad_out = items.rows(grad_out ? *grad_out : at::zeros({value.size(3)}, value.options()).expand_as(value));
-  if (grad_lse) problem.grad_lse = items.scalars(*grad_lse);
-  problem.grad_query = items.rows(grad_query);
-  problem.grad_key = items.rows(grad_weighted_key);
-  problem.grad_value = items.rows(grad_value);
-  problem.grad_entropy = items.scalars(grad_entropy);
-  run(problem);
-  return {grad_query, grad_weighted_key, grad_entropy, grad_value};
+  step.grad_out = grad_out ? *grad_out : at::zeros({value.size(3)}, value.options()).expand_as(value);
+  if (grad_lse) step.grad_lse = *grad_lse;
+  step.grad_weighted_key = empty_of(query);
+  step.grad_entropy = empty_statistic(query);
+  step.grad_value = empty_of(value);
+  const Tensor grad_query = empty_of(query);
+  run(backward_problem(step, grad_query));
+  return {grad_query, step.grad_weighted_key, step.grad_entropy, step.grad_value};
 }
 
 FrameKernelChoice choose_temporal_step_kernel(const Tensor& query, const std::optional<Tensor>& value, int64_t frames,

@@ -7,6 +7,7 @@
 #include <optional>
 #include <tuple>
 
+#include "csrc/monarch_attention/steps.h"
 #include "csrc/shared/choose_frame_kernel.h"
 #include "csrc/shared/frame_problem.h"
 
@@ -32,6 +33,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> temporal_output_backw
     const FrameRunner& run, const std::optional<at::Tensor>& grad_out, const std::optional<at::Tensor>& grad_lse,
     const at::Tensor& query, const at::Tensor& weighted_key, const at::Tensor& entropy, const at::Tensor& value,
     int64_t frames);
+
+// The steps of the fused operator. Backward adds to grad_query what was rounded to the dtype of query once.
+void temporal_forward_by(const FrameRunner& run, const TemporalForwardStep& step);
+void temporal_backward_by(const FrameRunner& run, const TemporalBackwardStep& step);
 
 // Of the output form, or without value the update form. Reads sizes and dtype only: meta tensors will do.
 FrameKernelChoice choose_temporal_step_kernel(const at::Tensor& query, const std::optional<at::Tensor>& value,

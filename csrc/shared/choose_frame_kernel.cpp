@@ -1,7 +1,9 @@
 #include "csrc/shared/choose_frame_kernel.h"
 
+#include <algorithm>
 #include <limits>
 
+#include "csrc/shared/frame_blocks.h"
 #include "csrc/shared/frame_params.h"
 
 namespace frameattn {
@@ -29,6 +31,11 @@ const char* frame_kernel_name(FrameKernel kernel) {
   return "";
 }
 
+FramePlan plan_of(const FrameProblem& problem, int capability) {
+  const int64_t frames = std::max(problem.query.size(3), problem.key.size(3));
+  return plan_frame_kernel(problem.kernel, frames, padded_columns(problem.query), shared_memory_limit(capability));
+}
+
 FrameKernelChoice choose_frame_kernel(const FrameProblem& problem, int capability) {
   FrameKernelChoice choice;
   const auto dtype = problem.query.scalar_type();
@@ -45,9 +52,11 @@ FrameKernelChoice choose_frame_kernel(const FrameProblem& problem, int capabilit
   };
   const auto version = [&] { return c10::str(capability / 10, ".", capability % 10); };
   if (capability < 80) return because("compute capability ", version(), " is below 8.0");
-  choice.plan = plan_frame_kernel(problem.kernel, problem.frames(), columns, shared_memory_limit(capability));
-  if (choice.plan.tiles == 0)
-    return because("it takes at most ", most_frames(problem.kernel), " frames, got ", problem.frames());
+  choice.plan = plan_of(problem, capability);
+  choice.by_blocks = choice.plan.tiles == 0;
+  if (choice.by_blocks)  // either kernel of the blocks needs as much shared memory
+    choice.plan = plan_frame_kernel(FrameKernel::attention_backward, std::min(problem.frames(), kBlockFrames), columns,
+                                    shared_memory_limit(capability));
   if (!choice.plan.possible)
     return because("compute capability ", version(), " has no room for ", problem.frames(), " frames of ", columns,
                    " columns");

@@ -19,6 +19,7 @@ struct Range {
   bool operator==(const Range&) const = default;
 };
 
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr int64_t kTileMatrices = 6, kRowMatrices = 3;  // temporaries at once: [l, k], and [frames, columns]
 
 class Items {
@@ -30,6 +31,11 @@ class Items {
       blocks_.push_back({first, std::min(block, all_.count - first)});
     for (Tensor* statistic : {&largest_, &total_, &offset_}) *statistic = at::empty({items_, all_.count, 1}, acc_);
     pull_ = at::zeros({items_, 1, all_.count}, acc_);
+    if (!p.row_lse.defined()) return;
+    const Tensor lse = load_scalars(p.row_lse, all_).unsqueeze(-1);
+    largest_ = lse.masked_fill(lse == -kInfinity, kInfinity);  // a row without any weights
+    total_.fill_(1);
+    offset_ = load_scalars(p.row_offset, all_).unsqueeze(-1);
   }
 
   void run() {
@@ -105,15 +111,17 @@ class Items {
     Tensor x = products(p.query, p.key, l, k).mul_(p.scale);
     if (p.entropy.defined()) x.sub_(load_scalars(p.entropy, k).unsqueeze(1));
     Tensor largest = largest_.narrow(1, l.first, l.count), total = total_.narrow(1, l.first, l.count);
-    if (k == all_) {
+    const bool find = finds_statistics(k);
+    if (find) {
       largest.copy_(x.amax(-1, /*keepdim=*/true));
-      largest.masked_fill_(largest == -std::numeric_limits<double>::infinity(), 0);  // all keys masked: -inf - -inf
+      largest.masked_fill_(largest == -kInfinity, 0);  // all keys masked: -inf - -inf
     }
     x.sub_(largest).exp_();
-    if (k == all_) total.copy_(x.sum(-1, /*keepdim=*/true));
+    if (find) total.copy_(x.sum(-1, /*keepdim=*/true));
     tile_.weights = x.div_(total.clamp_min(1));  // at least 1, unless all keys are masked: then the weights are 0
     return tile_.weights;
   }
+  bool finds_statistics(Range k) const { return k == all_ && !p.row_lse.defined(); }
   void find_statistics() {
     for (const Range l : blocks_) weights_of(l, all_);
   }
@@ -133,7 +141,7 @@ class Items {
     Tensor x = products_of(l, k) + pull_.narrow(2, k.first, k.count);
     x.mul_(p.is_update() ? shares_of(l, k) : weights_of(l, k));
     Tensor offset = offset_.narrow(1, l.first, l.count);
-    if (k == all_) {
+    if (finds_statistics(k)) {
       offset.copy_(x.sum(-1, /*keepdim=*/true));
       if (p.grad_lse.defined()) offset.sub_(load_scalars(p.grad_lse, l).unsqueeze(-1));
     }

@@ -22,6 +22,7 @@ FrameRows frame_rows(const Tensor& rows) {
   for (int dim = 0; dim < kFrameDim; ++dim) r.item_stride[dim] = rows.stride(dim);
   r.frame_stride = rows.stride(kFrameDim);
   r.segment_stride = rows.stride(kSegmentsDim);
+  r.frames = static_cast<int32_t>(rows.size(kFrameDim));
   r.segment = static_cast<int32_t>(rows.size(kSegmentDim));
   r.columns = static_cast<int32_t>(frame_columns(rows));
   return r;
@@ -74,7 +75,6 @@ void AlignedProblem::copy_outputs() const {
 FrameAttentionParams frame_params(const FrameProblem& problem) {
   FrameAttentionParams p;
   for (int dim = 0; dim < 3; ++dim) p.items[dim] = problem.query.size(dim);
-  p.frames = static_cast<int32_t>(problem.frames());
   p.scale = static_cast<float>(problem.scale);
   p.mass_floor = static_cast<float>(problem.mass_floor);
   p.query = frame_rows(problem.query);
@@ -90,6 +90,9 @@ FrameAttentionParams frame_params(const FrameProblem& problem) {
   p.mass = frame_scalars(problem.mass);
   p.grad_lse = frame_scalars(problem.grad_lse);
   p.grad_entropy = frame_scalars(problem.grad_entropy);
+  p.row_lse = frame_scalars(problem.row_lse);
+  p.row_offset = frame_scalars(problem.row_offset);
+  p.accumulate = problem.accumulate;
   return p;
 }
 

@@ -23,6 +23,10 @@ struct FrameProblem {
   at::Tensor grad_out, grad_query, grad_key, grad_value;  // grad_out of the update form may be float32
   // [I0, I1, I2, T], float32 (float64 for float64)
   at::Tensor entropy, lse, mass, grad_lse, grad_entropy;
+  at::Tensor row_lse, row_offset;  // of attention_backward, where the softmax goes over other keys too
+  // A block of a larger problem (frame_blocks.h), for kernels only: out and gradients are float32 and hold results for
+  // other frames, and query and key may have different numbers of frames.
+  bool accumulate = false;
 
   bool is_update() const { return kernel == FrameKernel::update_forward || kernel == FrameKernel::update_backward; }
   bool is_backward() const {
@@ -36,9 +40,9 @@ inline constexpr at::Tensor FrameProblem::* kFrameInputRows[] = {&FrameProblem::
                                                                  &FrameProblem::value, &FrameProblem::grad_out};
 inline constexpr at::Tensor FrameProblem::* kFrameOutputRows[] = {&FrameProblem::out, &FrameProblem::grad_query,
                                                                   &FrameProblem::grad_key, &FrameProblem::grad_value};
-inline constexpr at::Tensor FrameProblem::* kFrameScalars[] = {&FrameProblem::entropy, &FrameProblem::lse,
-                                                               &FrameProblem::mass, &FrameProblem::grad_lse,
-                                                               &FrameProblem::grad_entropy};
+inline constexpr at::Tensor FrameProblem::* kFrameScalars[] = {
+    &FrameProblem::entropy,      &FrameProblem::lse,     &FrameProblem::mass,      &FrameProblem::grad_lse,
+    &FrameProblem::grad_entropy, &FrameProblem::row_lse, &FrameProblem::row_offset};
 
 // Columns of a row, 0 where there is no tensor.
 inline int64_t frame_columns(const at::Tensor& rows) { return rows.defined() ? rows.size(4) * rows.size(5) : 0; }

@@ -27,7 +27,8 @@ class Trial {
     problem.scale = like.is_update() ? 1 : 0.5;
     for (const auto member : kFrameInputRows) fill(member, &Trial::random, &Trial::rows);
     for (const auto member : kFrameOutputRows) fill(member, &Trial::nans, &Trial::rows);
-    for (const auto member : {&FrameProblem::entropy, &FrameProblem::grad_lse})
+    for (const auto member :
+         {&FrameProblem::entropy, &FrameProblem::grad_lse, &FrameProblem::row_lse, &FrameProblem::row_offset})
       fill(member, &Trial::random, &Trial::scalars);
     for (const auto member : {&FrameProblem::lse, &FrameProblem::mass, &FrameProblem::grad_entropy})
       fill(member, &Trial::nans, &Trial::scalars);
@@ -82,22 +83,27 @@ class Trial {
 
 }  // namespace
 
+std::string difference_of_outputs(const Tensor& found, const Tensor& expected, at::ScalarType dtype) {
+  // A right kernel rounds weights, their gradients and results to the dtype: a few half eps of the largest result. A
+  // wrong index or a race errs by the size of a result.
+  const double eps = dtype == at::kHalf ? 0x1p-10 : 0x1p-7;
+  const Tensor right = expected.to(at::kDouble);
+  const double error = (found.to(at::kDouble) - right).abs().max().item<double>();
+  const double allowed = 8 * eps * right.abs().max().item<double>();
+  if (error <= allowed) return "";  // no, if it is NaN
+  return c10::str("an output errs by ", error, ", and ", allowed, " is allowed");
+}
+
 std::string difference_from_composed(const FrameRunner& kernel, const FrameProblem& like) {
   const Trial trial(like);
   FrameProblem expected = trial.problem;
   for (const auto member : trial.outputs()) expected.*member = at::empty_like(expected.*member);
   kernel(trial.problem);
   run_composed(expected);
-
-  // A right kernel rounds weights, their gradients and results to the dtype: a few half eps of the largest result. A
-  // wrong index or a race errs by the size of a result.
-  const double eps = like.query.scalar_type() == at::kHalf ? 0x1p-10 : 0x1p-7;
   for (const auto member : trial.outputs()) {
-    const Tensor right = (expected.*member).to(at::kDouble);
-    const double error = ((trial.problem.*member).to(at::kDouble) - right).abs().max().item<double>();
-    const double allowed = 8 * eps * right.abs().max().item<double>();
-    if (!(error <= allowed))  // also if it is NaN
-      return c10::str("an output errs by ", error, ", and ", allowed, " is allowed");
+    const std::string difference =
+        difference_of_outputs(trial.problem.*member, expected.*member, like.query.scalar_type());
+    if (!difference.empty()) return difference;
   }
   return "";
 }

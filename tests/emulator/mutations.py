@@ -29,6 +29,7 @@ class Mutation(NamedTuple):
     old: str
     new: str
     sanitized: bool = False  # seen by AddressSanitizer only: an access outside a tensor that the emulator cannot know
+    cases: str = ""  # whose names contain this may see it; all of the kernel's
 
 
 ALL = ["attention_forward", "attention_backward", "update_forward", "update_backward"]
@@ -39,9 +40,10 @@ def everywhere(name: str, file: str, old: str, new: str, sanitized: bool = False
     return [Mutation(f"{kernel}: {name}", kernel, file, old, new, sanitized) for kernel in ALL]
 
 
-def inside(kernel: str, *faults: tuple) -> list[Mutation]:
+def inside(kernel: str, *faults: tuple, cases: str = "") -> list[Mutation]:
     """Faults of one kernel's own file."""
-    return [Mutation(f"{kernel}: {name}", kernel, f"frame_{kernel}_sm80.cuh", *rest) for name, *rest in faults]
+    file = f"frame_{kernel}_sm80.cuh"
+    return [Mutation(f"{kernel}: {name}", kernel, file, *rest)._replace(cases=cases) for name, *rest in faults]
 
 
 TILES, SOFTMAX = "frame_tiles.cuh", "frame_softmax.cuh"
@@ -69,14 +71,14 @@ MUTATIONS = [
     *everywhere("item beyond the last", TILES, "exists = item < params.item_count;", "exists = true;", True),
     *everywhere("transpose of results by half", TILES, "for (int bit = 1; bit <= 2; bit *= 2)", "for (int bit = 1; bit <= 1; bit *= 2)"),
     # Bounds and masks
-    *everywhere("a row beyond the last is loaded", TILES, "valid = inside && row < frames;", "valid = inside && row <= frames;", True),
+    *everywhere("a row beyond the last is loaded", TILES, "valid = inside && row < rows.frames;", "valid = inside && row <= rows.frames;", True),
     *everywhere("columns beyond the last are loaded", TILES, "inside = column < rows.columns;\n  const uint16_t* const base", "inside = column < rows.columns + 8;\n  const uint16_t* const base"),
-    *everywhere("a row beyond the last is stored", TILES, "if (frame < frames && column", "if (frame <= frames && column", True),
-    *everywhere("columns beyond the last are stored", TILES, "frame < frames && column < rows.columns)", "frame < frames && column < rows.columns + 8)", True),
+    *everywhere("a row beyond the last is stored", TILES, "if (frame < rows.frames && column", "if (frame <= rows.frames && column", True),
+    *everywhere("columns beyond the last are stored", TILES, "frame < rows.frames && column < rows.columns)", "frame < rows.frames && column < rows.columns + 8)", True),
     *everywhere("columns in use are one step short", TILES, "if (16 * step >= columns) break;", "if (16 * step + 8 >= columns) break;"),
-    *everywhere("mask lets one key more in", SOFTMAX, "k < p.frames ? z : -kInfinity", "k <= p.frames ? z : -kInfinity"),
-    *everywhere("mask keeps one key out", SOFTMAX, "k < p.frames ? z : -kInfinity", "k < p.frames - 1 ? z : -kInfinity"),
-    *everywhere("no mask", SOFTMAX, "k < p.frames ? z : -kInfinity", "z"),
+    *everywhere("mask lets one key more in", SOFTMAX, "k < p.key.frames ? z : -kInfinity", "k <= p.key.frames ? z : -kInfinity"),
+    *everywhere("mask keeps one key out", SOFTMAX, "k < p.key.frames ? z : -kInfinity", "k < p.key.frames - 1 ? z : -kInfinity"),
+    *everywhere("no mask", SOFTMAX, "k < p.key.frames ? z : -kInfinity", "z"),
     # Softmax
     *everywhere("largest over two lanes of four", TILES, "return fmaxf(x, ptx::shuffle_xor(x, 2));", "return x;"),
     *everywhere("sum over two lanes of four", TILES, "return x + ptx::shuffle_xor(x, 2);", "return x;"),
@@ -88,9 +90,9 @@ MUTATIONS = [
         "attention_forward",
         ("second slab of a stage is not loaded", "if (slab + 1 < value_slabs)", "if (slab + 2 < value_slabs)"),
         ("not divided by the sum", "inverse[half] = sum[half] > 0 ? 1 / sum[half] : 0;", "inverse[half] = 1;"),
-        ("base of lse", "(largest[half] + ptx::log2(sum[half])) * kLn2", "largest[half] + ptx::log2(sum[half])"),
-        ("lse of a row without keys", "sum[half] > 0 ? (largest[half]", "sum[half] >= 0 ? (0 * largest[half]"),
-        ("lse beyond the last frame", "item.lane % 4 == 0 && l < p.frames", "item.lane % 4 == 0 && l <= p.frames", True),
+        ("base of lse", "= log_sum * kLn2;", "= log_sum;"),
+        ("lse of a row without keys", "ptx::log2(sum[half]);", "ptx::log2(fmaxf(sum[half], 1e-30f));"),
+        ("lse beyond the last frame", "item.lane % 4 == 0 && exists", "item.lane % 4 == 0 && l <= p.query.frames", True),
         ("value slab by slab from the first place", "place + column / kSlabColumns * kSlabBytes<tiles>", "place"),
     ),
     *inside(
@@ -110,7 +112,7 @@ MUTATIONS = [
         ("no barrier after the log-sums", "  item.sync();\n  log_weights", "  log_weights"),
         ("mass at its floor", "mass > p.mass_floor ? 1 / sum[half] : unit / p.mass_floor", "1 / sum[half]"),
         ("mass relative to the largest", "mass = unit * sum[half];", "mass = sum[half];"),
-        ("mass beyond the last frame", "item.lane % 4 == 0 && k < p.frames", "item.lane % 4 == 0 && k <= p.frames", True),
+        ("mass beyond the last frame", "item.lane % 4 == 0 && k < p.key.frames", "item.lane % 4 == 0 && k <= p.key.frames", True),
         ("means of keys", "add_weighted_rows<element, tiles>(item, weights, query,", "add_weighted_rows<element, tiles>(item, weights, query + kSlabBytes<tiles>,"),
     ),
     *inside(
@@ -121,29 +123,89 @@ MUTATIONS = [
         ("mass is a constant", "pull[half] = mass > p.mass_floor ? -mean : 0;", "pull[half] = 0;"),
         ("a mass at its floor is none", "pull[half] = mass > p.mass_floor ? -mean : 0;", "pull[half] = -mean;"),
         ("no factor by column", "factor[i / 2] * weight * (column_slopes", "weight * (column_slopes"),
-        ("mass beyond the last frame", "k < p.frames ? item.scalars(p.mass)", "k <= p.frames ? item.scalars(p.mass)", True),
+        ("mass beyond the last frame", "k < p.key.frames ? item.scalars(p.mass)", "k <= p.key.frames ? item.scalars(p.mass)", True),
         ("no update", "add_weighted_rows<element, tiles>(item, update, grad_out, column, sums);", ""),
     ),
+    *[
+        Mutation(f"attention_backward: {name}", "attention_backward", SOFTMAX, old, new, *rest)._replace(cases="shared")
+        for name, old, new, *rest in [
+            ("row_lse is not read", "given = p.row_lse.data;", "given = false;"),
+            ("base of row_lse", "p.row_lse.frame_stride] * kLog2E :", "p.row_lse.frame_stride] :"),
+            ("row_lse by columns only", "inverse = given ? ptx::exp2(largest[half] - log_sum) : 1 / sum[half];", "inverse = 1 / sum[half];"),
+            ("row_lse without the largest", "ptx::exp2(largest[half] - log_sum)", "ptx::exp2(-log_sum)"),
+            ("row_lse beyond the last frame", "if (sum[half] > 0 && l < p.query.frames)", "if (sum[half] > 0)", True),
+        ]
+    ],
+    # Blocks of more frames than a kernel takes at once: more queries than keys among them, and the other way round.
+    *inside(
+        "attention_forward",
+        ("lse there is not read", "joined = join(before, log_sum);", "joined = join(-kInfinity, log_sum);"),
+        ("base of the lse there", "p.lse.frame_stride] * kLog2E :", "p.lse.frame_stride] :"),
+        ("lse there beyond the last frame", "const float before = exists ?", "const float before = true ?", True),
+        ("results there keep their share", "keep[half] = joined.first;", ""),
+        ("joined results keep their share", "inverse[half] *= joined.second;", ""),
+        ("lse is not joined", "log_sum = joined.log_sum;", ""),
+        ("no keys in either", "if (most == -kInfinity) return {most, 0, 0};  // no key in either\n", ""),
+        ("frames of keys for queries", "exists = l < p.query.frames;", "exists = l < p.key.frames;"),
+        cases="T129-",
+    ),
+    *inside(
+        "attention_forward",
+        ("joined relative to the first", "most = fmaxf(first, second);", "most = first == -kInfinity ? second : first;"),
+        cases="T257-",
+    ),
+    *inside(
+        "attention_backward",
+        ("gradients are not added", "  if (p.accumulate)\n    add_rows", "  if (p.accumulate && column > 0)\n    add_rows"),
+        ("frames of keys for queries", "exists = l < p.query.frames;", "exists = l < p.key.frames;"),
+        cases="T129-",
+    ),
+    *inside(
+        "attention_backward",
+        ("weights divided by the sum of a part", "      total[half] = 1;\n", ""),
+        ("offset of a part", "offset[half] = item.scalars(p.row_offset)[l * p.row_offset.frame_stride];", ""),
+        ("row_offset beyond the last frame", "p.row_offset.data && exists", "p.row_offset.data", True),
+        cases="shared",
+    ),
+    *[
+        Mutation(f"{kernel}: {name}", kernel, file, old, new, *rest)._replace(cases="T129-")
+        for kernel in ("attention_forward", "attention_backward")
+        for name, file, old, new, *rest in [
+            ("mask of the frames of queries", SOFTMAX, "k < p.key.frames ? z : -kInfinity", "k < p.query.frames ? z : -kInfinity"),
+            ("entropy of the frames of queries", SOFTMAX, "item.thread < p.key.frames;", "item.thread < p.query.frames;"),
+            ("grad_entropy is not added", SOFTMAX, "(p.accumulate ? result : 0) - total;", "-total;"),
+            ("grad_entropy of the frames of queries", SOFTMAX, "&& k < p.key.frames) {", "&& k < p.query.frames) {"),
+            ("a frame beyond the last is added to", TILES, "if (frame >= rows.frames ||", "if (frame > rows.frames ||", True),
+            ("columns beyond the last are added to", TILES, "|| at >= rows.columns) continue;", "|| at >= rows.columns + 8) continue;", True),
+            ("the second of a pair from the first", TILES, "pair[1] = pair[1] * keep[half]", "pair[1] = pair[0] * keep[half]"),
+            ("nothing is added to", TILES, "pair[0] = pair[0] * keep[half] + ", "pair[0] = "),
+            ("rows of the other half are kept", TILES, "pair[0] = pair[0] * keep[half]", "pair[0] = pair[0] * keep[0]"),
+            ("segments of float32 run on", TILES, "rows.frame_stride + column_offset(rows, at);", "rows.frame_stride + at;"),
+        ]
+        # What backward keeps, it keeps as it is; forward writes no grad_entropy.
+        if not name.startswith("rows of the other half" if kernel == "attention_backward" else "grad_entropy")
+    ],
     *[
         Mutation(f"{kernel}: {name}", kernel, SOFTMAX, old, new, *rest)
         for kernel in ALL[1:]
         for name, old, new, *rest in [
-            ("log-sum without its largest", "weighs ? largest[half] + ptx::log2(sum[half])", "weighs ? ptx::log2(sum[half])"),
+            ("log-sum without its largest", ": largest[half] + ptx::log2(sum[half]);", ": ptx::log2(sum[half]);"),
             ("statistics of the other half", "ptx::load_shared(item.statistic(kEntropy, item.frame(1)))", "ptx::load_shared(item.statistic(kEntropy, item.frame(0)))"),
         ]
     ],
     *[
         # Attention's own gradients do not see it: the rows of grad_out beyond the last are zero.
-        Mutation(f"{kernel}: rows beyond the last weigh", kernel, SOFTMAX, "sum[half] > 0 && item.frame(half) < p.frames;", "sum[half] > 0;")
+        Mutation(f"{kernel}: rows beyond the last weigh", kernel, SOFTMAX, "if (sum[half] > 0 && l < p.query.frames)", "if (sum[half] > 0)")
         for kernel in ("update_forward", "update_backward")
     ],
     *[
         Mutation(f"{kernel}: {name}", kernel, file, old, new, *rest)
         for kernel in ("attention_backward", "update_backward")
         for name, file, old, new, *rest in [
-            ("grad_entropy beyond the last frame", SOFTMAX, "p.grad_entropy.data && item.lane % 4 == 0 && k < p.frames", "p.grad_entropy.data && item.lane % 4 == 0 && k <= p.frames", True),
+            ("grad_entropy beyond the last frame", SOFTMAX, "p.grad_entropy.data && item.lane % 4 == 0 && k < p.key.frames", "p.grad_entropy.data && item.lane % 4 == 0 && k <= p.key.frames", True),
             ("rows of float16 not multiplied again", TILES, "factor[half] = fmaxf(row_max(largest), 1e-30f);", "factor[half] = 1; if (row_max(largest) > 0) sums[0][2 * half] *= 2;"),
-            ("sign of grad_entropy", SOFTMAX, "= -total;", "= total;"),
+            ("sign of grad_entropy", SOFTMAX, "(p.accumulate ? result : 0) - total;", "(p.accumulate ? result : 0) + total;"),
+            ("rows without keys are not left out", SOFTMAX, "if (sum[half] > 0 && l < p.query.frames)", "if (l < p.query.frames)"),
         ]
     ],
 ]  # fmt: skip
@@ -187,6 +249,8 @@ def try_mutation(mutation: Mutation) -> str | None:
         (folder / SOURCES / mutation.file).write_text(text.replace(mutation.old, mutation.new))
         program = build(mutation, folder)
         command = [program, "--quiet", "--stop", "--case", mutation.kernel]
+        if mutation.cases:
+            return first_failure([*command, "--case", mutation.cases])
         # In the usual schedule all cases, then some of two items in a block in all schedules.
         return first_failure(command) or first_failure([*command, "--thorough", "--case", "T17-"])
 
@@ -198,6 +262,8 @@ def first_failure(command: list) -> str | None:
         return f"does not end within {TIMEOUT} s"
     if run.returncode == 0:
         return None
+    if run.returncode == 2:
+        raise SystemExit(f"no case was run: {run.args}")
     lines = (run.stdout + run.stderr).splitlines()
     return next((line for line in lines if "FAILED" in line or "ERROR" in line), f"exit status {run.returncode}")
 

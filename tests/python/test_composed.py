@@ -246,15 +246,16 @@ def test_choice_by_capability_and_dtype(capability, kernel, backward):
 
 
 @pytest.mark.parametrize(("has_value", "backward", "most"), [(True, False, 128), (True, True, 128), (False, True, 64)])
-def test_more_frames_than_a_kernel_takes_are_left_to_torch(has_value, backward, most):
+def test_more_frames_than_a_kernel_takes_are_computed_by_blocks(has_value, backward, most):
     def choose(frames):
         rows = torch.empty(1, 2, frames * 6, 64, dtype=torch.bfloat16, device="meta")
         value = rows if has_value else None
         return _C.choose_temporal_step_kernel(rows, value, frames, backward=backward, capability=90)
 
-    assert choose(most).is_kernel
-    assert not choose(most + 1).is_kernel
-    assert f"it takes at most {most} frames, got {most + 1}" in choose(most + 1).reason
+    for frames in (1, most, most + 1, 1000):
+        choice = choose(frames)
+        assert choice.is_kernel and choice.reason == ""
+        assert choice.by_blocks == (frames > most)
 
 
 def test_every_operator_answers_to_cuda_tensors():

@@ -24,6 +24,17 @@ __device__ __forceinline__ void for_pairs(const Weights<tiles>& weights, Each ea
     }
 }
 
+// Stores gradients, or adds them to those that are there.
+template <FrameElement element, int tiles>
+__device__ __forceinline__ void store(const Item<tiles>& item, const FrameAttentionParams& p, const FrameRows& rows,
+                                      int column, const float (&sums)[4][4], const float (&factor)[2]) {
+  constexpr float one[2] = {1, 1};
+  if (p.accumulate)
+    add_rows(item, rows, column, sums, factor, one);
+  else
+    store_rows<element>(item, rows, column, sums, factor);
+}
+
 template <FrameElement element, int tiles>
 __global__ void __launch_bounds__(kThreads<tiles>, 1)
     frame_attention_backward_kernel(const __grid_constant__ FrameKernelParams params) {
@@ -36,8 +47,8 @@ __global__ void __launch_bounds__(kThreads<tiles>, 1)
     const int slab = stage - key_slabs;
     const bool values = slab >= 0 && slab < value_slabs;
     const int keys = stage < key_slabs ? stage : slab - value_slabs;
-    load_slab(item, values ? p.value : p.query, p.frames, values ? slab : keys, place);
-    load_slab(item, values ? p.grad_out : p.key, p.frames, values ? slab : keys, place + kSlabBytes<tiles>);
+    load_slab(item, values ? p.value : p.query, values ? slab : keys, place);
+    load_slab(item, values ? p.grad_out : p.key, values ? slab : keys, place + kSlabBytes<tiles>);
   };
   const int kept = params.resident ? key_slabs : 0;
   Pipeline<tiles, 2, decltype(load)> pipeline(item, value_slabs + 2 * key_slabs - kept, kept, load);
@@ -74,7 +85,7 @@ __global__ void __launch_bounds__(kThreads<tiles>, 1)
     for (int column = 0; column < kSlabColumns && column < width; column += 32) {
       float sums[4][4] = {};
       add_weighted_rows<element, tiles>(item, by_column, grad_out, column, sums);
-      store_rows<element>(item, p.grad_value, p.frames, slab * kSlabColumns + column, sums, one);
+      store<element>(item, p, p.grad_value, slab * kSlabColumns + column, sums, one);
     }
   }
 
@@ -91,10 +102,15 @@ __global__ void __launch_bounds__(kThreads<tiles>, 1)
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int l = item.frame(half);
+    const bool exists = l < p.query.frames;
     total[half] = row_sum(total[half]);
     total[half] = total[half] > 0 ? 1 / total[half] : 0;
     offset[half] = row_sum(offset[half]) * total[half];
-    if (p.grad_lse.data && l < p.frames) offset[half] -= item.scalars(p.grad_lse)[l * p.grad_lse.frame_stride];
+    if (p.grad_lse.data && exists) offset[half] -= item.scalars(p.grad_lse)[l * p.grad_lse.frame_stride];
+    if (p.row_offset.data && exists) {  // these keys are not all
+      total[half] = 1;
+      offset[half] = item.scalars(p.row_offset)[l * p.row_offset.frame_stride];
+    }
     item.put(kRowOffset, half, offset[half]);
     item.put(kFactor, half, total[half]);
   }
@@ -134,10 +150,10 @@ __global__ void __launch_bounds__(kThreads<tiles>, 1)
       if (first >= p.key.columns) break;
       float sums[4][4] = {};
       add_weighted_rows<element, tiles>(item, by_row, key, column, sums);
-      store_rows<element>(item, p.grad_query, p.frames, first, sums, row_factor);
+      store<element>(item, p, p.grad_query, first, sums, row_factor);
       float more[4][4] = {};
       add_weighted_rows<element, tiles>(item, by_column, query, column, more);
-      store_rows<element>(item, p.grad_key, p.frames, first, more, column_factor);
+      store<element>(item, p, p.grad_key, first, more, column_factor);
     }
   }
 }

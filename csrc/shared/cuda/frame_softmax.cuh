@@ -15,7 +15,7 @@ static_assert(kPull < kStatistics);
 template <int tiles>
 __device__ __forceinline__ void load_entropy(const Item<tiles>& item, const FrameAttentionParams& p) {
   if (item.thread >= 16 * tiles) return;
-  const bool given = p.entropy.data && item.thread < p.frames;
+  const bool given = p.entropy.data && item.thread < p.key.frames;
   const float entropy = given ? item.scalars(p.entropy)[item.thread * p.entropy.frame_stride] : 0;
   ptx::store_shared(item.statistic(kEntropy, item.thread), entropy * kLog2E);
 }
@@ -31,7 +31,7 @@ __device__ __forceinline__ void scores_by_row(const Item<tiles>& item, const Fra
     for (int i = 0; i < 4; ++i) {
       const int k = item.column(tile, i);
       const float z = fminf(sums[tile][i] * scale, kLargest) - ptx::load_shared(item.statistic(kEntropy, k));
-      sums[tile][i] = k < p.frames ? z : -kInfinity;
+      sums[tile][i] = k < p.key.frames ? z : -kInfinity;
     }
 }
 
@@ -54,7 +54,8 @@ __device__ __forceinline__ void exponentials_by_row(float (&z)[2 * tiles][4], fl
   }
 }
 
-// By rows: z becomes the weights L; the log-sums go to shared memory, +inf where a row has no weights.
+// By rows: z becomes the weights L; the log-sums go to shared memory, +inf where a row has no weights. Where these keys
+// are not all, row_lse has the log-sums.
 template <int tiles>
 __device__ __forceinline__ void weights_by_row(const Item<tiles>& item, const FrameAttentionParams& p,
                                                float (&z)[2 * tiles][4]) {
@@ -62,9 +63,15 @@ __device__ __forceinline__ void weights_by_row(const Item<tiles>& item, const Fr
   exponentials_by_row<tiles>(z, largest, sum);
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const bool weighs = sum[half] > 0 && item.frame(half) < p.frames;
-    item.put(kLogSum, half, weighs ? largest[half] + ptx::log2(sum[half]) : kInfinity);
-    const float inverse = weighs ? 1 / sum[half] : 0;
+    const int l = item.frame(half);
+    float log_sum = kInfinity, inverse = 0;
+    if (sum[half] > 0 && l < p.query.frames) {
+      const bool given = p.row_lse.data;
+      log_sum =
+          given ? item.scalars(p.row_lse)[l * p.row_lse.frame_stride] * kLog2E : largest[half] + ptx::log2(sum[half]);
+      inverse = given ? ptx::exp2(largest[half] - log_sum) : 1 / sum[half];
+    }
+    item.put(kLogSum, half, log_sum);
 #pragma unroll
     for (int tile = 0; tile < 2 * tiles; ++tile)
 #pragma unroll
@@ -96,8 +103,10 @@ __device__ __forceinline__ void store_grad_entropy(const Item<tiles>& item, cons
   for (int half = 0; half < 2; ++half) {
     const float total = row_sum(received[half]);
     const int k = item.frame(half);
-    if (p.grad_entropy.data && item.lane % 4 == 0 && k < p.frames)
-      item.scalars(p.grad_entropy)[k * p.grad_entropy.frame_stride] = -total;
+    if (p.grad_entropy.data && item.lane % 4 == 0 && k < p.key.frames) {
+      float& result = item.scalars(p.grad_entropy)[k * p.grad_entropy.frame_stride];
+      result = (p.accumulate ? result : 0) - total;
+    }
   }
 }
 

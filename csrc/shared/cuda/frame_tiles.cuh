@@ -82,8 +82,7 @@ __device__ __forceinline__ int64_t column_offset(const FrameRows& rows, int colu
 
 // Starts loading a slab; rows and columns that the operand does not have become zeros.
 template <int tiles>
-__device__ __forceinline__ void load_slab(const Item<tiles>& item, const FrameRows& rows, int frames, int slab,
-                                          uint32_t place) {
+__device__ __forceinline__ void load_slab(const Item<tiles>& item, const FrameRows& rows, int slab, uint32_t place) {
   const int piece = item.thread % 8, column = slab * kSlabColumns + 8 * piece;
   const bool inside = column < rows.columns;
   const uint16_t* const base = item.rows(rows);
@@ -91,7 +90,7 @@ __device__ __forceinline__ void load_slab(const Item<tiles>& item, const FrameRo
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     const int row = item.thread / 8 + 4 * tiles * i;
-    const bool valid = inside && row < frames;
+    const bool valid = inside && row < rows.frames;
     ptx::copy_async<16>(place + row * kRowBytes + 16 * piece, valid ? source + row * rows.frame_stride : base,
                         valid ? 16 : 0);
   }
@@ -232,7 +231,7 @@ __device__ __forceinline__ void pack_gradients(float (&sums)[2 * tiles][4], Weig
 // Stores sums[16, 32] * factor[row] as columns column .. column + 32 of this warp's rows. The four lanes of a row hold
 // two neighbouring columns of each of four tiles; they exchange them so that each has the eight of one tile.
 template <FrameElement element, int tiles>
-__device__ __forceinline__ void store_rows(const Item<tiles>& item, const FrameRows& rows, int frames, int column,
+__device__ __forceinline__ void store_rows(const Item<tiles>& item, const FrameRows& rows, int column,
                                            const float (&sums)[4][4], const float (&factor)[2]) {
   struct alignas(16) Piece {
     uint32_t pairs[4];
@@ -256,9 +255,27 @@ __device__ __forceinline__ void store_rows(const Item<tiles>& item, const FrameR
         (mine & bit ? low : high) = received;
       }
     const int frame = item.frame(half);
-    if (frame < frames && column < rows.columns)
+    if (frame < rows.frames && column < rows.columns)
       *reinterpret_cast<Piece*>(item.rows(rows) + frame * rows.frame_stride + column_offset(rows, column)) = piece;
   }
+}
+
+// The same for float32: what is there is multiplied by keep[row] first. Every element has one thread.
+template <int tiles>
+__device__ __forceinline__ void add_rows(const Item<tiles>& item, const FrameRows& rows, int column,
+                                         const float (&sums)[4][4], const float (&factor)[2], const float (&keep)[2]) {
+  float* const first = static_cast<float*>(rows.data) + item.offset(rows.item_stride);
+  column += 2 * (item.lane % 4);
+#pragma unroll
+  for (int half = 0; half < 2; ++half)
+#pragma unroll
+    for (int tile = 0; tile < 4; ++tile) {
+      const int frame = item.frame(half), at = column + 8 * tile;
+      if (frame >= rows.frames || at >= rows.columns) continue;
+      float* const pair = first + frame * rows.frame_stride + column_offset(rows, at);
+      pair[0] = pair[0] * keep[half] + sums[tile][2 * half] * factor[half];
+      pair[1] = pair[1] * keep[half] + sums[tile][2 * half + 1] * factor[half];
+    }
 }
 
 // ---- Launch ---------------------------------------------------------------------------------------------------------

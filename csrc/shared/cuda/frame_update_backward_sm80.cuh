@@ -21,9 +21,9 @@ __global__ void __launch_bounds__(kThreads<tiles>, 1)
   const int slabs = slabs_of(p.key.columns);
   const auto load = [&](int stage, uint32_t place) {
     const int slab = stage < slabs ? stage : stage - slabs;
-    load_slab(item, p.query, p.frames, slab, place);
-    load_slab(item, p.key, p.frames, slab, place + kSlabBytes<tiles>);
-    load_slab(item, p.grad_out, p.frames, slab, place + 2 * kSlabBytes<tiles>);
+    load_slab(item, p.query, slab, place);
+    load_slab(item, p.key, slab, place + kSlabBytes<tiles>);
+    load_slab(item, p.grad_out, slab, place + 2 * kSlabBytes<tiles>);
   };
   const int kept = params.resident ? slabs : 0;
   Pipeline<tiles, 3, decltype(load)> pipeline(item, 2 * slabs - kept, kept, load);
@@ -49,7 +49,7 @@ __global__ void __launch_bounds__(kThreads<tiles>, 1)
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int k = item.frame(half);
-    const float mass = k < p.frames ? item.scalars(p.mass)[k * p.mass.frame_stride] : kLargest;
+    const float mass = k < p.key.frames ? item.scalars(p.mass)[k * p.mass.frame_stride] : kLargest;
     factor[half] = 1 / fmaxf(mass, p.mass_floor);
     float mean = 0;
 #pragma unroll
@@ -123,10 +123,10 @@ __global__ void __launch_bounds__(kThreads<tiles>, 1)
 #pragma unroll
         for (int i = 0; i < 4; ++i) sums[tile][i] *= row_factor[i / 2];
       add_weighted_rows<element, tiles>(item, update, grad_out, column, sums);
-      store_rows<element>(item, p.grad_query, p.frames, first, sums, one);
+      store_rows<element>(item, p.grad_query, first, sums, one);
       float more[4][4] = {};
       add_weighted_rows<element, tiles>(item, by_column, query, column, more);
-      store_rows<element>(item, p.grad_key, p.frames, first, more, column_factor);
+      store_rows<element>(item, p.grad_key, first, more, column_factor);
     }
   }
 }

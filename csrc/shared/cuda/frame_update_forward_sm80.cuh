@@ -18,8 +18,8 @@ __global__ void __launch_bounds__(kThreads<tiles>, 1)
   if (!item.exists) return;
   const int slabs = slabs_of(p.key.columns);
   const auto load = [&](int stage, uint32_t place) {  // query and key, and query again where it is not kept
-    load_slab(item, p.query, p.frames, stage < slabs ? stage : stage - slabs, place);
-    if (stage < slabs) load_slab(item, p.key, p.frames, stage, place + kSlabBytes<tiles>);
+    load_slab(item, p.query, stage < slabs ? stage : stage - slabs, place);
+    if (stage < slabs) load_slab(item, p.key, stage, place + kSlabBytes<tiles>);
   };
   const int kept = params.resident ? slabs : 0;
   Pipeline<tiles, 2, decltype(load)> pipeline(item, 2 * slabs - kept, kept, load);
@@ -45,7 +45,7 @@ __global__ void __launch_bounds__(kThreads<tiles>, 1)
     const float unit = ptx::exp2(largest[half]), mass = unit * sum[half];
     factor[half] = mass > p.mass_floor ? 1 / sum[half] : unit / p.mass_floor;
     const int k = item.frame(half);
-    if (p.mass.data && item.lane % 4 == 0 && k < p.frames) item.scalars(p.mass)[k * p.mass.frame_stride] = mass;
+    if (p.mass.data && item.lane % 4 == 0 && k < p.key.frames) item.scalars(p.mass)[k * p.mass.frame_stride] = mass;
   }
   for (int slab = 0; slab < slabs; ++slab) {
     const uint32_t query = params.resident ? pipeline.place(slab) : pipeline.next();
@@ -54,7 +54,7 @@ __global__ void __launch_bounds__(kThreads<tiles>, 1)
       if (first >= p.key.columns) break;
       float means[4][4] = {};
       add_weighted_rows<element, tiles>(item, weights, query, column, means);
-      store_rows<element>(item, p.out, p.frames, first, means, factor);
+      store_rows<element>(item, p.out, first, means, factor);
     }
   }
 }

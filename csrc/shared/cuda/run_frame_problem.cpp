@@ -1,6 +1,5 @@
 #include "csrc/shared/cuda/run_frame_problem.h"
 
-#include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAStream.h>
 #include <cuda_runtime_api.h>
 
@@ -9,6 +8,8 @@
 
 #include "csrc/shared/choose_frame_kernel.h"
 #include "csrc/shared/composed_frame_attention.h"
+#include "csrc/shared/cuda/current_device.h"
+#include "csrc/shared/frame_blocks.h"
 #include "csrc/shared/frame_params.h"
 #include "csrc/shared/kernel_trial.h"
 #include "csrc/shared/kernel_trust.h"
@@ -19,32 +20,27 @@ namespace {
 
 using at::Tensor;
 
-int capability_of(int device) {
-  int major = 0, minor = 0;
-  C10_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
-  C10_CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
-  return 10 * major + minor;
-}
-
-bool is_capturing(cudaStream_t stream) {
-  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-  C10_CUDA_CHECK(cudaStreamIsCapturing(stream, &status));
-  return status != cudaStreamCaptureStatusNone;
-}
-
 void launch(const FrameProblem& problem, const FramePlan& plan) {
+  const bool is_half = problem.query.scalar_type() == at::kHalf;
+  const auto error = static_cast<cudaError_t>(launch_frame_kernel_sm80(
+      problem.kernel, frame_params(problem), plan, is_half ? FrameElement::float16 : FrameElement::bfloat16,
+      c10::cuda::getCurrentCUDAStream().stream()));
+  TORCH_CHECK(error == cudaSuccess, problem.op, ": kernel ", frame_kernel_name(problem.kernel),
+              " could not be launched: ", cudaGetErrorString(error),
+              "; items, frames, segments, columns of a segment: ", problem.query.sizes());
+}
+
+void run_kernel(const FrameProblem& problem, const FrameKernelChoice& choice, int capability) {
   const AlignedProblem aligned(problem);
   const char* debug = std::getenv("FRAMEATTN_DEBUG");
   if (aligned.has_copies() && debug && std::string_view(debug) == "1")
     warn_once(c10::str("frameattn: ", problem.op, " copies rows that a kernel cannot read where they are: it wants ",
                        "addresses and strides that are multiples of 16 bytes, and segments of ", problem.query.size(5),
                        " columns to be a multiple of 8"));
-  const auto element = problem.query.scalar_type() == at::kHalf ? FrameElement::float16 : FrameElement::bfloat16;
-  const auto error = static_cast<cudaError_t>(launch_frame_kernel_sm80(
-      problem.kernel, frame_params(aligned.problem()), plan, element, c10::cuda::getCurrentCUDAStream().stream()));
-  TORCH_CHECK(error == cudaSuccess, problem.op, ": kernel ", frame_kernel_name(problem.kernel),
-              " could not be launched: ", cudaGetErrorString(error),
-              "; items, frames, segments, columns of a segment: ", problem.query.sizes());
+  if (choice.by_blocks)
+    run_frame_blocks(aligned.problem(), [&](const FrameProblem& block) { launch(block, plan_of(block, capability)); });
+  else
+    launch(aligned.problem(), choice.plan);
   aligned.copy_outputs();
 }
 
@@ -55,6 +51,7 @@ std::string shape_of(const FrameProblem& problem) {
   };
   std::string shape = std::to_string(problem.frames()) + " frames of " + columns(problem.query);
   if (problem.value.defined()) shape += ", values " + columns(problem.value);
+  if (problem.row_lse.defined()) shape += ", in a larger softmax";
   return shape;
 }
 
@@ -74,13 +71,13 @@ void run_frame_problem(const FrameProblem& problem) {
                         .dtype = is_half ? "float16" : "bfloat16",
                         .shape = shape_of(problem),
                         .device = device};
-    const bool capturing = is_capturing(c10::cuda::getCurrentCUDAStream().stream());
     const auto check = [&] {
       // The trial has fewer items and columns: a plan of its own.
       return difference_from_composed(
-          [&](const FrameProblem& trial) { launch(trial, choose_frame_kernel(trial, capability).plan); }, problem);
+          [&](const FrameProblem& trial) { run_kernel(trial, choose_frame_kernel(trial, capability), capability); },
+          problem);
     };
-    if (KernelTrust::global().allows(use, capturing, check)) return launch(problem, choice.plan);
+    if (KernelTrust::global().allows(use, is_capturing(), check)) return run_kernel(problem, choice, capability);
   }
   run_composed(problem);
 }

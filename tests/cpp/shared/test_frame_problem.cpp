@@ -32,7 +32,8 @@ TEST(FrameParams, OfMatrixAttentionAreHeadsOfAClip) {
   const auto problem = problem_of([&](auto run) { matrix_attention_by(run, query, query, value, 3, 2, std::nullopt); });
   const auto params = frame_params(problem);
   EXPECT_EQ(std::vector<int64_t>(params.items, params.items + 3), (std::vector<int64_t>{2, 2, 3}));
-  EXPECT_EQ(params.frames, 5);
+  EXPECT_EQ(params.query.frames, 5);
+  EXPECT_EQ(params.value.frames, 5);
   EXPECT_FLOAT_EQ(params.scale, 1 / std::sqrt(3 * 16.f));
   EXPECT_EQ(strides(params.query), (std::array<int64_t, 5>{5 * 6 * 48, 3 * 48, 16, 6 * 48, 48}));
   EXPECT_EQ(strides(params.value), (std::array<int64_t, 5>{5 * 12 * 48, 6 * 48, 16, 12 * 48, 48}));
@@ -135,12 +136,24 @@ TEST(ChooseFrameKernel, TakesHalfPrecisionFromAmpereOn) {
 
 TEST(ChooseFrameKernel, SaysWhyNot) {
   EXPECT_NE(choose(16, 75).reason.find("compute capability 7.5 is below 8.0"), std::string::npos);
-  const auto many = choose(100000, 90);
-  EXPECT_FALSE(many.is_kernel);
-  EXPECT_NE(many.reason.find("matrix_attention of BFloat16 runs on torch's operators"), std::string::npos);
-  EXPECT_NE(many.reason.find("it takes at most 128 frames, got 100000"), std::string::npos);
+  EXPECT_NE(choose(16, 75).reason.find("matrix_attention of BFloat16 runs on torch's operators"), std::string::npos);
   const auto huge = at::empty({int64_t(1) << 34, 3, 1, 8}, at::TensorOptions(at::kMeta).dtype(at::kHalf));
   EXPECT_NE(choose_matrix_attention_kernel(huge, huge, 1, 1, false, 90).reason.find("items"), std::string::npos);
+}
+
+TEST(ChooseFrameKernel, TakesMoreFramesByBlocks) {
+  for (const int capability : {80, 86, 90, 120})
+    for (const bool backward : {false, true}) {
+      EXPECT_FALSE(choose(128, capability, at::kHalf, 72, backward).by_blocks);
+      for (const int64_t frames : {129, 300, 100000}) {
+        const auto choice = choose(frames, capability, at::kHalf, 72, backward);
+        EXPECT_TRUE(choice.is_kernel && choice.by_blocks && choice.reason.empty());
+        EXPECT_EQ(choice.plan.tiles, 8);
+      }
+    }
+  const auto query = at::empty({1, 2, 65 * 5, 128}, at::TensorOptions(at::kMeta).dtype(at::kBFloat16));
+  EXPECT_FALSE(choose_temporal_step_kernel(query, std::nullopt, 65, false, 80).by_blocks);
+  EXPECT_TRUE(choose_temporal_step_kernel(query, std::nullopt, 65, true, 80).by_blocks);  // two T x T products more
 }
 
 TEST(ChooseFrameKernel, LeavesEmptyProblemsToTorch) {

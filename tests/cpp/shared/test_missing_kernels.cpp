@@ -24,11 +24,6 @@ TEST(MissingKernels, ACpuBuildSaysHowToGetTheOther) {
     EXPECT_NE(text.find(part), std::string::npos) << text;
 }
 
-TEST(MissingKernels, ACudaBuildSaysWhatIsNotThereYet) {
-  const std::string text = error_of(&refuse_until_there_is_a_kernel, "frameattn::spatial_step");
-  EXPECT_NE(text.find("frameattn::spatial_step has no CUDA kernel yet"), std::string::npos) << text;
-}
-
 TEST(MissingKernels, EveryOperatorHasAnAnswerOnCuda) {
   for (const auto& name : c10::Dispatcher::singleton().getAllOpNames()) {
     if (name.name.rfind("frameattn::", 0) != 0) continue;

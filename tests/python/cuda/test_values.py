@@ -53,7 +53,7 @@ def test_storage_that_begins_at_no_multiple_of_16_bytes(problem, dtype, offset):
 
 @each_problem
 @each_kernel_dtype
-@pytest.mark.parametrize("frames", [17, 64])
+@pytest.mark.parametrize("frames", [17, 64, 200])
 def test_large_logits(problem, dtype, frames):
     """Weights that are 0 and 1: the largest logit has to be taken off before the exponential."""
     first, *others = on_gpu(problem.inputs(frames, 16, dtype))
@@ -64,8 +64,9 @@ def test_large_logits(problem, dtype, frames):
 
 @pytest.mark.kernels("frame_attention_forward")
 @each_kernel_dtype
-def test_an_infinite_entropy_takes_a_frame_out(dtype):
-    problem, frames = TEMPORAL_OUTPUT, 7
+@pytest.mark.parametrize("frames", [7, 200])
+def test_an_infinite_entropy_takes_a_frame_out(dtype, frames):
+    problem = TEMPORAL_OUTPUT
     query, weighted_key, entropy, value = on_gpu(problem.inputs(frames, 16, dtype))
     positions = entropy.size(2) // frames
     entropy[:, :, :positions] = float("inf")  # of the first frame

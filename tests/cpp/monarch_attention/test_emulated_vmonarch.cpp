@@ -1,0 +1,144 @@
+// All of VMonarch attention on the CUDA kernels, run by the emulator on tensors of the CPU: the fused operator, forward
+// and backward, against the same in float64. How the kernels are chained, what they share and how rows are padded is
+// seen here; the kernels alone are in tests/emulator.
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+
+#include "csrc/monarch_attention/composed_spatial_step.h"
+#include "csrc/monarch_attention/cpu/steps.h"
+#include "csrc/monarch_attention/flash_steps.h"
+#include "csrc/monarch_attention/temporal_step_problem.h"
+#include "csrc/shared/frame_blocks.h"
+#include "csrc/shared/frame_params.h"
+
+namespace frameattn {
+namespace {
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+const FlashDevice& device() {
+  static const FlashDevice device{
+      .launch = [](FlashKernel kernel, const FlashParams& params,
+                   FrameElement element) { ASSERT_EQ(launch_flash_kernel_sm80(kernel, params, element, nullptr), 0); },
+      .multiprocessors = 3};
+  return device;
+}
+
+void run_frames(const FrameProblem& problem) {
+  constexpr int kCapability = 90;
+  const AlignedProblem aligned(problem);
+  const FrameKernelChoice choice = choose_frame_kernel(aligned.problem(), kCapability);
+  ASSERT_TRUE(choice.is_kernel) << choice.reason;
+  const auto launch = [](const FrameProblem& block) {
+    const auto element = block.query.scalar_type() == at::kHalf ? FrameElement::float16 : FrameElement::bfloat16;
+    ASSERT_EQ(
+        launch_frame_kernel_sm80(block.kernel, frame_params(block), plan_of(block, kCapability), element, nullptr), 0);
+  };
+  choice.by_blocks ? run_frame_blocks(aligned.problem(), launch) : launch(aligned.problem());
+  aligned.copy_outputs();
+}
+
+const Steps& emulated_steps() {
+  static const Steps steps{
+      .spatial_forward = [](const SpatialForwardStep& step) { flash_spatial_forward(device(), step); },
+      .spatial_backward = [](const SpatialBackwardStep& step) { flash_spatial_backward(device(), step); },
+      .dense_backward = [](const SpatialBackwardStep& step, int64_t, bool) { flash_spatial_backward(device(), step); },
+      .temporal_forward = [](const TemporalForwardStep& step) { temporal_forward_by(run_frames, step); },
+      .temporal_backward = [](const TemporalBackwardStep& step) { temporal_backward_by(run_frames, step); },
+      .row_dots = [](const Tensor& a, const Tensor& b) { return flash_row_dots(device(), a, b); },
+      .join = [](const Tensor& out, const Tensor& lse, const Tensor& other,
+                 const Tensor& other_lse) { flash_join(device(), out, lse, other, other_lse); }};
+  return steps;
+}
+
+struct Case {
+  const char* name;
+  int64_t frames, positions, dim, value_dim, iterations;
+  bool dense_first_frame = true, entropy_gradient = true;
+  int64_t extra_keys = 0;
+  bool heads_inside = true;  // [B, N, H, D] in memory
+  at::ScalarType dtype = at::kBFloat16;
+};
+
+struct Results {
+  Tensor out, lse;
+  std::vector<Tensor> gradients;
+};
+
+// The operator and its gradients of sum(out * out_slope) + sum(lse * lse_slope).
+Results run(const Steps& steps, const Case& c, const std::vector<Tensor>& inputs, const OptionalTensor& mask,
+            const Tensor& grad_out, const Tensor& grad_lse) {
+  const double scale = 1.5 / std::sqrt(static_cast<double>(c.dim)), floor = 0.1;
+  const bool extra = c.extra_keys > 0;
+  const OptionalTensor key = extra ? OptionalTensor(inputs[3]) : std::nullopt;
+  const OptionalTensor value = extra ? OptionalTensor(inputs[4]) : std::nullopt;
+  auto [out, lse, saved] =
+      vmonarch_attention_forward_by(steps, inputs[0], inputs[1], inputs[2], c.frames, c.iterations, c.dense_first_frame,
+                                    floor, scale, key, value, mask, /*save=*/true);
+  // Without save, buffers serve twice: the result must be the same.
+  const auto plain = vmonarch_attention_forward_by(steps, inputs[0], inputs[1], inputs[2], c.frames, c.iterations,
+                                                   c.dense_first_frame, floor, scale, key, value, mask, false);
+  EXPECT_TRUE(std::get<0>(plain).equal(out));
+  EXPECT_TRUE(std::get<1>(plain).equal(lse));
+  auto gradients = vmonarch_attention_backward_by(
+      steps, grad_out.to(out.scalar_type()), grad_lse.to(lse.scalar_type()), inputs[0], inputs[1], inputs[2], out, lse,
+      saved, c.frames, c.iterations, c.dense_first_frame, floor, scale, c.entropy_gradient, key, value, mask);
+  auto [a, b, d, e, f] = gradients;
+  Results result{out, lse, {a, b, d}};
+  if (extra) result.gradients.insert(result.gradients.end(), {e, f});
+  return result;
+}
+
+void expect_close(const Tensor& found, const Tensor& right, double eps, const std::string& what) {
+  ASSERT_EQ(found.sizes(), right.sizes());
+  const double error = (found.to(at::kDouble) - right).norm().item<double>() / right.norm().item<double>();
+  EXPECT_LE(error, eps) << what;
+  testing::Test::RecordProperty(what, std::to_string(error));
+}
+
+class EmulatedVMonarch : public testing::TestWithParam<Case> {};
+
+TEST_P(EmulatedVMonarch, AgreesWithFloat64) {
+  const Case& c = GetParam();
+  at::manual_seed(0);
+  const int64_t batch = 2, heads = 2, tokens = c.frames * c.positions;
+  const auto rows = [&](int64_t count, int64_t dim) {
+    const Tensor t =
+        c.heads_inside ? at::randn({batch, count, heads, dim}).transpose(1, 2) : at::randn({batch, heads, count, dim});
+    return t.to(c.dtype);
+  };
+  std::vector<Tensor> inputs{rows(tokens, c.dim), rows(tokens, c.dim), rows(tokens, c.value_dim)}, wide;
+  OptionalTensor mask;
+  if (c.extra_keys) {
+    inputs.push_back(rows(c.extra_keys, c.dim));
+    inputs.push_back(rows(c.extra_keys, c.value_dim));
+    mask = at::arange(batch * c.extra_keys).view({batch, c.extra_keys}).remainder(3) != 1;
+  }
+  for (const Tensor& t : inputs) wide.push_back(t.to(at::kDouble));
+  const Tensor grad_out = rows(tokens, c.value_dim), grad_lse = at::randn({batch, heads, tokens});
+  const Results found = run(emulated_steps(), c, inputs, mask, grad_out, grad_lse);
+  const Results right = run(cpu_steps(), c, wide, mask, grad_out, grad_lse);
+  const double eps = c.dtype == at::kHalf ? 0x1p-11 : 0x1p-8;
+  expect_close(found.out, right.out, 2 * eps, "out");
+  expect_close(found.lse, right.lse, 2 * eps, "lse");
+  const char* names[] = {"grad_query", "grad_key", "grad_value", "grad_extra_key", "grad_extra_value"};
+  for (size_t i = 0; i < found.gradients.size(); ++i)
+    expect_close(found.gradients[i], right.gradients[i], 4 * eps, names[i]);
+}
+
+INSTANTIATE_TEST_SUITE_P(, EmulatedVMonarch,
+                         testing::Values(Case{"TwoSteps", 5, 37, 64, 64, 2}, Case{"OneStep", 3, 70, 32, 64, 1},
+                                         Case{"ThreeSteps", 4, 33, 40, 24, 3, false},
+                                         Case{"ExtraKeys", 3, 40, 64, 64, 2, true, true, 21},
+                                         Case{"ExtraKeysNoDenseFrame", 3, 17, 16, 16, 2, false, true, 70},
+                                         Case{"OneFrame", 1, 90, 64, 64, 2}, Case{"OnePosition", 18, 1, 64, 64, 2},
+                                         Case{"WithoutEntropyGradient", 4, 20, 64, 64, 2, true, false},
+                                         Case{"OddWidths", 3, 21, 20, 13, 2, true, true, 5, false},
+                                         Case{"Float16", 5, 37, 128, 128, 2, true, true, 9, false, at::kHalf},
+                                         Case{"Width256", 2, 35, 256, 200, 2},
+                                         Case{"ManyFrames", 133, 2, 16, 16, 2, true, true, 3}),
+                         [](const auto& info) { return info.param.name; });
+
+}  // namespace
+}  // namespace frameattn

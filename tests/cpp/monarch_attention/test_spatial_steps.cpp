@@ -1,0 +1,274 @@
+// The spatial step made of torch's operators against the CPU's, what the GPU kernels are given, and the trial that
+// tells a wrong kernel from a right one.
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+
+#include "csrc/monarch_attention/composed_spatial_step.h"
+#include "csrc/monarch_attention/cpu/steps.h"
+#include "csrc/monarch_attention/flash_steps.h"
+#include "csrc/monarch_attention/flash_trial.h"
+
+namespace frameattn {
+namespace {
+
+using at::Tensor;
+
+constexpr int64_t kBatch = 2, kHeads = 3;
+
+Tensor rows(int64_t count, int64_t width, at::ScalarType dtype = at::kDouble) {
+  return at::randn({kBatch, count, kHeads, width}, at::kDouble).transpose(1, 2).to(dtype);
+}
+Tensor statistic(int64_t count) { return at::randn({kBatch, kHeads, count}, at::kDouble); }
+
+struct Sizes {
+  int64_t frames, queries, keys, dim = 5, value_dim = 7;
+  bool weigh_keys = true, weigh_values = true, masked = false;
+};
+
+SpatialForwardStep forward_step(const Sizes& c) {
+  SpatialForwardStep step{.query = rows(c.frames * c.queries, c.dim),
+                          .key = rows(c.frames * c.keys, c.dim),
+                          .frames = c.frames,
+                          .scale = 0.4};
+  if (c.weigh_values) step.value = rows(c.frames * c.keys, c.value_dim);
+  if (c.masked) {  // of one frame of one clip no key takes part
+    step.key_mask = at::arange(kBatch * c.frames * c.keys).view({kBatch, -1}).remainder(3) != 1;
+    step.key_mask.select(0, 0).narrow(0, 0, c.keys).zero_();
+  }
+  return step;
+}
+
+void set_outputs(SpatialForwardStep& step, const Sizes& c) {
+  const auto empty = [&](int64_t width) {
+    return at::full({kBatch, kHeads, c.frames * c.queries, width}, std::nan(""), at::kDouble);
+  };
+  if (c.weigh_keys) step.weighted_key = empty(c.dim);
+  if (c.weigh_values) step.weighted_value = empty(c.value_dim);
+  step.lse = empty(1).squeeze(3);
+  if (c.weigh_keys) step.entropy = empty(1).squeeze(3);
+}
+
+void expect_equal(const Tensor& found, const Tensor& right) {
+  ASSERT_EQ(found.defined(), right.defined());
+  if (found.defined()) EXPECT_TRUE(at::allclose(found, right, 1e-9, 1e-11, /*equal_nan=*/false)) << found - right;
+}
+
+class ComposedSpatialStep : public testing::TestWithParam<Sizes> {};
+
+TEST_P(ComposedSpatialStep, IsThatOfTheCpu) {
+  const Sizes& c = GetParam();
+  at::manual_seed(1);
+  for (const int64_t bytes : {int64_t{1}, int64_t{8000}, kComposedBytes}) {
+    SpatialForwardStep found = forward_step(c), right = found;
+    set_outputs(found, c);
+    set_outputs(right, c);
+    composed_spatial_forward(found, bytes);
+    cpu_steps().spatial_forward(right);
+    for (const auto output : {&SpatialForwardStep::weighted_key, &SpatialForwardStep::weighted_value,
+                              &SpatialForwardStep::lse, &SpatialForwardStep::entropy})
+      expect_equal(found.*output, right.*output);
+
+    const int64_t count = c.frames * c.queries;
+    SpatialBackwardStep slopes{.query = right.query,
+                               .key = right.key,
+                               .value = right.value,
+                               .key_mask = right.key_mask,
+                               .frames = c.frames,
+                               .scale = right.scale};
+    slopes.lse = right.lse;
+    slopes.entropy = right.entropy;
+    slopes.grad_lse = statistic(count);
+    if (c.weigh_keys) {
+      slopes.weighted_key = right.weighted_key;
+      slopes.grad_weighted_key = rows(count, c.dim);
+      slopes.grad_entropy = statistic(count);
+    } else {
+      slopes.offset = statistic(count);
+    }
+    if (c.weigh_values) {
+      slopes.weighted_value = right.weighted_value;
+      slopes.grad_weighted_value = rows(count, c.value_dim);
+    }
+    SpatialBackwardStep others = slopes;
+    for (SpatialBackwardStep* step : {&slopes, &others}) {  // they are added to
+      step->grad_query = at::ones_like(step->query, at::MemoryFormat::Contiguous);
+      step->grad_key = at::ones_like(step->key, at::MemoryFormat::Contiguous);
+      if (c.weigh_values) step->grad_value = at::ones_like(step->value, at::MemoryFormat::Contiguous);
+    }
+    composed_spatial_backward(slopes, bytes);
+    cpu_steps().spatial_backward(others);
+    for (const auto output :
+         {&SpatialBackwardStep::grad_query, &SpatialBackwardStep::grad_key, &SpatialBackwardStep::grad_value})
+      expect_equal(slopes.*output, others.*output);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(, ComposedSpatialStep,
+                         testing::Values(Sizes{3, 11, 11}, Sizes{1, 4, 9, 8, 8, false, true},
+                                         Sizes{2, 5, 5, 3, 1, true, false}, Sizes{2, 6, 4, 5, 7, true, true, true},
+                                         Sizes{4, 1, 1}, Sizes{2, 3, 7, 4, 4, false, true, true}));
+
+TEST(ComposedRows, AreThoseOfTheCpu) {
+  const Tensor a = rows(13, 6), b = rows(13, 6);
+  expect_equal(composed_row_dots(a, b), cpu_steps().row_dots(a, b));
+  Tensor out = rows(13, 6).contiguous(), lse = statistic(13), other = rows(13, 6).contiguous(),
+         other_lse = statistic(13);
+  lse[0][0].fill_(-INFINITY);
+  other_lse[1].fill_(-INFINITY);
+  const Tensor right = out.clone(), right_lse = lse.clone();
+  composed_join(out, lse, other, other_lse);
+  cpu_steps().join(right, right_lse, other, other_lse);
+  expect_equal(out, right);
+  expect_equal(lse, right_lse);
+}
+
+// ---- What the kernels are given -------------------------------------------------------------------------------------
+
+struct Launch {
+  FlashKernel kernel;
+  FlashParams params;
+  FrameElement element;
+};
+
+FlashDevice recording(std::vector<Launch>& launches, int64_t multiprocessors = 4) {
+  return {[&launches](FlashKernel kernel, const FlashParams& params, FrameElement element) {
+            launches.push_back({kernel, params, element});
+          },
+          multiprocessors};
+}
+
+TEST(FlashSteps, HandOnPointersAndStrides) {
+  std::vector<Launch> launches;
+  const int64_t frames = 3, positions = 10, dim = 64;
+  SpatialForwardStep step{.query = rows(frames * positions, dim, at::kBFloat16),
+                          .key = rows(frames * positions, dim, at::kBFloat16),
+                          .frames = frames,
+                          .scale = 0.5};
+  step.weighted_key = at::empty({kBatch, kHeads, frames * positions, dim}, at::kBFloat16);
+  step.lse = at::empty({kBatch, kHeads, frames * positions});
+  flash_spatial_forward(recording(launches), step);
+  ASSERT_EQ(launches.size(), 1);
+  const FlashParams& p = launches[0].params;
+  EXPECT_EQ(launches[0].element, FrameElement::bfloat16);
+  EXPECT_EQ(p.parts, frames);
+  EXPECT_EQ(p.queries, positions);
+  EXPECT_EQ(p.all_keys, frames * positions);
+  EXPECT_EQ(p.query.data, step.query.const_data_ptr());
+  EXPECT_EQ(p.query.head_stride, dim);
+  EXPECT_EQ(p.query.row_stride, kHeads * dim);
+  EXPECT_EQ(p.query.part_stride, positions * kHeads * dim);
+  EXPECT_EQ(p.weighted_key.head_stride, frames * positions * dim);
+  EXPECT_EQ(p.lse.part_stride, positions);
+  EXPECT_EQ(p.value.data, nullptr);
+  EXPECT_EQ(p.entropy.data, nullptr);
+}
+
+TEST(FlashSteps, CopyRowsThatAreNotAligned) {
+  std::vector<Launch> launches;
+  SpatialForwardStep step{.query = rows(20, 12, at::kHalf), .key = rows(20, 12, at::kHalf), .frames = 2, .scale = 1};
+  step.weighted_key = at::empty({kBatch, kHeads, 20, 12}, at::kHalf);
+  step.lse = at::empty({kBatch, kHeads, 20});
+  flash_spatial_forward(recording(launches), step);
+  const FlashParams& p = launches.at(0).params;
+  EXPECT_EQ(p.dim, 16);
+  EXPECT_NE(p.query.data, step.query.const_data_ptr());
+  EXPECT_EQ(p.query.row_stride, 16);
+  EXPECT_NE(p.weighted_key.data, step.weighted_key.const_data_ptr());
+}
+
+TEST(FlashSteps, DenseRowsAreSplitOverKeys) {
+  std::vector<Launch> launches;
+  SpatialForwardStep step{.query = rows(100, 64, at::kHalf),
+                          .key = rows(2000, 64, at::kHalf),
+                          .value = rows(2000, 64, at::kHalf),
+                          .frames = 1,
+                          .scale = 1};
+  step.weighted_value = at::empty({kBatch, kHeads, 100, 64}, at::kHalf);
+  step.lse = at::empty({kBatch, kHeads, 100});
+  flash_spatial_forward(recording(launches), step);
+  ASSERT_EQ(launches.size(), 2);
+  const FlashParams &p = launches[0].params, &join = launches[1].params;
+  EXPECT_EQ(p.parts, 3);  // of 704 keys: 6 blocks on 4 multiprocessors, 4 waves
+  EXPECT_EQ(p.keys, 704);
+  EXPECT_EQ(p.all_keys, 2000);
+  EXPECT_EQ(p.query.part_stride, 0);
+  EXPECT_EQ(p.key.part_stride, 704 * p.key.row_stride);
+  EXPECT_EQ(launches[1].kernel, FlashKernel::join);
+  EXPECT_EQ(join.out.data, step.weighted_value.const_data_ptr());
+  EXPECT_FALSE(join.join_out);
+  launches.clear();
+  flash_spatial_forward(recording(launches, /*multiprocessors=*/1), step);
+  EXPECT_EQ(launches.size(), 1);
+}
+
+TEST(FlashSteps, ChooseByDtypeAndCapability) {
+  const auto choose = [](at::ScalarType dtype, int capability) {
+    const Tensor t = at::empty({1, 2, 60, 64}, at::TensorOptions(dtype).device(at::kMeta));
+    return choose_flash_kernel("spatial_step", t, t, 3, capability);
+  };
+  for (const int capability : {80, 86, 90, 120}) {
+    EXPECT_TRUE(choose(at::kBFloat16, capability).is_kernel);
+    EXPECT_TRUE(choose(at::kHalf, capability).is_kernel);
+    EXPECT_FALSE(choose(at::kFloat, capability).is_kernel);
+    EXPECT_EQ(choose(at::kDouble, capability).reason, "");
+  }
+  EXPECT_NE(choose(at::kHalf, 75).reason.find("compute capability 7.5 is below 8.0"), std::string::npos);
+  const Tensor many = at::empty({1 << 20, 1 << 12, 1 << 10, 8}, at::TensorOptions(at::kHalf).device(at::kMeta));
+  EXPECT_NE(choose_flash_kernel("spatial_step", many, many, 1, 90).reason.find("2^31"), std::string::npos);
+}
+
+TEST(FlashPlan, WidthIsTheNextThatHoldsBoth) {
+  EXPECT_EQ(flash_width(64, 0), 64);
+  EXPECT_EQ(flash_width(8, 65), 96);
+  EXPECT_EQ(flash_width(104, 96), 128);
+  EXPECT_EQ(flash_width(136, 64), 256);
+  EXPECT_EQ(flash_width(257, 1), 0);
+}
+
+TEST(FlashPlan, SplitsOnlyWhatLeavesMultiprocessorsIdle) {
+  EXPECT_EQ(split_keys(144, 23296, 132), 4);   // the first frame of 16 x 28 x 52, 12 heads
+  EXPECT_EQ(split_keys(5000, 23296, 132), 1);  // enough blocks
+  EXPECT_EQ(split_keys(1, 700, 132), 1);       // too few keys
+  EXPECT_EQ(split_keys(0, 0, 132), 1);
+}
+
+// ---- The trial ------------------------------------------------------------------------------------------------------
+
+TEST(FlashTrial, TellsAWrongKernel) {
+  const auto of = [](int64_t frames) {
+    SpatialForwardStep step{.query = rows(60, 24, at::kBFloat16),
+                            .key = rows(60, 24, at::kBFloat16),
+                            .value = rows(60, 16, at::kBFloat16),
+                            .frames = frames,
+                            .scale = 1};
+    step.weighted_key = step.query;
+    step.weighted_value = step.value;
+    return step;
+  };
+  for (const int64_t frames : {1, 3}) {
+    EXPECT_EQ(forward_difference([](auto& step) { composed_spatial_forward(step); }, of(frames)), "");
+    const auto wrong = [](const SpatialForwardStep& step) {
+      composed_spatial_forward(step);
+      step.weighted_value.select(2, step.weighted_value.size(2) - 1).mul_(1.5);
+    };
+    EXPECT_NE(forward_difference(wrong, of(frames)), "");
+    EXPECT_NE(forward_difference([](auto&) {}, of(frames)), "");  // outputs are NaN at first
+  }
+  SpatialBackwardStep step{.query = of(3).query, .key = of(3).key, .value = of(3).value, .frames = 3, .scale = 1};
+  step.grad_weighted_key = step.query;
+  step.grad_weighted_value = step.value;
+  step.grad_entropy = statistic(60);
+  EXPECT_EQ(backward_difference([](auto& s) { composed_spatial_backward(s); }, step), "");
+  const auto wrong = [](const SpatialBackwardStep& s) {
+    composed_spatial_backward(s);
+    s.grad_key.select(2, 0).add_(1);
+  };
+  EXPECT_NE(backward_difference(wrong, step), "");
+  EXPECT_EQ(row_dots_difference(&composed_row_dots, step.query), "");
+  EXPECT_NE(row_dots_difference([](auto& a, auto& b) { return composed_row_dots(a, b).mul(1.5); }, step.query), "");
+  EXPECT_EQ(join_difference(&composed_join, step.query), "");
+  EXPECT_NE(join_difference([](auto&...) {}, step.query), "");
+}
+
+}  // namespace
+}  // namespace frameattn
