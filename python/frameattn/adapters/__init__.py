@@ -11,7 +11,7 @@
 **A model of your own** whose attention modules have a processor, as those of diffusers do, needs a class that says
 where they are, how they form query, key and value, and what the grid of their tokens is:
 
-    from frameattn.adapters import VMonarchProcessor, latent_grid, project_heads, project_out, register
+    from frameattn.adapters import VMonarchProcessor, latent_grid, project_heads, project_out, register, rotate
 
     @register
     class MyProcessor(VMonarchProcessor):
@@ -27,11 +27,11 @@ where they are, how they form query, key and value, and what the grid of their t
             if not self.swaps(hidden_states.size(1), attention_mask=attention_mask):
                 return self.original(attn, hidden_states, attention_mask, rotary_emb)
             query, key, value = project_heads(attn, hidden_states)  # [B, N, H, D] each
-            query, key = rotate(query, rotary_emb), rotate(key, rotary_emb)
+            query, key = rotate(query, key, rotary_emb)  # if as most models of diffusers do
             return project_out(attn, self.attend(query, key, value))
 
-With text in the same attention, ``self.attend_jointly(video, text, text_mask)`` takes the place of ``attend``; that the
-text comes ahead of the video or behind it matters only to how the class takes the two apart.
+With text in the same attention, ``self.attend_jointly(video, text, text_mask)`` takes the place of ``attend``. Where
+video and text come to the processor apart, ``JointProcessor`` is the class to start from: it has the ``__call__``.
 ``frameattn/adapters/diffusers_*.py`` are such classes. **Code that calls F.scaled_dot_product_attention itself** takes
 ``attention_fn(grid)`` in its place.
 """
@@ -40,6 +40,7 @@ from importlib import import_module
 
 from frameattn.adapters.attention import joint_attention, video_attention
 from frameattn.adapters.grid_attention import GridAttention, attention_fn
+from frameattn.adapters.joint import JointProcessor
 from frameattn.adapters.processor import VMonarchProcessor
 from frameattn.adapters.projections import (
     key_mask,
@@ -49,6 +50,8 @@ from frameattn.adapters.projections import (
     project_heads_added,
     project_out,
     project_out_added,
+    rotate,
+    rotate_pairs,
     split_heads,
 )
 from frameattn.adapters.registry import Support, register, supported
@@ -56,8 +59,16 @@ from frameattn.adapters.swap import Handle, apply
 
 # Each registers its adapters; none imports the library that it is for.
 FAMILIES = (
+    "diffusers_allegro",
+    "diffusers_cogvideox",
+    "diffusers_cosmos",
+    "diffusers_easyanimate",
     "diffusers_hunyuan_video",
+    "diffusers_kandinsky",
     "diffusers_ltx",
+    "diffusers_ltx2",
+    "diffusers_mochi",
+    "diffusers_motif",
     "diffusers_wan",
 )
 for _family in FAMILIES:
@@ -66,6 +77,7 @@ for _family in FAMILIES:
 __all__ = [
     "GridAttention",
     "Handle",
+    "JointProcessor",
     "Support",
     "VMonarchProcessor",
     "apply",
@@ -79,6 +91,8 @@ __all__ = [
     "project_out",
     "project_out_added",
     "register",
+    "rotate",
+    "rotate_pairs",
     "split_heads",
     "supported",
     "video_attention",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from frameattn.adapters.processor import VMonarchProcessor
-from frameattn.adapters.projections import latent_grid, project, project_out, split_heads
+from frameattn.adapters.projections import latent_grid, project, project_out, rotate_pairs, split_heads
 from frameattn.adapters.registry import register
 from frameattn.adapters.state import Grid
 
@@ -46,15 +46,9 @@ class WanProcessor(VMonarchProcessor):
 
     @staticmethod
     def rotate(query: Tensor, key: Tensor, rotary_emb: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Pairs of neighbouring channels turn. cos and sin [1, N, 1, D] hold each angle twice."""
+        """cos and sin [1, N, 1, D] hold each angle twice."""
         cos, sin = rotary_emb[0][..., 0::2], rotary_emb[1][..., 1::2]
-
-        def rotated(x: Tensor) -> Tensor:
-            first, second = x.unflatten(-1, (-1, 2)).unbind(-1)
-            turned = torch.stack([first * cos - second * sin, first * sin + second * cos], dim=-1)
-            return turned.flatten(-2).type_as(x)
-
-        return rotated(query), rotated(key)
+        return rotate_pairs(query, cos, sin), rotate_pairs(key, cos, sin)
 
 
 @register

@@ -19,7 +19,7 @@ class VMonarchProcessor:
         processors   class names of the processors whose attention it computes; a module that has another one is left
         notes        one line for supported()
         grid         where a call has its token grid
-        refusal      why a certain model cannot be swapped, if so
+        refusal      why a certain model cannot be swapped, if so, and module_refusal why one of its modules cannot
         __call__     how query, key and value are formed, and the output
 
     ``__call__`` must have parameters of the names that the original has, for attention modules drop what they do not
@@ -45,6 +45,11 @@ class VMonarchProcessor:
     @staticmethod
     def refusal(model: nn.Module) -> str | None:
         """Why this model must stay dense, although its class can be swapped; None if it need not."""
+        return None
+
+    @staticmethod
+    def module_refusal(model: nn.Module, name: str) -> str | None:
+        """Why the module ``name`` must stay dense, although others of this model need not; None if it need not."""
         return None
 
     @staticmethod

@@ -5,6 +5,7 @@ called as modules, where a module has them.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +50,21 @@ def _normed(streams: Streams, norm_query: nn.Module | None, norm_key: nn.Module 
     if norm_key is not None:
         key = norm_key(key)
     return query, key, value
+
+
+def rotate(query: Tensor, key: Tensor, rotary_emb: tuple[Tensor, Tensor], **options: Any) -> tuple[Tensor, Tensor]:
+    """Query and key [B, N, H, D] turned as diffusers' models that have no embedding of their own do it."""
+    from diffusers.models.embeddings import apply_rotary_emb
+
+    query, key = (apply_rotary_emb(x, rotary_emb, sequence_dim=1, **options) for x in (query, key))
+    return query, key
+
+
+def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Pairs of neighbouring channels of x [..., D] turned by angles with cos and sin [..., D / 2]."""
+    first, second = x.unflatten(-1, (-1, 2)).unbind(-1)
+    turned = torch.stack([first * cos - second * sin, first * sin + second * cos], dim=-1)
+    return turned.flatten(-2).type_as(x)
 
 
 def project_out(attn: nn.Module, x: Tensor) -> Tensor:

@@ -173,8 +173,11 @@ def _plan(model: nn.Module, state: State, dense_layers: int) -> list[tuple[str, 
         original = getattr(attention, "processor", None)
         while isinstance(original, VMonarchProcessor):  # of a swap that was removed, which a model brought back
             original = original.original
+        refusal = adapter.module_refusal(model, _plain_name(name))
         if type(original).__name__ not in adapter.processors:
             state.declined[name] = f"has a processor of another kind, {type(original).__name__}"
+        elif refusal is not None:
+            state.declined[name] = refusal
         elif adapter.block(model, _plain_name(name), index) < dense_layers:
             state.declined[name] = f"in the first {dense_layers} blocks"
         else:

@@ -12,7 +12,7 @@ from unittest import mock
 import pytest
 import torch
 from adapters.test_models import relative_error, value_and_gradients
-from adapters.tiny_models import HUNYUAN_CASE, WAN_CASE, output, reference_attention
+from adapters.tiny_models import CASES, HUNYUAN_CASE, WAN_CASE, output, reference_attention
 
 from frameattn.adapters import Handle, apply
 from frameattn.adapters.diffusers_wan import WanProcessor
@@ -20,6 +20,7 @@ from frameattn.adapters.diffusers_wan import WanProcessor
 diffusers = pytest.importorskip("diffusers")
 
 FLOAT32 = 2e-6
+EVERY_MODEL = pytest.mark.parametrize("case", {case.model: case for case in reversed(CASES)}.values(), ids=str)
 
 
 def model_and_call(case=WAN_CASE, dtype=torch.float32):
@@ -134,6 +135,15 @@ def test_compile_after_apply(how, case):
     check(how(model, **EAGER), call, expected)
 
 
+@EVERY_MODEL
+def test_every_swapped_attention_compiles_without_a_graph_break(case):
+    model, call = model_and_call(case)
+    expected = expected_of(model, call, case)
+    for name in apply(model).swapped[:1]:
+        model.get_submodule(name).compile(**EAGER)
+    check(model, call, expected)
+
+
 @HOW
 def test_compile_before_apply(how):
     model, call = model_and_call()
@@ -240,10 +250,11 @@ def test_gradient_checkpointing():
         assert (ours is None) == (theirs is None) and (theirs is None or torch.allclose(ours, theirs))
 
 
-def test_bfloat16():
-    exact = expected_of(*model_and_call(dtype=torch.float64))
-    model, call = model_and_call(dtype=torch.bfloat16)
-    allowed = 2 * relative_error(expected_of(model, call).double(), exact)
+@EVERY_MODEL
+def test_bfloat16(case):
+    exact = expected_of(*model_and_call(case, torch.float64), case)
+    model, call = model_and_call(case, torch.bfloat16)
+    allowed = 2 * relative_error(expected_of(model, call, case).double(), exact)
     apply(model)
     check(model, call, exact, tolerance=allowed)
 

@@ -43,7 +43,7 @@ def test_matches_reference(case):
         dense = output(model, case.call())
     with reference_attention(case) as calls:
         expected, expected_gradients = value_and_gradients(model, case.call())
-    assert len(calls) == case.modules
+    assert len(calls) == case.modules * case.calls
 
     handle = apply(model)
     assert len(handle.swapped) == case.modules and not handle.declined
@@ -53,8 +53,9 @@ def test_matches_reference(case):
     assert relative_error(dense, expected) > 0.01  # the test sees what runs
     total = sum(gradient.norm() for gradient in expected_gradients if gradient is not None)
     for ours, theirs in zip(gradients, expected_gradients, strict=True):
-        assert (ours is None) == (theirs is None)
-        if theirs is not None:
+        if ours is None or theirs is None:  # a path may lead to nothing but padding in one of them
+            assert all(gradient is None or not gradient.any() for gradient in (ours, theirs))
+        else:
             assert (ours - theirs).norm() < 1e-5 * (theirs.norm() + 1e-3 * total)
 
 

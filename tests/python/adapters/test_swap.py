@@ -329,23 +329,13 @@ def test_supported_lists_each_model_once():
     assert all(support.notes and support.verdict in ("swap", "decline") for support in table)
 
 
-# Families that are still to come; an adapter's author takes its models out.
-TO_COME = {
-    f"{name}Transformer3DModel"
-    for name in (
-        "Allegro", "CogVideoX", "ConsisID", "Cosmos", "EasyAnimate", "HunyuanVideo15", "Kandinsky5", "LTX2Video",
-        "Mochi", "MotifVideo",
-    )
-}  # fmt: skip
-
-
 def test_supported_decides_about_every_model():
     diffusers = pytest.importorskip("diffusers")
     if tuple(map(int, diffusers.__version__.split(".")[:2])) > (0, 42):
         pytest.skip(f"supported() was last compared with diffusers 0.42, this is {diffusers.__version__}")
     known = {support.model.removeprefix("diffusers.") for support in supported()}
     models = {name for name in dir(diffusers) if name.endswith(("Transformer3DModel", "Transformer2DModel"))}
-    assert not models - known - TO_COME
+    assert not models - known
 
 
 class Attention(nn.Module):

@@ -1,0 +1,47 @@
+"""Prints the table of the models that apply() knows, or renews it in a page that has its marks.
+
+python -m frameattn.adapters
+python -m frameattn.adapters docs/adapters.md
+"""
+
+import sys
+from pathlib import Path
+
+from frameattn.adapters import supported
+
+BEGIN, END = "<!-- supported:begin -->", "<!-- supported:end -->"
+
+
+def table() -> str:
+    """Markdown: a row for each model that can be swapped, and one for all that stay dense for the same reason."""
+    rows = ["| swapped | |", "|---|---|"]
+    rows += [f"| {_name(s.model)} | {s.notes} |" for s in supported() if s.verdict == "swap"]
+    declined: dict[str, list[str]] = {}
+    for support in supported():
+        if support.verdict == "decline":
+            declined.setdefault(support.notes, []).append(_name(support.model))
+    rows += ["", "| stays dense | because it |", "|---|---|"]
+    rows += [
+        f"| {', '.join(names)} | {why} |" for why, names in sorted(declined.items(), key=lambda item: len(item[1]))
+    ]
+    return "\n".join(rows)
+
+
+def renewed(page: str) -> str:
+    """The page with the table of today between its marks."""
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"there is no {BEGIN} with {END} behind it")
+    return f"{before}{BEGIN}\n\n{table()}\n\n{END}{after}"
+
+
+def _name(model: str) -> str:
+    return f"`{model.removeprefix('diffusers.')}`"
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 1:
+        print(table())
+    for path in map(Path, sys.argv[1:]):
+        path.write_text(renewed(path.read_text()))

@@ -1,0 +1,160 @@
+"""What is to be said of one family of models alone."""
+
+import warnings
+from dataclasses import replace
+from unittest import mock
+
+import pytest
+import torch
+from adapters.test_models import TOLERANCE, relative_error
+from adapters.tiny_models import (
+    ALLEGRO_CASE,
+    BATCH,
+    COGVIDEOX_CASE,
+    EASYANIMATE_CASE,
+    FRAMES,
+    HEIGHT,
+    HUNYUAN_CASE,
+    KANDINSKY_CASE,
+    LTX2_CASE,
+    MOCHI_CASE,
+    MOTIF_CASE,
+    WIDTH,
+    output,
+    reference_attention,
+)
+
+from frameattn.adapters import apply
+
+
+@pytest.fixture(autouse=True)
+def no_gradients():
+    with torch.no_grad():
+        yield
+
+
+def messages_of(model, call):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        output(model, call)
+    return [str(warning.message) for warning in caught if "frameattn.adapters" in str(warning.message)]
+
+
+def check_stays_dense(case, words, **changes):
+    """A call with these changes runs what was there, and one warning says why."""
+    model, call = case.build(torch.float32), {**case.call(dtype=torch.float32), **changes}
+    dense = output(model, call)
+    apply(model)
+    (message,) = messages_of(model, call)
+    assert words in message
+    assert torch.equal(output(model, call), dense)
+
+
+# ---- Text in the same attention --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", [HUNYUAN_CASE, COGVIDEOX_CASE, EASYANIMATE_CASE, MOCHI_CASE], ids=str)
+def test_text_of_every_block_is_that_of_the_original(case):
+    """Also of padding, which the output of a model does not show."""
+    model, call, results = case.build(), case.call(1), []
+    handle = apply(model)
+    for name in handle.swapped:
+        model.get_submodule(name).register_forward_hook(lambda module, arguments, result: results.append(result))
+    output(model, call)
+    handle.remove()
+    output(model, call)
+    half = len(results) // 2
+    for ours, theirs in zip(results[:half], results[half:], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=10 * TOLERANCE)
+
+
+def test_motif_keeps_the_decoder():
+    case = replace(MOTIF_CASE, arguments={**MOTIF_CASE.arguments, "num_single_layers": 3, "num_decoder_layers": 2})
+    model = case.build()
+    with reference_attention(case) as calls:
+        expected = output(model, case.call())
+    assert len(calls) == 2
+    handle = apply(model)
+    assert handle.swapped == ["transformer_blocks.0.attn", "single_transformer_blocks.0.attn"]
+    assert list(handle.declined) == ["single_transformer_blocks.1.attn", "single_transformer_blocks.2.attn"]
+    assert "a decoder attends to the encoder's video tokens beside its own: single_" in handle.report()
+    assert relative_error(output(model, case.call()), expected) < TOLERANCE
+
+
+def test_cogvideox_fused_after_apply_is_dense_and_says_so():
+    model, call = COGVIDEOX_CASE.build(), COGVIDEOX_CASE.call()
+    dense = output(model, call)
+    with reference_attention(COGVIDEOX_CASE):
+        expected = output(model, call)
+    attention = model.transformer_blocks[0].attn1
+
+    handle = apply(model)
+    model.fuse_qkv_projections()
+    (message,) = messages_of(model, call)
+    assert "2 of 2 swapped attention processors were replaced since apply()" in message and not handle.swapped
+    assert relative_error(output(model, call), dense) < TOLERANCE
+    handle.remove()
+    assert "Fused" in type(attention.processor).__name__
+
+    with apply(model), mock.patch.object(attention.to_q, "forward", side_effect=AssertionError("not fused")):
+        assert relative_error(output(model, call), expected) < TOLERANCE
+    model.unfuse_qkv_projections()  # brings back what the first apply() put in
+    assert torch.equal(output(model, call), dense)
+    with apply(model), mock.patch.object(attention.to_qkv, "forward", side_effect=AssertionError("fused")):
+        assert relative_error(output(model, call), expected) < TOLERANCE
+    assert torch.equal(output(model, call), dense)
+
+
+def test_cogvideox_with_a_mask_stays_dense():
+    mask = torch.zeros(BATCH, 1, 1 + FRAMES * HEIGHT * WIDTH + 6)[..., 1:]
+    check_stays_dense(COGVIDEOX_CASE, "attention_mask given", attention_kwargs={"attention_mask": mask})
+
+
+# ---- Video alone -----------------------------------------------------------------------------------------------------
+
+
+def test_allegro_with_padding_stays_dense():
+    mask = torch.ones(BATCH, FRAMES, 2 * HEIGHT, 2 * WIDTH)
+    mask[:, :, :, -2:] = 0
+    check_stays_dense(ALLEGRO_CASE, "attention_mask given (grid 4 x 3 x 5, 60 video tokens)", attention_mask=mask)
+
+
+def test_kandinsky_with_sparse_attention_of_its_own_keeps_it():
+    model = KANDINSKY_CASE.build(torch.float32)
+    apply(model)
+    output(model, KANDINSKY_CASE.call(dtype=torch.float32))
+    attention, sparse = model.visual_transformer_blocks[0].self_attention, {"to_fractal": True}
+    theirs = mock.patch.object(type(attention.processor.original), "__call__", autospec=True)
+    with theirs as original, pytest.warns(UserWarning, match="sparse_params given"):
+        result = attention(torch.zeros(BATCH, 60, 24), sparse_params=sparse, rotary_emb="angles")
+    assert result is original.return_value
+    assert original.call_args.args[-2:] == ("angles", sparse)
+
+
+def test_ltx2_with_a_mask_over_video_stays_dense():
+    mask = torch.ones(BATCH, 60, 60).tril()
+    check_stays_dense(LTX2_CASE, "attention_mask given", video_self_attention_mask=mask)
+
+
+def test_ltx2_with_keyframes_behind_the_video_stays_dense():
+    tokens = 75
+    check_stays_dense(
+        LTX2_CASE,
+        "the grid does not hold the tokens (grid 4 x 3 x 5, 75 video tokens)",
+        hidden_states=torch.randn(BATCH, tokens, 6, generator=torch.Generator().manual_seed(1)),
+        timestep=torch.full((BATCH, tokens), 500),
+        video_coords=torch.arange(tokens * 6.0).view(1, 3, tokens, 2).expand(BATCH, -1, -1, -1),
+    )
+
+
+def test_ltx2_perturbs_as_before():
+    """Guidance that leaves out the attention of some blocks: these run the original, the others VMonarch."""
+    model, call = LTX2_CASE.build(), {**LTX2_CASE.call(), "spatio_temporal_guidance_blocks": [1]}
+    with reference_attention(LTX2_CASE) as calls:
+        expected = output(model, call)
+    assert len(calls) == 1
+    handle = apply(model)
+    (message,) = messages_of(model, call)
+    assert "perturbation_mask given" in message and len(handle.swapped) == 2
+    assert relative_error(output(model, call), expected) < TOLERANCE
+    assert not messages_of(model, LTX2_CASE.call())
