@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-EMULATOR_PROGRAM = ROOT / "build" / "emulator" / "frame_kernels"
-DEVICE_PROGRAM = ROOT / "build" / "device" / "frame_kernels"
+EMULATOR_PROGRAM = ROOT / "build" / "emulator" / "kernels"
+DEVICE_PROGRAM = ROOT / "build" / "device" / "kernels"
 
 # What trust is given to, kernel by kernel and dtype by dtype.
 KERNELS = ("frame_attention_forward", "frame_attention_backward", "frame_update_forward", "frame_update_backward")

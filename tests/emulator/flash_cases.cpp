@@ -199,13 +199,13 @@ void solve_backward(Problem& p, const FlashCase& c) {
 
 void draw_inputs(Problem& p, const FlashCase& c) {
   Normal normal(c.queries * 31 + c.key_rows * 7 + c.dim);
-  const auto draw = [&](auto...) { return normal(); };
   const bool flat = c.data == FlashData::flat, growing = c.data == FlashData::growing;
   p.scale = 1.3 / std::sqrt(static_cast<double>(c.dim));
-  p.query.fill([&](auto...) { return growing ? 1 : normal(); });
+  p.query.fill([&](auto...) { return growing || c.data == FlashData::negative ? 1 : normal(); });
   p.key.fill([&](int item, int row, auto) {
     if (row >= p.keys_of(item)) return std::numeric_limits<double>::quiet_NaN();
     if (flat) return 0.0;
+    if (c.data == FlashData::negative) return -150.0 / (p.scale * c.dim) + 0.01 * normal();
     const double position = (item % kParts * c.key_rows + row + 1.0) / (kParts * c.key_rows);
     return growing ? 150.0 * position / (p.scale * c.dim) + 0.01 * normal() : normal();
   });
@@ -214,7 +214,7 @@ void draw_inputs(Problem& p, const FlashCase& c) {
     return flat ? 1 + 0.1 * normal() : normal();
   });
   for (Tensor* gradient : {&p.grad_weighted_key, &p.grad_weighted_value, &p.grad_lse, &p.grad_entropy})
-    gradient->fill(draw);
+    gradient->fill([&](auto...) { return normal() * (c.data == FlashData::large ? 8000 : 1); });
   if (c.data != FlashData::masked) return;
   for (size_t i = 0; i < p.mask.size(); ++i) p.mask[i] = i >= static_cast<size_t>(p.all_keys) && i % 3 != 1;
 }
@@ -360,7 +360,7 @@ void run_backward(Problem& p, const FlashCase& c, FlashParams params, FrameOutco
 
 std::string FlashCase::name() const {
   const char* tasks[] = {"forward", "join", "backward"};
-  const char* kinds[] = {"random", "flat", "growing", "masked"};
+  const char* kinds[] = {"random", "flat", "growing", "masked", "negative", "large"};
   char text[160];
   std::snprintf(text, sizeof text, "flash_%s-%s-%s%s-%dx%d-D%d-V%d-%s%s", tasks[static_cast<int>(task)],
                 element == FrameElement::bfloat16 ? "bfloat16" : "float16", keys ? "k" : "", values ? "v" : "", queries,
@@ -384,7 +384,8 @@ std::vector<FlashCase> flash_cases() {
           const Sizes size = sizes[(4 * turn + turn / 9) % 9];
           const bool keys = kinds & 1, values = kinds & 2;
           cases.push_back({task, static_cast<FrameElement>((turn + turn / 3) % 2), keys, values, size.queries,
-                           size.keys, dim.queries, dim.keys, static_cast<FlashData>((turn + turn / 4) % 4),
+                           size.keys, dim.queries, dim.keys,
+                           static_cast<FlashData>((turn + turn / 6) % (task == FlashTask::forward ? 5 : 6)),
                            task == FlashTask::forward && i == 1});
         }
   for (const Sizes size : sizes)

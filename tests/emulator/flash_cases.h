@@ -10,10 +10,12 @@
 namespace frameattn {
 
 enum class FlashData {
-  random,   // normal numbers
-  flat,     // all logits equal: a key that should be masked weighs as much as the others
-  growing,  // later keys have larger logits, up to 150: their exponentials exceed float32, and sums are rescaled
-  masked    // random, with a key_mask; of one clip no key takes part
+  random,    // normal numbers
+  flat,      // all logits equal: a key that should be masked weighs as much as the others
+  growing,   // later keys have larger logits, up to 150: their exponentials exceed float32, and sums are rescaled
+  masked,    // random, with a key_mask; of one clip no key takes part
+  negative,  // all logits near -150: those of rows that do not exist would be far larger
+  large      // random, and gradients whose products exceed float16
 };
 
 // What is computed: forward; parts joined into one; or backward, from the offset on.

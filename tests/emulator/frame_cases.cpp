@@ -6,7 +6,6 @@
 #include <cstring>
 #include <limits>
 #include <memory>
-#include <random>
 #include <stdexcept>
 
 #include "tests/emulator/device.h"
@@ -23,32 +22,6 @@ struct Items {
 
   int64_t size[3];
 };
-
-// ---- 16-bit numbers, written here once more: these tests do not lean on the emulator's ------------------------------
-
-uint16_t to_bits(FrameElement element, float value) {
-  if (element == FrameElement::float16) {
-    const _Float16 half = static_cast<_Float16>(value);
-    uint16_t bits;
-    std::memcpy(&bits, &half, 2);
-    return bits;
-  }
-  uint32_t bits;
-  std::memcpy(&bits, &value, 4);
-  return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-
-float from_bits(FrameElement element, uint16_t bits) {
-  if (element == FrameElement::float16) {
-    _Float16 half;
-    std::memcpy(&half, &bits, 2);
-    return half;
-  }
-  const uint32_t wide = static_cast<uint32_t>(bits) << 16;
-  float value;
-  std::memcpy(&value, &wide, 4);
-  return value;
-}
 
 // ---- Tensors --------------------------------------------------------------------------------------------------------
 
@@ -292,12 +265,8 @@ void solve(Problem& p, const FrameCase& c, int64_t item) {
 // ---- Inputs ---------------------------------------------------------------------------------------------------------
 
 void draw_inputs(Problem& p, const FrameCase& c) {
-  std::mt19937 generator(20);
-  // Box and Muller by hand: std::normal_distribution may differ between compilers, and these outputs are compared.
-  const auto normal = [&](auto...) {
-    const double u = (generator() + 0.5) / 4294967296.0, v = generator() / 4294967296.0;
-    return std::sqrt(-2 * std::log(u)) * std::cos(6.283185307179586 * v);
-  };
+  Normal generator(20);
+  const auto normal = [&](auto...) { return generator(); };
   const bool flat = c.data == FrameData::flat, growing = c.data == FrameData::growing;
   // Logits grow by so much with the keys and with the entropies; over many frames also those within a block of them.
   const double by_key = c.by_blocks() ? 50 : 150, by_entropy = growing && c.by_blocks() ? 350 : 0;
@@ -418,46 +387,10 @@ void run_by_blocks(Problem& p, const FrameCase& c) {
 
 // ---- Comparison -----------------------------------------------------------------------------------------------------
 
-// 16-bit results are rounded, and so are the weights that they are sums over; statistics come from float32 scores.
-struct Tolerance {
-  double largest;       // of an error, relative to the largest result
-  double mean;          // root of the mean square, relative to that of the results
-  double terms;         // added to both, relative to the terms that a result is the sum of: they may cancel
-  double smallest = 0;  // likewise: half the distance of the smallest numbers
-};
-
-Tolerance tolerance_of(const FrameCase& c, const char* result) {
-  if (std::strcmp(result, "lse") == 0 || std::strcmp(result, "mass") == 0) return {3e-5, 3e-5, 0};
-  return c.element == FrameElement::float16 ? Tolerance{1e-3, 7e-4, 0x1p-11, 0x1p-25} : Tolerance{8e-3, 5e-3, 0x1p-8};
-}
-
 bool compare(const FrameCase& c, const char* name, Tensor& tensor, FrameOutcome& outcome) {
-  const Tolerance tolerance = tolerance_of(c, name);
-  const std::vector<float> found = tensor.read();
-  double largest = 0, worst = 0, squares = 0, norm = 0, terms = 0;
-  for (double value : tensor.values)
-    if (!std::isinf(value)) largest = std::max(largest, std::abs(value)), norm += value * value;
-  bool right = true;
-  for (size_t i = 0; i < found.size(); ++i) {
-    const double expected = tensor.values[i], error = std::abs(found[i] - expected);
-    outcome.results.push_back(found[i]);
-    if (std::isinf(expected)) {
-      right = right && found[i] == expected;
-      continue;
-    }
-    right = right && error <= tolerance.largest * largest + tolerance.terms * tensor.magnitudes[i] + tolerance.smallest;
-    // false for NaN
-    worst = std::max(worst, error);
-    squares += error * error;
-    terms += tensor.magnitudes[i] * tensor.magnitudes[i];
-  }
-  right = right && std::sqrt(squares) <= tolerance.mean * std::sqrt(norm) + tolerance.terms * std::sqrt(terms) +
-                                             tolerance.smallest * std::sqrt(static_cast<double>(found.size()));
-  char text[120];
-  std::snprintf(text, sizeof text, " %s %.1e/%.1e%s", name, worst / (largest > 0 ? largest : 1),
-                std::sqrt(squares / (norm > 0 ? norm : 1)), right ? "" : " WRONG");
-  outcome.text += text;
-  return right;
+  const bool statistic = std::strcmp(name, "lse") == 0 || std::strcmp(name, "mass") == 0;
+  return compare(name, tensor.read(), tensor.values, tensor.magnitudes,
+                 statistic ? kStatisticTolerance : result_tolerance(c.element), outcome);
 }
 
 }  // namespace

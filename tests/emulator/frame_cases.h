@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "csrc/shared/cuda/frame_attention.h"
+#include "tests/emulator/comparison.h"
 
 namespace frameattn {
 
@@ -32,11 +33,6 @@ struct FrameCase {
 
 std::vector<FrameCase> frame_cases();
 
-struct FrameOutcome {
-  bool right;
-  std::string text;            // one line: how far each result is from float64, or what went wrong
-  std::vector<float> results;  // all elements of all results
-};
 FrameOutcome run_frame_case(const FrameCase& problem);
 
 }  // namespace frameattn

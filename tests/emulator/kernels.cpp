@@ -1,21 +1,35 @@
-// Runs the frame kernels, on the emulator or on a GPU, and compares them with float64.
-//   frame_kernels                        every case
-//   frame_kernels --list                 their names
-//   frame_kernels --case TEXT            the cases whose names contain TEXT (more than once: all of the texts)
-//   frame_kernels --dump FILE            also writes their results as float32, one after the other
-//   frame_kernels --quiet                prints failures only; --stop: ends at the first
-//   frame_kernels --thorough             under every schedule and order of copies (emulator)
-//   frame_kernels --option schedule=2 --option seed=5 --option early --option no-races     under this one (emulator)
+// Runs the kernels, on the emulator or on a GPU, and compares them with float64.
+//   kernels                        every case
+//   kernels --list                 their names
+//   kernels --case TEXT            the cases whose names contain TEXT (more than once: all of the texts)
+//   kernels --dump FILE            also writes their results as float32, one after the other
+//   kernels --quiet                prints failures only; --stop: ends at the first
+//   kernels --thorough             under every schedule and order of copies (emulator)
+//   kernels --option schedule=2 --option seed=5 --option early --option no-races     under this one (emulator)
 // Exit status 0: all agree. A case that fails says how; the others go on.
 #include <cstdio>
 #include <cstring>
 #include <exception>
 #include <fstream>
+#include <functional>
 #include <string>
 #include <vector>
 
 #include "tests/emulator/device.h"
+#include "tests/emulator/flash_cases.h"
 #include "tests/emulator/frame_cases.h"
+
+struct Case {
+  std::string name;
+  std::function<frameattn::FrameOutcome()> run;
+};
+
+static std::vector<Case> all_cases() {
+  std::vector<Case> cases;
+  for (const auto& c : frameattn::frame_cases()) cases.push_back({c.name(), [c] { return run_frame_case(c); }});
+  for (const auto& c : frameattn::flash_cases()) cases.push_back({c.name(), [c] { return run_flash_case(c); }});
+  return cases;
+}
 
 int main(int count, char** arguments) {
   std::vector<std::string> wanted, options;
@@ -39,21 +53,20 @@ int main(int count, char** arguments) {
     } else if (argument == "--option" && has_value) {
       options.push_back(arguments[++i]);
     } else {
-      std::fprintf(stderr, "frame_kernels: what is %s? See the head of frame_kernels.cpp\n", argument.c_str());
+      std::fprintf(stderr, "kernels: what is %s? See the head of kernels.cpp\n", argument.c_str());
       return 2;
     }
   }
   for (const std::string& option : options)
     if (!device::set_option(option)) {
-      std::fprintf(stderr, "frame_kernels: the %s has no option %s\n", device::name, option.c_str());
+      std::fprintf(stderr, "kernels: the %s has no option %s\n", device::name, option.c_str());
       return 2;
     }
 
   std::ofstream file;
   if (!dump.empty()) file.open(dump, std::ios::binary);
   int run = 0, failed = 0;
-  for (const frameattn::FrameCase& problem : frameattn::frame_cases()) {
-    const std::string name = problem.name();
+  for (const auto& [name, run_case] : all_cases()) {
     bool chosen = true;
     for (const std::string& text : wanted) chosen = chosen && name.find(text) != std::string::npos;
     if (!chosen) continue;
@@ -69,7 +82,7 @@ int main(int count, char** arguments) {
       }
       ++run;
       try {
-        const frameattn::FrameOutcome outcome = frameattn::run_frame_case(problem);
+        const frameattn::FrameOutcome outcome = run_case();
         failed += !outcome.right;
         if (!quiet || !outcome.right)
           std::printf("%s %s:%s\n", outcome.right ? "ok    " : "FAILED", label.c_str(), outcome.text.c_str());

@@ -5,9 +5,8 @@
 
 namespace frameattn {
 
-// R, from x in units of log2. It is at most 1: rows that do not exist have lse = 0 and operands of zeros, and must give
-// zeros, not zero times infinity.
-__device__ __forceinline__ float weight(float x, float lse) { return ptx::exp2(fminf(x - lse * kLog2E, 0.f)); }
+// R, from x in units of log2. Rows that do not exist have lse = 0 and operands of zeros: they weigh 1 and add zeros.
+__device__ __forceinline__ float weight(float x, float lse) { return ptx::exp2(x - lse * kLog2E); }
 
 // float16 does not hold every gradient that float32 does. Rows are packed times `unit`, which shrinks when a gradient
 // comes that is too large; their sums are then in that unit too.

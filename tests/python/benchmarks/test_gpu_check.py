@@ -34,7 +34,7 @@ def test_dry_run_prints_every_stage_and_its_commands_and_does_what_needs_no_gpu(
         "setup.py build_ext --inplace",
         "make -j8 emulator-program",
         "make -j8 device-program",
-        "build/device/frame_kernels --case NAME --dump FILE",
+        "build/device/kernels --case NAME --dump FILE",
         "-m pytest -m cuda tests/python/cuda",
         "compute-sanitizer --tool racecheck",
         "ncu --clock-control none",

@@ -54,7 +54,7 @@ def test_a_dump_with_another_nan_infinity_or_length_fails(planted):
 
 def fake_program(folder: Path, name: str, factor: float) -> Path:
     """Two cases, of which the second fails against its reference on the GPU, and dumps of multiples of `factor`."""
-    program = folder / name / "frame_kernels"
+    program = folder / name / "kernels"
     program.parent.mkdir()
     program.write_text(
         f"#!{sys.executable}\nimport array, sys\n"
@@ -89,7 +89,7 @@ def test_elements_compares_what_both_programs_dump(tmp_path, monkeypatch):
 
 
 def test_a_program_that_crashes_fails(tmp_path):
-    program = tmp_path / "frame_kernels"
+    program = tmp_path / "kernels"
     program.write_text("#!/bin/sh\necho an illegal memory access >&2\nexit 134\n")
     program.chmod(0o755)
     (failed,) = elements.failures_of_all(program)
