@@ -5,6 +5,7 @@
 TORCH ?= torch==2.13.0
 OUT ?= outputs/demo
 CPP_BUILD ?= build/cpp
+DIFFUSERS ?= 0.35.0
 MAX_JOBS ?= $(shell nproc)
 export MAX_JOBS
 
@@ -13,13 +14,14 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 MAKEFLAGS += --no-print-directory
-.PHONY: help demo test test-python test-cpp build bench format lint clean distclean check-demo check-test
+.PHONY: help demo test test-python test-diffusers test-cpp build bench format lint clean distclean check-demo check-test
 .PHONY: gpu-check gpu-report check-emulator check-kernels test-emulator emulator-program device-program
 
 help:
 	@echo 'make demo          generate videos of moving digits in $(OUT)'
 	@echo 'make test          the whole test suite: pytest and GoogleTest'
 	@echo 'make test-python   pytest only; PYTEST="-x -k matrix_linear" are options for it'
+	@echo 'make test-diffusers the adapters with another diffusers, the oldest that is supported: DIFFUSERS=$(DIFFUSERS)'
 	@echo 'make test-cpp      the C++ library: GoogleTests, installation, a project that uses it'
 	@echo 'make test-emulator the CUDA kernels on the emulator; make check-emulator shows that it catches their faults'
 	@echo 'make check-kernels compile the CUDA kernels for every architecture and inspect the machine code'
@@ -101,6 +103,11 @@ test: check-test test-python test-cpp test-emulator
 
 test-python: $(INSTALLED)/video,dev
 	$(PYTHON) -m pytest $(PYTEST)
+
+# Ahead of the installed one in the path; what both need is installed. Tests of models that it lacks say so.
+test-diffusers: $(INSTALLED)/video,dev
+	$(PYTHON) -m pip install --quiet --no-deps --upgrade --target build/diffusers-$(DIFFUSERS) diffusers==$(DIFFUSERS)
+	PYTHONPATH=build/diffusers-$(DIFFUSERS) $(PYTHON) -m pytest tests/python/adapters $(PYTEST)
 
 # The C++ library is built from the same sources without Python. CMake's cache would remember the torch of another
 # environment; what is compiled stays.

@@ -5,16 +5,18 @@ import sys
 from collections.abc import Sequence
 
 from frameattn._optional import MissingExtra
-from frameattn.cli import info, sample, train
+from frameattn.cli import bench_swap, info, sample, train
 from frameattn.cli.errors import UsageError
 
-COMMANDS = {"train": train, "sample": sample, "info": info}
+COMMANDS = {"train": train, "sample": sample, "bench-swap": bench_swap, "info": info}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs ``frameattn`` with arguments (of the process if None) and returns its exit code."""
     parser = argparse.ArgumentParser(
-        prog="frameattn", description="Train and sample video diffusion transformers with Matrix Attention (FrameDiT)."
+        prog="frameattn",
+        description="Train and sample video diffusion transformers with Matrix Attention (FrameDiT), and time those of "
+        "diffusers with VMonarch attention.",
     )
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="{" + ",".join(COMMANDS) + "}")
     for name, module in COMMANDS.items():

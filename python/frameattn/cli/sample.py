@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from frameattn._optional import require
+from frameattn.cli.arguments import positive
 from frameattn.cli.config import Sampling, parse_overrides
 from frameattn.cli.devices import choose_device
 from frameattn.cli.draws import seed_of
@@ -45,11 +46,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--method", choices=METHODS, help="ddpm: 250 steps; ddim: 50; dpm (DPM-Solver++): 20")
     add("--cfg", type=float, metavar="SCALE", help="classifier-free guidance; 1 is none")
     add("--classes", type=_classes, metavar="3,7", help="labels, taken in turn (default: all)")
-    add("--count", type=_positive, help="number of videos (default: one of each of --classes, else 4)")
-    add("--batch", type=_positive, default=4, help="videos at once (default 4)")
+    add("--count", type=positive, help="number of videos (default: one of each of --classes, else 4)")
+    add("--batch", type=positive, default=4, help="videos at once (default 4)")
     add("--seed", type=int, default=0, help="of the noise; a video depends on seed and index (default 0)")
     add("--format", type=_formats, default=FORMATS, metavar="gif,mp4,png", help="what to write (default: all)")
-    add("--fps", type=_positive, default=8, help="frames a second (default 8)")
+    add("--fps", type=positive, default=8, help="frames a second (default 8)")
     add("--precision", choices=("fp32", "bf16"), default="fp32")
     add("--device", default="auto", help="auto, cpu or cuda")
 
@@ -194,12 +195,6 @@ def write_latents(latents: Tensor, labels: list[int | None], folder: Path) -> Pa
     path = folder / "latents.safetensors"
     save_file(tensors, path)
     return path
-
-
-def _positive(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
-    return number
 
 
 def _classes(text: str) -> list[int]:
