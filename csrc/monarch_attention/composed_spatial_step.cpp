@@ -77,8 +77,10 @@ void composed_spatial_forward(const SpatialForwardStep& step, int64_t bytes) {
     rows(step.lse).copy_(lse);
     if (step.weighted_value.defined())
       rows(step.weighted_value).copy_(weights.matmul(frames_of(step.value, piece, step.frames).to(acc)));
-    if (step.weighted_key.defined()) rows(step.weighted_key).copy_(weights.matmul(key).mul_(step.scale));
-    if (step.entropy.defined()) rows(step.entropy).copy_(query.mul(rows(step.weighted_key)).sum(-1).sub_(lse));
+    if (!step.weighted_key.defined()) return;
+    const Tensor weighted_key = weights.matmul(key).mul_(step.scale).to(step.query.scalar_type());
+    if (step.entropy.defined()) rows(step.entropy).copy_(query.mul(weighted_key).sum(-1).sub_(lse));
+    rows(step.weighted_key).copy_(weighted_key);  // last: it may be query
   });
 }
 
@@ -119,7 +121,7 @@ Tensor composed_row_dots(const Tensor& a, const Tensor& b) {
   const Tensor out = at::empty(a.sizes().slice(0, 3), a.options().dtype(acc_dtype(a)));
   for_pieces(a, a.narrow(2, 0, 1).expand({-1, -1, a.size(3), -1}), 1, kComposedBytes, [&](const Piece& piece) {
     const auto rows = [&](const Tensor& t) { return rows_of(t, piece, 1); };
-    rows(out).copy_(rows(a).to(out.scalar_type()).mul_(rows(b)).sum(-1));
+    rows(out).copy_(rows(a).to(out.scalar_type()).mul(rows(b)).sum(-1));
   });
   return out;
 }

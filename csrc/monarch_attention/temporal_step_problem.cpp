@@ -89,7 +89,18 @@ FrameProblem backward_problem(const TemporalBackwardStep& step, const Tensor& gr
 
 }  // namespace
 
-void temporal_forward_by(const FrameRunner& run, const TemporalForwardStep& step) { run(forward_problem(step)); }
+void temporal_forward_by(const FrameRunner& run, const TemporalForwardStep& step) {
+  constexpr int64_t kMostInPlace = 1024;
+  if (step.value.defined() && step.out.is_same(step.value) && step.frames > kMostInPlace) {
+    // T x T weights may take several tiles: rows of out are then written before all of value are read.
+    TemporalForwardStep apart = step;
+    apart.out = empty_of(step.out);
+    run(forward_problem(apart));
+    step.out.copy_(apart.out);
+    return;
+  }
+  run(forward_problem(step));
+}
 
 void temporal_backward_by(const FrameRunner& run, const TemporalBackwardStep& given) {
   TemporalBackwardStep step = given;

@@ -1,6 +1,6 @@
-// All of VMonarch attention on the CUDA kernels, run by the emulator on tensors of the CPU: the fused operator, forward
-// and backward, against the same in float64. How the kernels are chained, what they share and how rows are padded is
-// seen here; the kernels alone are in tests/emulator.
+// All of VMonarch attention as on CUDA, on tensors of the CPU: the fused operator, forward and backward, by the kernels
+// in the emulator, and by torch's operators, against the CPU's in float64. How steps are chained, what they share and
+// how rows are padded is seen here; the kernels alone are in tests/emulator.
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
@@ -8,6 +8,7 @@
 #include "csrc/monarch_attention/cpu/steps.h"
 #include "csrc/monarch_attention/flash_steps.h"
 #include "csrc/monarch_attention/temporal_step_problem.h"
+#include "csrc/shared/composed_frame_attention.h"
 #include "csrc/shared/frame_blocks.h"
 #include "csrc/shared/frame_params.h"
 
@@ -49,6 +50,19 @@ const Steps& emulated_steps() {
       .row_dots = [](const Tensor& a, const Tensor& b) { return flash_row_dots(device(), a, b); },
       .join = [](const Tensor& out, const Tensor& lse, const Tensor& other,
                  const Tensor& other_lse) { flash_join(device(), out, lse, other, other_lse); }};
+  return steps;
+}
+
+const Steps& composed_steps() {
+  static const auto frames = [](const FrameProblem& problem) { run_composed(problem); };
+  static const Steps steps{
+      .spatial_forward = [](const SpatialForwardStep& step) { composed_spatial_forward(step); },
+      .spatial_backward = [](const SpatialBackwardStep& step) { composed_spatial_backward(step); },
+      .dense_backward = [](const SpatialBackwardStep& step, int64_t, bool) { composed_spatial_backward(step); },
+      .temporal_forward = [](const TemporalForwardStep& step) { temporal_forward_by(frames, step); },
+      .temporal_backward = [](const TemporalBackwardStep& step) { temporal_backward_by(frames, step); },
+      .row_dots = &composed_row_dots,
+      .join = &composed_join};
   return steps;
 }
 
@@ -97,10 +111,7 @@ void expect_close(const Tensor& found, const Tensor& right, double eps, const st
   testing::Test::RecordProperty(what, std::to_string(error));
 }
 
-class EmulatedVMonarch : public testing::TestWithParam<Case> {};
-
-TEST_P(EmulatedVMonarch, AgreesWithFloat64) {
-  const Case& c = GetParam();
+void check(const Steps& steps, const Case& c, double out_eps, double gradient_eps) {
   at::manual_seed(0);
   const int64_t batch = 2, heads = 2, tokens = c.frames * c.positions;
   const auto rows = [&](int64_t count, int64_t dim) {
@@ -117,17 +128,29 @@ TEST_P(EmulatedVMonarch, AgreesWithFloat64) {
   }
   for (const Tensor& t : inputs) wide.push_back(t.to(at::kDouble));
   const Tensor grad_out = rows(tokens, c.value_dim), grad_lse = at::randn({batch, heads, tokens});
-  const Results found = run(emulated_steps(), c, inputs, mask, grad_out, grad_lse);
+  const Results found = run(steps, c, inputs, mask, grad_out, grad_lse);
   const Results right = run(cpu_steps(), c, wide, mask, grad_out, grad_lse);
-  const double eps = c.dtype == at::kHalf ? 0x1p-11 : 0x1p-8;
-  expect_close(found.out, right.out, 2 * eps, "out");
-  expect_close(found.lse, right.lse, 2 * eps, "lse");
+  expect_close(found.out, right.out, out_eps, "out");
+  expect_close(found.lse, right.lse, out_eps, "lse");
   const char* names[] = {"grad_query", "grad_key", "grad_value", "grad_extra_key", "grad_extra_value"};
   for (size_t i = 0; i < found.gradients.size(); ++i)
-    expect_close(found.gradients[i], right.gradients[i], 4 * eps, names[i]);
+    expect_close(found.gradients[i], right.gradients[i], gradient_eps, names[i]);
 }
 
-INSTANTIATE_TEST_SUITE_P(, EmulatedVMonarch,
+class VMonarchAsOnCuda : public testing::TestWithParam<Case> {};
+
+TEST_P(VMonarchAsOnCuda, ByKernels) {
+  const double eps = GetParam().dtype == at::kHalf ? 0x1p-11 : 0x1p-8;
+  check(emulated_steps(), GetParam(), 2 * eps, 4 * eps);
+}
+
+TEST_P(VMonarchAsOnCuda, ByTorchsOperators) {
+  Case c = GetParam();
+  c.dtype = at::kDouble;
+  check(composed_steps(), c, 1e-12, 1e-11);
+}
+
+INSTANTIATE_TEST_SUITE_P(, VMonarchAsOnCuda,
                          testing::Values(Case{"TwoSteps", 5, 37, 64, 64, 2}, Case{"OneStep", 3, 70, 32, 64, 1},
                                          Case{"ThreeSteps", 4, 33, 40, 24, 3, false},
                                          Case{"ExtraKeys", 3, 40, 64, 64, 2, true, true, 21},
