@@ -7,6 +7,8 @@
 #include <utility>
 #include <vector>
 
+#include "csrc/shared/warn_once.h"
+
 namespace frameattn {
 namespace {
 
@@ -25,7 +27,12 @@ bool is_aligned(const Tensor& rows) {
   return true;
 }
 
+// A buffer for rows that do not fit.
 Tensor padded_zeros(const Tensor& rows) {
+  if (is_debugging())
+    warn_once(c10::str("frameattn: the spatial step copies rows that a kernel cannot read where they are: it wants ",
+                       "addresses and strides that are multiples of 16 bytes, and a multiple of 8 columns; got sizes ",
+                       rows.sizes(), ", strides ", rows.strides()));
   return at::zeros({rows.size(0), rows.size(1), rows.size(2), padded(rows.size(3))}, rows.options());
 }
 

@@ -2,8 +2,10 @@
 
 #include <c10/util/Exception.h>
 
+#include <cstdlib>
 #include <mutex>
 #include <set>
+#include <string_view>
 
 namespace frameattn {
 
@@ -15,6 +17,11 @@ void warn_once(const std::string& text) {
     if (!given.insert(text).second) return;
   }
   TORCH_WARN(text);
+}
+
+bool is_debugging() {
+  const char* const value = std::getenv("FRAMEATTN_DEBUG");
+  return value && std::string_view(value) == "1";
 }
 
 }  // namespace frameattn

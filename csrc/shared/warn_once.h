@@ -1,4 +1,4 @@
-// A warning that comes once in a process for each text.
+// Warnings that come once in a process for each text.
 #pragma once
 
 #include <string>
@@ -6,5 +6,8 @@
 namespace frameattn {
 
 void warn_once(const std::string& text);
+
+// What costs time and need not be known: only where the environment has FRAMEATTN_DEBUG=1.
+bool is_debugging();
 
 }  // namespace frameattn

@@ -3,9 +3,6 @@
 #include <c10/cuda/CUDAStream.h>
 #include <cuda_runtime_api.h>
 
-#include <cstdlib>
-#include <string_view>
-
 #include "csrc/shared/choose_frame_kernel.h"
 #include "csrc/shared/composed_frame_attention.h"
 #include "csrc/shared/cuda/current_device.h"
@@ -32,8 +29,7 @@ void launch(const FrameProblem& problem, const FramePlan& plan) {
 
 void run_kernel(const FrameProblem& problem, const FrameKernelChoice& choice, int capability) {
   const AlignedProblem aligned(problem);
-  const char* debug = std::getenv("FRAMEATTN_DEBUG");
-  if (aligned.has_copies() && debug && std::string_view(debug) == "1")
+  if (aligned.has_copies() && is_debugging())
     warn_once(c10::str("frameattn: ", problem.op, " copies rows that a kernel cannot read where they are: it wants ",
                        "addresses and strides that are multiples of 16 bytes, and segments of ", problem.query.size(5),
                        " columns to be a multiple of 8"));
