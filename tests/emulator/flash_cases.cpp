@@ -214,7 +214,9 @@ void draw_inputs(Problem& p, const FlashCase& c) {
     return flat ? 1 + 0.1 * normal() : normal();
   });
   for (Tensor* gradient : {&p.grad_weighted_key, &p.grad_weighted_value, &p.grad_lse, &p.grad_entropy})
-    gradient->fill([&](auto...) { return normal() * (c.data == FlashData::large ? 8000 : 1); });
+    gradient->fill([&](auto...) {  // those that are large nearly fill float16
+      return c.data == FlashData::large ? 16000 * std::clamp(normal(), -4.0, 4.0) : normal();
+    });
   if (c.data != FlashData::masked) return;
   for (size_t i = 0; i < p.mask.size(); ++i) p.mask[i] = i >= static_cast<size_t>(p.all_keys) && i % 3 != 1;
 }
