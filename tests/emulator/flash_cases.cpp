@@ -295,10 +295,11 @@ void run_forward(Problem& p, const FlashCase& c, FlashParams params, FrameOutcom
 void run_join(Problem& p, const FlashCase& c, FlashParams params, FrameOutcome& outcome) {
   Normal normal(3);
   const bool with_out = c.queries % 2;
+  // The exponentials of the log-sums exceed float32.
   p.weighted_value.fill([&](auto...) { return normal(); });
-  p.lse.fill([&](int, int row, auto) { return row % 5 == 3 ? -kInfinity : 2 * normal(); });
+  p.lse.fill([&](int, int row, auto) { return row % 5 == 3 ? -kInfinity : 150 + 2 * normal(); });
   p.out.fill([&](auto...) { return normal(); });
-  p.out_lse.fill([&](int, int row, auto) { return row % 7 == 3 ? -kInfinity : 2 * normal(); });
+  p.out_lse.fill([&](int, int row, auto) { return row % 7 == 3 ? -kInfinity : 150 + 2 * normal(); });
   params.out = p.out;
   params.out_lse = p.out_lse;
   params.join_out = with_out;
