@@ -23,7 +23,7 @@ class Disagreement(Exception):
 @dataclass(frozen=True)
 class Problem:
     inputs: dict[str, Tensor]  # leaves; forward+backward asks for the gradient of each
-    candidates: dict[str, Callable[[], Tensor]]  # the first is the baseline
+    candidates: dict[str, Callable[[], Tensor | tuple[Tensor, ...]]]  # the first is the baseline
     without_gradient: frozenset[str] = field(default=frozenset())  # inputs whose true gradient is zero: noise in both
     # Candidates that compute something else, of the same shape: timed but not compared.
     incomparable: frozenset[str] = field(default=frozenset())
@@ -55,26 +55,34 @@ def every_case(operations: dict[str, Callable[..., Problem]], shapes: Iterable[A
     ]
 
 
+def by_name(outputs: Tensor | tuple[Tensor, ...]) -> dict[str, Tensor]:
+    """The first is "output"."""
+    first, *others = (outputs,) if isinstance(outputs, Tensor) else outputs
+    return {"output": first, **{f"output {i}": output for i, output in enumerate(others, 1)}}
+
+
 def calls(problem: Problem, direction: str) -> dict[str, Callable[[], dict[str, Tensor]]]:
     """The candidates as functions to be timed, which return all that they computed by name."""
     names, leaves = list(problem.inputs), list(problem.inputs.values())
 
     def forward(candidate: Callable[[], Tensor]) -> dict[str, Tensor]:
         with torch.no_grad():
-            return {"output": candidate()}
+            return by_name(candidate())
 
     def forward_backward(candidate: Callable[[], Tensor]) -> dict[str, Tensor]:
-        output = candidate()
+        outputs = by_name(candidate())
         # torch.autograd.grad and not backward(): nothing is added to .grad, so every repetition does the same work.
-        gradients = torch.autograd.grad(output, leaves, grad_output)
-        return {"output": output.detach(), **dict(zip(names, gradients, strict=True))}
+        gradients = torch.autograd.grad(list(outputs.values()), leaves, grad_outputs)
+        outputs = {name: output.detach() for name, output in outputs.items()}
+        return {**outputs, **dict(zip(names, gradients, strict=True))}
 
     if direction == "forward":
         step = forward
     else:
         step = forward_backward
         with torch.no_grad():
-            grad_output = torch.randn_like(next(reversed(problem.candidates.values()))())  # the last is the fastest
+            fastest = next(reversed(problem.candidates.values()))
+            grad_outputs = [torch.randn_like(output) for output in by_name(fastest()).values()]
     return {name: lambda candidate=candidate: step(candidate) for name, candidate in problem.candidates.items()}
 
 
@@ -89,7 +97,7 @@ def check_agreement(case: Case, problem: Problem, candidates: dict[str, Callable
             allowed = TOLERANCE[case.dtype] * wanted.abs().max()
             error = (got - wanted).abs().max() if got.shape == wanted.shape else float("nan")
             if not error <= allowed:  # written so that NaN is caught
-                what = name if name == "output" else f"gradient of {name}"
+                what = name if name.startswith("output") else f"gradient of {name}"
                 raise Disagreement(
                     f"{case}: {what} of {candidate} differs from {baseline} by {error:.3g}, "
                     f"more than {allowed:.3g}; nothing was timed"

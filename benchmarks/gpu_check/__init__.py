@@ -22,7 +22,10 @@ EMULATOR_PROGRAM = ROOT / "build" / "emulator" / "kernels"
 DEVICE_PROGRAM = ROOT / "build" / "device" / "kernels"
 
 # What trust is given to, kernel by kernel and dtype by dtype.
-KERNELS = ("frame_attention_forward", "frame_attention_backward", "frame_update_forward", "frame_update_backward")
+KERNELS = (
+    "frame_attention_forward", "frame_attention_backward", "frame_update_forward", "frame_update_backward",
+    "flash_forward", "flash_backward", "flash_offset", "flash_join",
+)  # fmt: skip
 KERNEL_DTYPES = ("bfloat16", "float16")
 
 

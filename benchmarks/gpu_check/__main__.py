@@ -59,7 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "quick": options.quick,
         "dry_run": options.dry_run,
     }
-    print(f"commit {about['commit']}, frame kernels version {about['kernel_version']}")
+    versions = ", ".join(f"{kernel} {version}" for kernel, version in about["kernel_versions"].items())
+    print(f"commit {about['commit']}, kernels by version: {versions}")
     done: list[Result] = []
     details: dict[str, dict] = {}
     with tempfile.TemporaryDirectory(prefix="gpu_check_") as temporary:

@@ -5,36 +5,50 @@ of the problem that can be computed alone (a head, some positions, some rows) in
 element.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+import functools
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks.cases import Case, Problem, calls, check_agreement
-from benchmarks.gpu_check.clock import number_of_sets, time_in_rotation
-from benchmarks.timing import Effort, OperationCounter, Timing
+from benchmarks.gpu_check.clock import FULL, number_of_sets, time_in_rotation
+from benchmarks.timing import Effort, OperationCounter, Timing, memory_of
 
 OURS = "frameattn"
+
+
+@dataclass(frozen=True)
+class Formula:
+    """What a candidate computes."""
+
+    exact: Callable[[dict[str, Tensor]], Tensor]  # a part of the output in float64, from the inputs of a problem
+    operations: int | None = None  # None: counted by the formulas of our operators
 
 
 @dataclass(frozen=True)
 class GpuCase:
     case: Case
     bytes: int  # of one call
-    exact: Callable[[dict[str, Tensor]], Tensor]  # a part of the output in float64, from the inputs of a problem
-    part: Callable[[Tensor], Tensor]  # the same part of an output
-    operations: int | None = None  # None: counted by the formulas of our operators
-    slow: bool = False  # calls of 100 ms and more: few repetitions
+    formula: Formula
+    part: Callable[[Tensor], Tensor]  # the part of an output that a formula computes
+    others: dict[str, Formula] = field(default_factory=dict)  # of the candidates that compute something else
+    left_out: dict[str, str] = field(default_factory=dict)  # candidate -> why it is not measured at this shape
+    effort: Effort = FULL
+
+    def formula_of(self, candidate: str) -> Formula:
+        return self.others.get(candidate, self.formula)
 
 
 @dataclass(frozen=True)
 class Measured:
     timings: dict[str, Timing]
     errors: dict[str, float]
+    peaks: dict[str, int]  # the most bytes held at a time beside the inputs
     unavailable: dict[str, str]  # candidate -> why it does not run here
-    operations: int
+    operations: dict[str, int]
 
     def rows(self, gpu_case: GpuCase) -> list[dict[str, Any]]:
         case = gpu_case.case
@@ -47,7 +61,8 @@ class Measured:
                 "candidate": name,
                 **vars(timing),
                 "bytes": gpu_case.bytes,
-                "operations": self.operations,
+                "operations": self.operations[name],
+                "peak_bytes": self.peaks[name],
                 "error": self.errors[name],
             }
             for name, timing in self.timings.items()
@@ -59,18 +74,20 @@ def measure(gpu_case: GpuCase, device: torch.device, effort: Effort, l2_bytes: i
     case = gpu_case.case
     torch._dynamo.reset()  # else the limit of recompilations silently turns torch.compile into eager
     torch.manual_seed(0)
-    problem, unavailable = usable(case.build(case.shape, case.dtype, device), case.direction)
+    problem = case.build(case.shape, case.dtype, device)
+    problem, unavailable = usable(only(problem, problem.candidates.keys() - gpu_case.left_out.keys()), case.direction)
+    unavailable |= gpu_case.left_out
     candidates = calls(problem, case.direction)
     check_agreement(case, problem, candidates)
-    errors = errors_of(gpu_case, problem, candidates)
-    operations = gpu_case.operations or counted(candidates)
+    errors, peaks = observe(gpu_case, problem, candidates, device)
+    operations = operations_of(gpu_case, candidates)
     if device.type != "cuda":  # a dry run
-        return Measured({}, errors, unavailable, operations)
+        return Measured({}, errors, peaks, unavailable, operations)
     sets = [candidates]
     while len(sets) < number_of_sets(gpu_case.bytes, l2_bytes):
         other = case.build(case.shape, case.dtype, device)
-        sets.append(calls(only(other, list(problem.candidates)), case.direction))
-    return Measured(time_in_rotation(sets, effort), errors, unavailable, operations)
+        sets.append(calls(only(other, problem.candidates), case.direction))
+    return Measured(time_in_rotation(sets, effort), errors, peaks, unavailable, operations)
 
 
 def usable(problem: Problem, direction: str) -> tuple[Problem, dict[str, str]]:
@@ -90,24 +107,32 @@ def usable(problem: Problem, direction: str) -> tuple[Problem, dict[str, str]]:
     return only(problem, working), unavailable
 
 
-def only(problem: Problem, names: list[str]) -> Problem:
-    return replace(problem, candidates={name: problem.candidates[name] for name in names})
+def only(problem: Problem, names: Collection[str]) -> Problem:
+    return replace(problem, candidates={name: run for name, run in problem.candidates.items() if name in names})
 
 
 @torch.no_grad()
-def errors_of(gpu_case: GpuCase, problem: Problem, candidates: dict[str, Callable]) -> dict[str, float]:
-    exact = gpu_case.exact({name: tensor.detach() for name, tensor in problem.inputs.items()})
-    errors = {}
+def observe(
+    gpu_case: GpuCase, problem: Problem, candidates: dict[str, Callable], device: torch.device
+) -> tuple[dict[str, float], dict[str, int]]:
+    """The error of each candidate's output, and the memory that it takes."""
+    inputs = {name: tensor.detach() for name, tensor in problem.inputs.items()}
+    exact_of = functools.cache(lambda formula: formula.exact(inputs))
+    errors, peaks = {}, {}
     for name, run in candidates.items():
+        outputs = []
         with torch.enable_grad():
-            part = gpu_case.part(run()["output"]).double()
-        errors[name] = float((part - exact).abs().max() / exact.abs().max())
-    return errors
+            peaks[name] = memory_of(lambda run=run, outputs=outputs: outputs.append(run()["output"]), device).peak
+        exact = exact_of(gpu_case.formula_of(name))
+        errors[name] = float((gpu_case.part(outputs[0]).double() - exact).abs().max() / exact.abs().max())
+    return errors, peaks
 
 
-def counted(candidates: dict[str, Callable]) -> int:
-    if OURS not in candidates:
-        return 0
-    with OperationCounter() as counter:
-        candidates[OURS]()
-    return counter.operations
+def operations_of(gpu_case: GpuCase, candidates: dict[str, Callable]) -> dict[str, int]:
+    counted = 0
+    if gpu_case.formula.operations is None and OURS in candidates:
+        with OperationCounter() as counter:
+            candidates[OURS]()
+        counted = counter.operations
+    formulas = {name: gpu_case.formula_of(name) for name in candidates}
+    return {name: counted if f.operations is None else f.operations for name, f in formulas.items()}

@@ -15,7 +15,9 @@ from benchmarks.timing import Effort, Timing, take_turns
 
 PAUSE = 2_000_000  # clocks, about a millisecond: what some fifty launches with autograd take
 FULL = Effort(warm_up=3, low=15, high=60, seconds=1.2)
+SOME = Effort(warm_up=2, low=7, high=15, seconds=0.4)
 BRIEF = Effort(warm_up=1, low=3, high=5, seconds=0.5)
+FEWEST = Effort(warm_up=0, low=2, high=2)  # of calls that take a second
 L2_MULTIPLE = 4  # the sets of inputs hold at least so many times the L2 cache
 MOST_SETS = 8
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.cases import Case, Problem
-from benchmarks.gpu_check.cases import GpuCase
+from benchmarks.gpu_check.cases import Formula, GpuCase
 from benchmarks.gpu_check.peers import compiled
 from benchmarks.ops import matrix_attention as op
 from benchmarks.shapes import MATRIX_SHAPES, MatrixShape
@@ -57,7 +57,7 @@ def core_case(shape: MatrixShape, direction: str) -> GpuCase:
     if direction != "forward":
         unavoidable += per_row * (4 * shape.qk_col_dim + 3 * shape.v_col_dim)
     case = Case("matrix_attention", shape, torch.bfloat16, direction, core)
-    return GpuCase(case, unavoidable, exact, lambda out: out[:1, :, :rows, :columns])
+    return GpuCase(case, unavoidable, Formula(exact), lambda out: out[:1, :, :rows, :columns])
 
 
 def module_case(shape: MatrixShape, direction: str) -> GpuCase:
@@ -69,7 +69,7 @@ def module_case(shape: MatrixShape, direction: str) -> GpuCase:
     tensors = 2 if direction == "forward" else 5  # x, y; x, grad_y, grad_x
     unavoidable = 2 * tensors * shape.batch * shape.frames * shape.tokens * shape.dim
     case = Case("MatrixAttention", shape, torch.bfloat16, direction, module)
-    return GpuCase(case, unavoidable, exact, lambda out: out[:1])
+    return GpuCase(case, unavoidable, Formula(exact), lambda out: out[:1])
 
 
 def cases(shape: MatrixShape) -> list[GpuCase]:

@@ -1,8 +1,8 @@
-"""Runs each frame kernel once, at the sizes that are timed: the program that Nsight Compute looks into."""
+"""Runs each kernel, at the sizes that are timed: the program that Nsight Compute looks into."""
 
 import torch
 
-from benchmarks.gpu_check import matrix, temporal
+from benchmarks.gpu_check import matrix, temporal, vmonarch
 from benchmarks.gpu_check.cases import OURS, only
 
 
@@ -12,6 +12,7 @@ def main() -> None:
         (matrix.core, matrix.SHAPES[0]),
         (temporal.update, temporal.SHAPES[0]),
         (temporal.output, temporal.SHAPES[0]),
+        (vmonarch.attention, vmonarch.SHAPES[0]),
     ):
         problem = only(build(shape, torch.bfloat16, device), [OURS])
         output = problem.candidates[OURS]()

@@ -16,8 +16,8 @@ WORDS = (
     "gpu__time_duration", "dram__throughput", "dram__bytes", "pipe_tensor", "data_bank_conflicts", "issue_stalled",
     "sm__warps_active", "sm__throughput", "launch__registers", "launch__shared_mem", "launch__grid_size",
 )  # fmt: skip
-KERNELS = "regex:frame_(attention|update)"
-MOST = 8  # launches: each is repeated for every pass of counters
+KERNELS = "regex:frame_(attention|update)|flash_"
+MOST = 32  # launches: each is repeated for every pass of counters
 LIMIT = 60.0
 
 

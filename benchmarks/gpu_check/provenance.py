@@ -9,13 +9,19 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu_check import KERNELS
+
 SOURCES = ("csrc", "python/frameattn", "tests/emulator", "tests/python/cuda", "benchmarks/gpu_check", "setup.py")
 SUFFIXES = {".cpp", ".cu", ".cuh", ".h", ".py", ".txt"}
 BUILT = {"python/frameattn/_build.py"}
+VERSIONS = {  # where a family of kernels has its version, by the first word of their names
+    "frame": ("csrc/shared/cuda/frame_attention.h", "kFrameKernelVersion"),
+    "flash": ("csrc/monarch_attention/cuda/flash_attention.h", "kFlashKernelVersion"),
+}
 
 
 def describe(root: Path) -> dict[str, Any]:
-    return {"commit": commit(root), "sources": source_hashes(root), "kernel_version": kernel_version(root)}
+    return {"commit": commit(root), "sources": source_hashes(root), "kernel_versions": kernel_versions(root)}
 
 
 def commit(root: Path) -> str:
@@ -54,10 +60,14 @@ def committed_hashes(root: Path, revision: str) -> dict[str, str] | None:
     return hashes
 
 
-def kernel_version(root: Path) -> int:
-    """kFrameKernelVersion: a recorded check holds for one version of the kernels."""
-    header = root / "csrc" / "shared" / "cuda" / "frame_attention.h"
-    found = re.search(r"\bkFrameKernelVersion\s*=\s*(\d+)\s*;", header.read_text())
+def kernel_versions(root: Path) -> dict[str, int]:
+    """Of each kernel: a recorded check holds for one version."""
+    families = {family: constant_of(root / header, name) for family, (header, name) in VERSIONS.items()}
+    return {kernel: families[kernel.split("_")[0]] for kernel in KERNELS}
+
+
+def constant_of(header: Path, name: str) -> int:
+    found = re.search(rf"\b{name}\s*=\s*(\d+)\s*;", header.read_text())
     if not found:
-        raise SystemExit(f"gpu_check: {header} defines no kFrameKernelVersion")
+        raise SystemExit(f"gpu_check: {header} defines no {name}")
     return int(found[1])

@@ -34,7 +34,7 @@ def write(folder: Path, about: dict[str, Any], stages: Sequence[Result], details
     folder.mkdir(parents=True, exist_ok=True)
     table = format_table(stages, details)
     results = {
-        "schema": 1,
+        "schema": 2,
         **about,
         "stages": [stage.as_json() for stage in stages],
         "kernels": kernel_status(details),

@@ -9,27 +9,34 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu_check import Record, matrix, parse_stage, temporal
+from benchmarks.gpu_check import Record, matrix, parse_stage, spatial, temporal, vmonarch
 from benchmarks.gpu_check.cases import OURS, GpuCase, measure
-from benchmarks.gpu_check.clock import BRIEF, FULL
+from benchmarks.gpu_check.clock import BRIEF
 from benchmarks.gpu_check.machine import smi
 from benchmarks.gpu_check.peers import dense_case
+from benchmarks.shapes import VideoShape
 
 SECONDS = 150.0  # then no further case is begun
 
 
 def all_cases(quick: bool) -> list[GpuCase]:
-    first = [*matrix.cases(matrix.SHAPES[0]), *temporal.cases(temporal.SHAPES[0])]
+    first = [*matrix.cases(matrix.SHAPES[0]), *temporal.cases(temporal.SHAPES[0]), *monarch_cases(vmonarch.SHAPES[:1])]
     if quick:
         return first
-    others = [case for shape in temporal.SHAPES[1:] for case in temporal.cases(shape)]
+    others = monarch_cases(vmonarch.SHAPES[1:])
+    others += [case for shape in temporal.SHAPES[1:] for case in temporal.cases(shape)]
     others += [case for shape in matrix.SHAPES[1:] for case in matrix.cases(shape)]
     directions = ("forward", "forward+backward")
     return [*first, *others, *(dense_case(temporal.SHAPES[0], direction) for direction in directions)]
 
 
+def monarch_cases(shapes: list[VideoShape]) -> list[GpuCase]:
+    return [case for shape in shapes for case in (*vmonarch.cases(shape), *spatial.cases(shape))]
+
+
 def tiny_cases() -> list[GpuCase]:
-    return [*matrix.cases(matrix.TINY), *temporal.cases(temporal.TINY)]
+    tiny = vmonarch.TINY
+    return [*matrix.cases(matrix.TINY), *temporal.cases(temporal.TINY), *vmonarch.cases(tiny), *spatial.cases(tiny)]
 
 
 def main() -> int:
@@ -46,7 +53,7 @@ def main() -> int:
         if time.monotonic() - start > SECONDS:
             record.values["left_out"].append(name)
             continue
-        effort = BRIEF if options.quick or gpu_case.slow else FULL
+        effort = BRIEF if options.quick else gpu_case.effort
         try:
             measured = measure(gpu_case, device, effort, l2_bytes)
         except Exception as error:  # the next case may work; an unusable device makes them all fail
@@ -71,11 +78,13 @@ def add_rows(record: Record, rows: list[dict[str, Any]]) -> None:
 
 
 def format_row(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:
-    name = f"{row['operation']} {row['shape']} {row['direction']}"
+    case = f"{row['operation']} {row['shape']} {row['direction']}"
     times = f"{1e3 * row['median']:9.3f} ms ({1e3 * row['q1']:.3f} .. {1e3 * row['q3']:.3f})"
+    memory = f"{row['peak_bytes'] / 2**20:7.0f} MiB"
     rates = f"{row['bytes'] / row['median'] / 1e9:7.0f} GB/s {row['operations'] / row['median'] / 1e12:6.1f} TFLOP/s"
     ours = next((other["median"] for other in rows if other["candidate"] == OURS), row["median"])
-    return f"{name:<55} {row['candidate']:<18} {times:<38} {rates} {row['median'] / ours:7.2f}x  {row['error']:.1e}"
+    relative = f"{row['median'] / ours:7.2f}x  {row['error']:.1e}"
+    return f"{case:<55} {row['candidate']:<18} {times:<38} {rates} {memory} {relative}"
 
 
 def dry_run(record: Record, cases: list[GpuCase]) -> int:

@@ -21,7 +21,7 @@ from typing import Any
 from benchmarks.gpu_check import ROOT, provenance
 from benchmarks.gpu_report import tables, trust
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 class Refused(Exception):
@@ -109,16 +109,12 @@ def write_measurements(results: dict[str, Any], root: Path) -> list[str]:
 
 
 def write_trust(results: dict[str, Any], root: Path) -> list[str]:
-    version, here = results["kernel_version"], provenance.kernel_version(root)
-    if version != here:
-        return [f"no kernel is trusted: version {version} of the kernels ran, this checkout has {here}"]
-    path = root / "csrc" / "shared" / "trusted_kernels.inc"
-    lines = trust.trusted_lines(results)
-    changed = trust.update(path, lines, results["details"]["machine"]["capability"], version)
-    missing = trust.missing(results)
+    path, versions = root / "csrc" / "shared" / "trusted_kernels.inc", provenance.kernel_versions(root)
+    lines = trust.trusted_lines(results, versions)
+    changed = trust.update(path, lines, versions)
     return [
         f"{'wrote' if changed else 'nothing new for'} {path}: {len(lines)} lines for this capability",
-        *(f"not trusted: {reason}" for reason in missing),
+        *(f"not trusted: {reason}" for reason in trust.missing(results, versions)),
     ]
 
 

@@ -6,6 +6,9 @@ from typing import Any
 
 OURS = "frameattn"
 BEGIN, END = "<!-- gpu-table:begin -->", "<!-- gpu-table:end -->"
+# What binds an operator; the module is bound by products of a library.
+COPIES = ("matrix_attention", "temporal_update", "temporal_output")
+PRODUCTS = ("spatial_middle", "spatial_last", "vmonarch_attention")
 MACHINE = ("gpu", "torch", "cuda", "driver_version")
 
 
@@ -61,17 +64,21 @@ def readme_table(rows: list[dict[str, Any]], results: dict[str, Any]) -> str:
         cases.setdefault(case_of(row), {})[row["candidate"]] = row
     ours = {case: peers for case, peers in cases.items() if OURS in peers}
     peers = list(dict.fromkeys(name for candidates in ours.values() for name in candidates if name != OURS))
-    head = ["", "ms (quartiles)", "share of copy bandwidth", *(f"over {name}" for name in peers)]
+    head = ["", "ms (quartiles)", "of copy bandwidth, or TFLOP/s", "peak MiB", *(f"over {name}" for name in peers)]
     lines = [f"{where(rows[0], results)}:", "", "| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for (operation, shape, dtype, direction), candidates in ours.items():
         row = candidates[OURS]
-        # The module is bound by its products: what it reads and writes says little.
-        is_module = operation == "MatrixAttention"
-        share = "" if is_module or row["bandwidth_share"] is None else f"{row['bandwidth_share']:.0%}"
         speed = [f"{candidates[name]['median'] / row['median']:.2f}x" if name in candidates else "" for name in peers]
         times = f"{1e3 * row['median']:.3f} ({1e3 * row['q1']:.3f} .. {1e3 * row['q3']:.3f})"
-        lines.append("| " + " | ".join([f"{operation} {shape}, {dtype}, {direction}", times, share, *speed]) + " |")
+        name, memory = f"{operation} {shape}, {dtype}, {direction}", f"{row['peak_bytes'] / 2**20:.0f}"
+        lines.append("| " + " | ".join([name, times, rate(row), memory, *speed]) + " |")
     return "\n".join(lines)
+
+
+def rate(row: dict[str, Any]) -> str:
+    if row["operation"] in PRODUCTS:
+        return f"{row['operations'] / row['median'] / 1e12:.0f}"
+    return f"{row['bandwidth_share']:.0%}" if row["operation"] in COPIES and row["bandwidth_share"] else ""
 
 
 def where(row: dict[str, Any], results: dict[str, Any]) -> str:

@@ -15,31 +15,41 @@ HEADER = (
 )
 
 
-def missing(results: dict[str, Any]) -> list[str]:
-    """Why kernels are not trusted."""
+def missing(results: dict[str, Any], versions: dict[str, int]) -> list[str]:
+    """Why kernels are not trusted. versions: of the checkout."""
     return [
+        f"{kernel}, version {results['kernel_versions'][kernel]} ran, this checkout has {version}"
+        for kernel, version in versions.items()
+        if not is_current(results, kernel, versions)
+    ] + [
         f"{kernel}, {dtype}: " + ", ".join(f"{stage} {status}" for stage, status in stages.items())
-        for kernel, dtypes in results["kernels"].items()
-        for dtype, stages in dtypes.items()
-        if not passed(stages)
+        for kernel, dtype, stages in verdicts(results)
+        if is_current(results, kernel, versions) and not passed(stages)
     ]
+
+
+def trusted_lines(results: dict[str, Any], versions: dict[str, int]) -> list[str]:
+    capability = results["details"]["machine"]["capability"]
+    return [
+        f'{{"{kernel}", {versions[kernel]}, {capability}, "{dtype}"}},'
+        for kernel, dtype, stages in verdicts(results)
+        if is_current(results, kernel, versions) and passed(stages)
+    ]
+
+
+def verdicts(results: dict[str, Any]) -> list[tuple[str, str, dict[str, str]]]:
+    return [(kernel, dtype, s) for kernel, dtypes in results["kernels"].items() for dtype, s in dtypes.items()]
+
+
+def is_current(results: dict[str, Any], kernel: str, versions: dict[str, int]) -> bool:
+    return results["kernel_versions"][kernel] == versions[kernel]
 
 
 def passed(stages: dict[str, str]) -> bool:
     return all(stages.get(stage) == "passed" for stage in ("elements", "tests"))
 
 
-def trusted_lines(results: dict[str, Any]) -> list[str]:
-    version, capability = results["kernel_version"], results["details"]["machine"]["capability"]
-    return [
-        f'{{"{kernel}", {version}, {capability}, "{dtype}"}},'
-        for kernel, dtypes in results["kernels"].items()
-        for dtype, stages in dtypes.items()
-        if passed(stages)
-    ]
-
-
-def update(path: Path, lines: list[str], capability: int, version: int) -> bool:
+def update(path: Path, lines: list[str], versions: dict[str, int]) -> bool:
     """Adds the lines; those of other versions say nothing of this one and go. True if the file changed."""
     text = path.read_text() if path.exists() else HEADER
     comments, entries = [], set(lines)
@@ -47,7 +57,7 @@ def update(path: Path, lines: list[str], capability: int, version: int) -> bool:
         entry = LINE.fullmatch(line)
         if not entry:
             comments.append(line)
-        elif int(entry[2]) == version:
+        elif int(entry[2]) == versions.get(entry[1]):
             entries.add(line.strip())
     new = "\n".join([*comments, *sorted(entries)]) + "\n"
     if new != text:

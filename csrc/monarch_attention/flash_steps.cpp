@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "csrc/monarch_attention/composed_spatial_step.h"
 #include "csrc/shared/warn_once.h"
 
 namespace frameattn {
@@ -63,10 +64,9 @@ class Call {
   }
 
   FlashRows input(const Tensor& given) {
-    if (is_aligned(given)) return rows(given);
-    buffers_.push_back(padded_zeros(given));
-    buffers_.back().narrow(3, 0, given.size(3)).copy_(given);
-    return rows(buffers_.back());
+    inputs_.push_back(is_aligned(given) ? given : padded_zeros(given));
+    if (!inputs_.back().is_same(given)) inputs_.back().narrow(3, 0, given.size(3)).copy_(given);
+    return rows(inputs_.back());
   }
   FlashRows output(const Tensor& given) { return result(given, /*add=*/false); }
   FlashRows sums(const Tensor& given) { return result(given, /*add=*/true); }
@@ -108,17 +108,19 @@ class Call {
   const FlashDevice& device_;
   int64_t frames_;
   bool is_half_;
-  std::vector<Tensor> buffers_;
+  std::vector<Tensor> inputs_;  // alive until the kernels are launched
   std::vector<Result> results_;
 };
 
 // Dense rows are few and their keys many: parts of the keys go to different blocks, and the results are joined.
 bool forward_of_split_keys(const FlashDevice& device, const SpatialForwardStep& step, Call& call) {
-  if (step.frames != 1 || step.weighted_key.defined() || step.key.size(2) == 0) return false;
+  if (step.frames != 1 || step.weighted_key.defined()) return false;
   FlashParams& p = call.params;
   constexpr int64_t kBlockRows = 128;
   const int64_t blocks = (p.queries + kBlockRows - 1) / kBlockRows * p.heads * p.batches;
-  const int64_t wanted = split_keys(blocks, p.all_keys, device.multiprocessors);
+  // No more than keep the results of all parts smaller than the keys are.
+  const int64_t most = std::max<int64_t>(1, p.all_keys / p.queries);
+  const int64_t wanted = std::min(most, split_keys(blocks, p.all_keys, device.multiprocessors));
   const int64_t keys = ((p.all_keys + wanted - 1) / wanted + kTileKeys - 1) / kTileKeys * kTileKeys;
   const int64_t parts = (p.all_keys + keys - 1) / keys;
   if (parts <= 1) return false;
@@ -178,6 +180,7 @@ FlashChoice choose_flash_kernel(const char* op, const Tensor& query, const Tenso
 }
 
 void flash_spatial_forward(const FlashDevice& device, const SpatialForwardStep& step) {
+  if (step.key.size(2) == 0) return composed_spatial_forward(step);  // zeros
   Call call(device, step.query, step.key, step.frames, step.scale);
   call.set_mask(step.key_mask);
   if (step.weighted_value.defined()) call.set_value(step.value);
@@ -192,6 +195,7 @@ void flash_spatial_forward(const FlashDevice& device, const SpatialForwardStep& 
 }
 
 void flash_spatial_backward(const FlashDevice& device, const SpatialBackwardStep& step) {
+  if (step.key.size(2) == 0) return;  // results do not depend on the queries
   Call call(device, step.query, step.key, step.frames, step.scale);
   FlashParams& p = call.params;
   call.set_mask(step.key_mask);

@@ -138,7 +138,8 @@ class Forward {
   void write_nothing() {
     for (int64_t j = 0; j < p.queries; ++j) {
       if (p.weighted_key) std::fill_n(p.weighted_key[j], p.dim, T(0));
-      if (p.value) std::fill_n(p.weighted_value[j], p.value_dim, T(0));
+      // An empty value has no memory, so it is the output that says whether it is wanted.
+      if (p.weighted_value) std::fill_n(p.weighted_value[j], p.value_dim, T(0));
       p.lse[j] = -std::numeric_limits<acc_t>::infinity();
       if (p.entropy) p.entropy[j] = std::numeric_limits<acc_t>::infinity();
     }

@@ -97,6 +97,18 @@ def _(query_shape, key_shape, value_shape, frames, scale, weigh_keys, *args, out
     return _spatial(batch * heads, queries, key_shape[2] // frames, dim, weighted)
 
 
+@register_flop_formula(torch.ops.frameattn.spatial_step_backward)
+def _(grad_weighted_key, grad_weighted_value, grad_lse, query, key, value, key_mask, weighted_key, weighted_value, lse,
+      frames, scale, *, out_shape=None, **kwargs) -> int:  # fmt: skip
+    batch, heads, queries, dim = query
+    columns = 3 * dim  # the logits, and what they give to query and key
+    if grad_weighted_key:
+        columns += 2 * dim
+    if grad_weighted_value:
+        columns += 2 * value[3]
+    return _spatial(batch * heads, queries, key[2] // frames, columns, 0)
+
+
 @register_flop_formula(torch.ops.frameattn.temporal_update)
 def _(query_shape, key_shape, entropy_shape, frames, mass_floor, *, out_shape=None, **kwargs) -> int:
     batch, heads, tokens, dim = query_shape
@@ -107,6 +119,18 @@ def _(query_shape, key_shape, entropy_shape, frames, mass_floor, *, out_shape=No
 def _(query_shape, key_shape, entropy_shape, value_shape, frames, *, out_shape=None, **kwargs) -> int:
     batch, heads, tokens, dim = query_shape
     return 2 * batch * heads * tokens * frames * (dim + value_shape[3])
+
+
+@register_flop_formula(torch.ops.frameattn.temporal_update_backward)
+def _(grad_surrogate, query, weighted_key, entropy, mass, frames, mass_floor, *, out_shape=None, **kwargs) -> int:
+    batch, heads, tokens, dim = query
+    return 2 * batch * heads * tokens * frames * 5 * dim
+
+
+@register_flop_formula(torch.ops.frameattn.temporal_output_backward)
+def _(grad_out, grad_lse, query, weighted_key, entropy, value, frames, *, out_shape=None, **kwargs) -> int:
+    batch, heads, tokens, dim = query
+    return 2 * batch * heads * tokens * frames * (3 * dim + 2 * value[3])
 
 
 def _vmonarch_flops(query, value, frames, steps, dense_first_frame, extra_key, spatial, update, keys, values) -> int:

@@ -36,17 +36,22 @@ def test_dry_run_prints_every_stage_and_its_commands_and_does_what_needs_no_gpu(
         "make -j8 device-program",
         "build/device/kernels --case NAME --dump FILE",
         "-m pytest -m cuda tests/python/cuda",
+        "'regex:frame_(attention|update)|flash_'",
         "compute-sanitizer --tool racecheck",
         "ncu --clock-control none",
     ):
         assert command in done.stdout
     assert "temporal_update/33x45x80-d128/bfloat16/forward+backward" in done.stdout
-    assert "temporal_update/3x2x4-d8/bfloat16/forward+backward on the CPU: errors" in done.stdout
+    assert "case=flash_backward-" in done.stdout and "kernels=['flash_backward', 'flash_offset']" in done.stdout
+    for operation in ("temporal_update", "spatial_last", "vmonarch_attention"):
+        assert f"{operation}/3x2x4-d8/bfloat16/forward+backward on the CPU: errors" in done.stdout
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(results.FILES)
     values = json.loads((tmp_path / "results.json").read_text())
     assert [stage["name"] for stage in values["stages"]] == ["machine", *STAGES]
-    assert values["kernel_version"] == provenance.kernel_version(ROOT)
-    assert "csrc/shared/cuda/frame_attention.h" in values["sources"]
+    assert values["kernel_versions"] == provenance.kernel_versions(ROOT)
+    assert {"csrc/shared/cuda/frame_attention.h", "csrc/monarch_attention/cuda/flash_attention.h"} < set(
+        values["sources"]
+    )
 
 
 def test_refuses_a_stage_that_it_does_not_know(tmp_path):

@@ -12,6 +12,11 @@ from benchmarks import gpu_check
 from benchmarks.gpu_check import elements, profiling, sanitizer, stages, timings
 from benchmarks.gpu_check.clock import number_of_sets
 
+CASES = (  # as the names of the program's cases begin
+    "attention_forward", "attention_backward", "update_forward", "update_backward",
+    "flash_forward", "flash_backward", "flash_join",
+)  # fmt: skip
+
 # Dumps
 
 
@@ -98,12 +103,12 @@ def test_a_program_that_crashes_fails(tmp_path):
 
 def test_a_sample_has_cases_of_every_kernel_and_dtype():
     # dtypes take turns: every second case would be of one of them
-    names = [f"{k}-{d}-T{i}" for k in gpu_check.KERNELS for i in range(35) for d in gpu_check.KERNEL_DTYPES]
+    names = [f"{word}-{d}-T{i}" for word in CASES for i in range(35) for d in gpu_check.KERNEL_DTYPES]
     chosen = elements.sample(names, 96)
-    assert len(set(chosen)) == len(chosen) == 96
-    for kernel in gpu_check.KERNELS:
+    assert len(set(chosen)) == len(chosen) == 98
+    for word in CASES:
         for dtype in gpu_check.KERNEL_DTYPES:
-            assert sum(name.startswith(f"{kernel}-{dtype}") for name in chosen) == 12
+            assert sum(name.startswith(f"{word}-{dtype}") for name in chosen) == 7
     assert sorted(elements.sample(names[:5], 96)) == sorted(names[:5])
     assert elements.sample([], 96) == []
 
@@ -113,8 +118,10 @@ def test_cases_are_of_a_kernel_and_a_dtype():
     assert elements.dtype_of("attention_forward-float16-T7") == "float16"
     with pytest.raises(ValueError, match="names none of the dtypes"):
         elements.dtype_of("attention_forward-T7")
-    assert [elements.kernel_of(f"{kernel}-float16") for kernel in gpu_check.KERNELS] == list(gpu_check.KERNELS)
-    assert elements.kernel_of("copy-float16") is None
+    assert elements.kernels_of("attention_forward-float16-T7") == ["frame_attention_forward"]
+    assert elements.kernels_of("flash_join-float16-v-1x1-D64-V64-random") == ["flash_join"]
+    assert elements.kernels_of("flash_backward-bfloat16-k-1x1-D64-V64-flat") == ["flash_backward", "flash_offset"]
+    assert elements.kernels_of("copy-float16") == []
 
 
 # What tools and pytest say
@@ -131,11 +138,12 @@ def test_sanitizer_tells_findings_from_a_tool_that_is_refused(monkeypatch):
     assert answers(sanitizer.FOUND, 0) == "failed"
     assert answers(255, 0) == "refused"
     assert answers(255, 1) == "failed"
-    names = [
-        f"{kernel}-{dtype}-{i}" for kernel in gpu_check.KERNELS for dtype in gpu_check.KERNEL_DTYPES for i in (1, 2)
-    ]
+    sizes = ("T7", "kv-130x98", "kv-63x64")
+    names = [f"{word}-{dtype}-{size}" for word in CASES for dtype in gpu_check.KERNEL_DTYPES for size in sizes]
     chosen = sanitizer.handful(names, quick=False)
-    assert [elements.kernel_of(name) for name in chosen] == list(gpu_check.KERNELS)
+    assert len(set(chosen)) == len(gpu_check.KERNELS)
+    for kernel, name in zip(gpu_check.KERNELS, chosen, strict=True):
+        assert kernel in elements.kernels_of(name) and name.endswith("130x98")
     assert {elements.dtype_of(name) for name in chosen} == set(gpu_check.KERNEL_DTYPES)
 
 

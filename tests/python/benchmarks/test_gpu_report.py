@@ -19,12 +19,21 @@ ROOT = Path(__file__).resolve().parents[3]
 def row(candidate: str, median: float, operation: str = "temporal_update", direction: str = "forward") -> dict:
     times = {"min": median, "median": median, "q1": 0.9 * median, "q3": 1.1 * median, "repetitions": 20}
     case = {"operation": operation, "shape": "21x30x52-d128", "dtype": "bfloat16", "direction": direction}
-    return {**case, "candidate": candidate, **times, "bytes": 3 * 10**8, "operations": 10**10, "error": 1e-3}
+    return {
+        **case,
+        "candidate": candidate,
+        **times,
+        "bytes": 3 * 10**8,
+        "operations": 10**10,
+        "peak_bytes": 2**30,
+        "error": 1e-3,
+    }
 
 
 def synthetic(**changes) -> dict:
     passed = {"elements": "passed", "tests": "passed"}
     kernels = {kernel: dict.fromkeys(gpu_check.KERNEL_DTYPES, passed) for kernel in gpu_check.KERNELS[:2]}
+    kernels["flash_forward"] = {"bfloat16": passed, "float16": {**passed, "tests": "failed"}}
     kernels["frame_update_forward"] = {"bfloat16": passed, "float16": {**passed, "elements": "not run"}}
     kernels["frame_update_backward"] = {"bfloat16": {**passed, "tests": "skipped"}, "float16": passed}
     machine = {
@@ -44,13 +53,15 @@ def synthetic(**changes) -> dict:
         row("eager", 1e-3),
         row("torch.compile", 5e-4),
         row("frameattn", 1.25e-4),
+        row("FlashAttention-2", 2e-4, "vmonarch_attention"),
+        row("frameattn", 1e-4, "vmonarch_attention"),
         row("cuDNN", 1.9, "dense attention"),
     ]
     return {
-        "schema": 1,
+        "schema": 2,
         "commit": "abc1234",
         "sources": {},
-        "kernel_version": provenance.kernel_version(ROOT),
+        "kernel_versions": provenance.kernel_versions(ROOT),
         "started": "2030-01-01T00:00:00+00:00",
         "quick": False,
         "dry_run": False,
@@ -68,9 +79,10 @@ def synthetic(**changes) -> dict:
 def checkout(tmp_path) -> Path:
     """What the report reads of a repository, and where it writes."""
     root = tmp_path / "checkout"
-    header = root / "csrc" / "shared" / "cuda" / "frame_attention.h"
-    header.parent.mkdir(parents=True)
-    header.write_text(f"constexpr int kFrameKernelVersion = {provenance.kernel_version(ROOT)};\n")
+    for header, name in provenance.VERSIONS.values():
+        file = root / header
+        file.parent.mkdir(parents=True)
+        file.write_text(f"constexpr int {name} = {provenance.constant_of(ROOT / header, name)};\n")
     return root
 
 
@@ -82,10 +94,13 @@ def make_report(checkout: Path, values: dict) -> int:
 
 
 def test_report_writes_measurements_trust_and_the_table(checkout, capsys):
-    version = provenance.kernel_version(ROOT)
+    versions = provenance.kernel_versions(ROOT)
+    version, flash = versions["frame_attention_forward"], versions["flash_forward"]
     trusted = checkout / "csrc" / "shared" / "trusted_kernels.inc"
     kept = f'{{"frame_attention_forward", {version}, 80, "bfloat16"}},'
-    outdated = f'{{"frame_attention_forward", {version - 1}, 90, "bfloat16"}},'
+    outdated = (
+        f'{{"frame_attention_forward", {version - 1}, 90, "bfloat16"}},\n{{"flash_gone", {flash}, 90, "float16"}},'
+    )
     trusted.write_text(f"// A comment with an example:\n//   {kept}\n{outdated}\n{kept}\n")
     (checkout / "README.md").write_text(f"before\n{tables.BEGIN}\nold\n{tables.END}\nafter\n")
     assert make_report(checkout, synthetic()) == 0
@@ -93,6 +108,7 @@ def test_report_writes_measurements_trust_and_the_table(checkout, capsys):
     assert trusted.read_text().splitlines() == [
         "// A comment with an example:",
         f"//   {kept}",
+        f'{{"flash_forward", {flash}, 90, "bfloat16"}},',
         f'{{"frame_attention_backward", {version}, 90, "bfloat16"}},',
         f'{{"frame_attention_backward", {version}, 90, "float16"}},',
         kept,
@@ -112,14 +128,15 @@ def test_report_writes_measurements_trust_and_the_table(checkout, capsys):
     assert float(ours["bandwidth_share"]) == pytest.approx(0.8)
     assert (ours["commit"], ours["cuda"], ours["sm_clock"]) == ("abc1234", "13.0", "1980 MHz")
     assert float(rows["temporal_update", "torch.compile"]["speedup_of_ours"]) == pytest.approx(4)
-    assert len(rows) == 5
+    assert len(rows) == 7
     assert float(rows["dense attention", "cuDNN"]["median"]) == 1.9  # of the later stage
     if tables_have_plots():
         assert (folder / "gpu_check.png").read_bytes().startswith(b"\x89PNG")
 
     readme = (checkout / "README.md").read_text()
     assert readme.startswith(f"before\n{tables.BEGIN}\nNVIDIA H100") and readme.endswith(f"{tables.END}\nafter\n")
-    assert "| 0.125 (0.113 .. 0.138) | 80% | 8.00x | 4.00x |" in readme
+    assert "| 0.125 (0.113 .. 0.138) | 80% | 1024 | 8.00x | 4.00x |  |" in readme
+    assert "| 0.100 (0.090 .. 0.110) | 100 | 1024 |  |  | 2.00x |" in readme
     assert "old" not in readme and "dense attention" not in readme
 
     before = {path: path.read_bytes() for path in (trusted, checkout / "README.md")}
@@ -140,11 +157,17 @@ def test_report_leaves_a_readme_without_markers_alone(checkout, capsys):
 
 
 def test_report_trusts_no_other_version(checkout, capsys):
-    version = provenance.kernel_version(ROOT)
-    assert make_report(checkout, synthetic(kernel_version=version + 1)) == 0
-    assert not (checkout / "csrc" / "shared" / "trusted_kernels.inc").exists()
-    words = f"no kernel is trusted: version {version + 1} of the kernels ran, this checkout has {version}"
-    assert words in capsys.readouterr().out
+    """Of a family of kernels; the others are trusted."""
+    versions = provenance.kernel_versions(ROOT)
+    ran = {kernel: version + kernel.startswith("frame") for kernel, version in versions.items()}
+    assert make_report(checkout, synthetic(kernel_versions=ran)) == 0
+    lines = (checkout / "csrc" / "shared" / "trusted_kernels.inc").read_text().splitlines()
+    assert lines[1:] == [f'{{"flash_forward", {versions["flash_forward"]}, 90, "bfloat16"}},']
+    here = versions["frame_update_forward"]
+    assert (
+        f"not trusted: frame_update_forward, version {here + 1} ran, this checkout has {here}"
+        in capsys.readouterr().out
+    )
 
 
 @pytest.mark.parametrize(

@@ -4,25 +4,15 @@ import warnings
 
 import pytest
 import torch
-from gpu_problems import ATTENTION, PROBLEMS, SLACK, GpuProblem, check, on_gpu, results_of
+from gpu_comparison import GpuProblem, check, on_gpu, results_of
+from gpu_problems import WITH_KERNELS, each, each_dtype, each_kernel_dtype, each_problem
 from torch.profiler import ProfilerActivity, profile
 
 from frameattn import build_info, cuda_devices
-from oracle import DTYPES, assert_close
+from oracle import assert_close
 
 pytestmark = pytest.mark.cuda
-WITH_KERNELS = [p for p in PROBLEMS if p.kernels]
 LONG = 100_000_000  # clocks: some 50 ms
-
-
-def each(problems):
-    return pytest.mark.parametrize(
-        "problem", [pytest.param(p, id=p.name, marks=pytest.mark.kernels(*p.kernels)) for p in problems]
-    )
-
-
-each_dtype = pytest.mark.parametrize("dtype", DTYPES)
-each_kernel_dtype = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 
 
 def poison(like):
@@ -41,23 +31,23 @@ def assert_same(problem: GpuProblem, dtype, actual, expected):
         torch.testing.assert_close(a, b)
 
 
-def run(problem: GpuProblem, frames: int, inputs):
-    return results_of(problem.op, frames, inputs, inputs[0].dtype)
+def run(problem: GpuProblem, size: int, inputs):
+    return results_of(problem.op, size, inputs, inputs[0].dtype)
 
 
-@each(PROBLEMS)
+@each_problem
 @each_dtype
-@pytest.mark.parametrize("frames, dim", [(7, 20), (17, 72), (33, 128), (130, 20)])
-def test_three_repeats_into_poisoned_memory_have_the_same_bits(problem, dtype, frames, dim):
-    inputs = on_gpu(problem.inputs(frames, dim, dtype))
-    first = check(problem, frames, inputs)
+@pytest.mark.parametrize("size, dim", [(7, 20), (17, 72), (33, 128), (130, 20)])
+def test_three_repeats_into_poisoned_memory_have_the_same_bits(problem, dtype, size, dim):
+    inputs = on_gpu(problem.inputs(size, dim, dtype))
+    first = check(problem, size, inputs)
     for _ in range(3):
         poison(first)
-        for before, after in zip(first, run(problem, frames, inputs), strict=True):
+        for before, after in zip(first, run(problem, size, inputs), strict=True):
             assert torch.equal(before, after)  # also fails for NaN
 
 
-@each(PROBLEMS)
+@each_problem
 @each_dtype
 def test_runs_on_the_current_stream(problem, dtype):
     inputs = on_gpu(problem.inputs(17, 16, dtype))
@@ -74,7 +64,7 @@ def test_runs_on_the_current_stream(problem, dtype):
     assert_same(problem, dtype, results, expected)
 
 
-@each(PROBLEMS)
+@each_problem
 @each_dtype
 def test_is_captured_in_a_cuda_graph(problem, dtype):
     inputs = on_gpu(problem.inputs(17, 16, dtype))
@@ -98,7 +88,7 @@ def test_is_captured_in_a_cuda_graph(problem, dtype):
 
     # What results_of gives as gradients of the outputs.
     record = []
-    results_of(lambda frames, *leaves: record_outputs(record, problem.op(frames, *leaves)), 17, inputs, dtype)
+    results_of(lambda size, *leaves: record_outputs(record, problem.op(size, *leaves)), 17, inputs, dtype)
     with torch.no_grad():
         for target, source in zip([*static, *grads], [*inputs, *record], strict=True):
             target.copy_(source)
@@ -118,43 +108,44 @@ def record_outputs(record, outputs):
 
 @each(WITH_KERNELS)
 @each_kernel_dtype
-@pytest.mark.parametrize("frames", [16, 200])
-def test_runs_the_kernel(problem, dtype, frames):
+@pytest.mark.parametrize("size", [16, 200])
+def test_runs_the_kernel(problem, dtype, size):
     """By their names: what torch's operators computed in their place would pass all other tests."""
-    inputs = on_gpu(problem.inputs(frames, 16, dtype))
-    run(problem, frames, inputs)
+    inputs = on_gpu(problem.inputs(size, 16, dtype))
+    run(problem, size, inputs)
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
-        run(problem, frames, inputs)
+        run(problem, size, inputs)
         torch.cuda.synchronize()
     names = {event.name for event in profiler.events() if event.device_type == torch.autograd.DeviceType.CUDA}
     if not names:
         pytest.skip("this machine does not let torch's profiler see kernels")
-    for kernel in problem.kernels if frames == 16 else ATTENTION:  # of which blocks of frames are made
+    # Blocks of frames are made of the attention's kernels.
+    for kernel in problem.kernels if size == 16 else {k.replace("update", "attention") for k in problem.kernels}:
         assert any(kernel in name for name in names), f"{kernel} did not run, but {names}"
 
 
 @each(WITH_KERNELS)
 @each_kernel_dtype
-@pytest.mark.parametrize("frames", [7, 33, 150])
-def test_composed_is_close_to_the_kernel(problem, dtype, frames, monkeypatch):
-    inputs = on_gpu(problem.inputs(frames, 72, dtype))
-    kernel = run(problem, frames, inputs)
+@pytest.mark.parametrize("size", [7, 33, 150])
+def test_composed_is_close_to_the_kernel(problem, dtype, size, monkeypatch):
+    inputs = on_gpu(problem.inputs(size, 72, dtype))
+    kernel = run(problem, size, inputs)
     monkeypatch.setenv("FRAMEATTN_KERNELS", "composed")
-    composed = check(problem, frames, inputs)
-    exact = results_of(problem.exact, frames, [t.double() for t in inputs], dtype)
+    composed = check(problem, size, inputs)
+    exact = results_of(problem.exact, size, [t.double() for t in inputs], dtype)
     for i, (a, b, c) in enumerate(zip(kernel, composed, exact, strict=True)):
-        assert_close(a, b, c, f"{problem}: result {i} of the kernel, beside the composed one", SLACK)
+        assert_close(a, b, c, f"{problem}: result {i} of the kernel, beside the composed one", problem.slack)
 
 
 @each(WITH_KERNELS)
 @each_kernel_dtype
-@pytest.mark.parametrize("frames, dim", [(1, 72), (16, 72), (21, 128), (64, 64), (150, 64)])
-def test_passes_the_check_at_its_first_use(problem, dtype, frames, dim, monkeypatch):
+@pytest.mark.parametrize("size, dim", [(1, 72), (16, 72), (21, 128), (64, 64), (150, 64)])
+def test_passes_the_check_at_its_first_use(problem, dtype, size, dim, monkeypatch):
     """What users run without a line in trusted_kernels.inc; a mismatch would be a warning."""
     monkeypatch.delenv("FRAMEATTN_KERNELS")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        run(problem, frames, on_gpu(problem.inputs(frames, dim, dtype)))
+        run(problem, size, on_gpu(problem.inputs(size, dim, dtype)))
     assert not [str(w.message) for w in caught if "does not agree" in str(w.message)]
 
 

@@ -2,19 +2,25 @@
 
 import pytest
 import torch
-from gpu_problems import MASS_FLOOR, OPS, PROBLEMS, check, on_gpu
+from flash_problems import some
+from frame_problems import MASS_FLOOR
+from gpu_comparison import OPS, check, on_gpu
+from gpu_problems import PROBLEMS
 from torch.library import opcheck
 
+from frameattn.functional import vmonarch_attention
 from oracle import randn
 
 pytestmark = pytest.mark.cuda
-BY_NAME = {problem.name: problem for problem in PROBLEMS}
-ARGUMENTS = {  # after the tensors
-    "matrix_attention": (2, 3),
-    "matrix_linear": (),
-    "temporal_update": (7, MASS_FLOOR),
-    "temporal_output": (7,),
+ARGUMENTS = {  # of the operators, from the tensors
+    "matrix_attention": lambda *tensors: (*tensors, 2, 3),
+    "matrix_linear": lambda *tensors: tensors,
+    "temporal_update": lambda *tensors: (*tensors, 7, MASS_FLOOR),
+    "temporal_output": lambda *tensors: (*tensors, 7),
+    "spatial_step": lambda query, key, value: (query, key, value, 3, 0.25, True, some(key)),
+    "vmonarch_attention": lambda *tensors: (*tensors, 7),
 }
+BY_NAME = {problem.name: problem for problem in PROBLEMS if problem.name in ARGUMENTS}
 each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 
 
@@ -30,7 +36,7 @@ def gradient_of(tensor, seed=9):
 @pytest.mark.parametrize("name", BY_NAME)
 def test_opcheck(name, dtype):
     inputs = [t.requires_grad_() for t in inputs_of(name, dtype)]
-    opcheck(getattr(OPS, name).default, (*inputs, *ARGUMENTS[name]))
+    opcheck(getattr(OPS, name).default, ARGUMENTS[name](*inputs))
 
 
 @each_dtype
@@ -48,6 +54,28 @@ def test_opcheck_of_the_backward_operators(dtype):
     for grads in ((gradient_of(out), gradient_of(lse)), (gradient_of(out), None), (None, gradient_of(lse))):
         opcheck(OPS.temporal_output_backward.default, (*grads, *inputs, 7))
 
+    query, key, value = inputs_of("spatial_step", dtype)
+    rows = OPS.spatial_step(query, key, value, 3, 0.25, True)
+    gradients = [gradient_of(t) for t in rows]
+    opcheck(OPS.spatial_step_backward.default, (*gradients, query, key, value, None, *rows, 3, 0.25))
+
+
+@each_dtype
+def test_opcheck_of_all_of_vmonarch(dtype):
+    """With extra keys, and the two operators that the public one is made of."""
+    query, key, value = inputs_of("vmonarch_attention", dtype)
+    extra = [query[:, :, :5].clone(), value[:, :, :5].clone()]
+    mask, options = some(extra[0]), (7, 2, True, MASS_FLOOR, 0.25)
+    for save in (False, True):
+        opcheck(OPS.vmonarch_attention_forward.default, (query, key, value, *options, *extra, mask, save))
+    out, lse, saved = OPS.vmonarch_attention_forward(query, key, value, *options, *extra, mask, True)
+    gradients = (gradient_of(out), gradient_of(lse))
+    backward = (*gradients, query, key, value, out, lse, saved, *options, True, *extra, mask)
+    opcheck(OPS.vmonarch_attention_backward.default, backward)
+    leaves = [t.requires_grad_() for t in (query, key, value, *extra)]
+    public = (*leaves[:3], 7, 2, True, MASS_FLOOR, None, True, *leaves[3:], mask, True)
+    opcheck(OPS.vmonarch_attention.default, public)
+
 
 @pytest.mark.parametrize("name", BY_NAME)
 def test_gradients_of_some_outputs_and_inputs(name):
@@ -63,7 +91,7 @@ def test_gradients_of_some_outputs_and_inputs(name):
 
 
 def test_a_gradient_without_contiguous_memory():
-    for name in ("matrix_attention", "temporal_update", "temporal_output"):
+    for name in BY_NAME.keys() - {"matrix_linear"}:  # a library's products
         inputs = [t.requires_grad_() for t in inputs_of(name)]
         out = BY_NAME[name].op(7, *inputs)[0]
         expanded = torch.ones((), device="cuda", dtype=out.dtype).expand_as(out)
@@ -106,6 +134,10 @@ def test_compiles_into_one_graph(name):
         ("temporal_update", 1, "temporal_update: weighted_key must be on the device of query, cuda:0, got cpu"),
         ("temporal_update", 2, "temporal_update: entropy must be Float on cuda:0, got Float on cpu"),
         ("temporal_output", 3, "temporal_output: value must be on the device of query, cuda:0, got cpu"),
+        ("spatial_step", 1, "spatial_step: key must be on the device of query, cuda:0, got cpu"),
+        ("spatial_step", 2, "spatial_step: value must be on the device of key, cuda:0, got cpu"),
+        ("vmonarch_attention", 1, "vmonarch_attention: key must be on the device of query, cuda:0, got cpu"),
+        ("vmonarch_attention", 2, "vmonarch_attention: value must be on the device of query, cuda:0, got cpu"),
     ],
 )
 def test_rejects_tensors_on_two_devices(name, index, words):
@@ -123,3 +155,16 @@ def test_rejects_other_shapes_and_dtypes_and_works_afterwards(name):
     with pytest.raises(RuntimeError, match=f"{name}: .* must have the dtype of .*, BFloat16, got Half"):
         problem.op(7, inputs[0], inputs[1].half(), *inputs[2:])
     check(problem, 7, inputs)  # an error leaves nothing behind on the device
+
+
+def test_rejects_masks_and_extra_keys_that_do_not_fit():
+    query, key, value = inputs_of("spatial_step")
+    with pytest.raises(RuntimeError, match="spatial_step: key_mask must be on the device of the keys, cuda:0, got cpu"):
+        OPS.spatial_step(query, key, value, 3, 0.25, True, some(key.cpu()))
+    with pytest.raises(RuntimeError, match="spatial_step: key_mask must be bool"):
+        OPS.spatial_step(query, key, value, 3, 0.25, True, some(key).float())
+    query, key, value = inputs_of("vmonarch_attention")
+    with pytest.raises(RuntimeError, match="extra_key must be on the device of query, cuda:0, got cpu"):
+        vmonarch_attention(query, key, value, 7, extra_key=key.cpu(), extra_value=value)
+    with pytest.raises(RuntimeError, match="extra_mask must be on the device of the keys, cuda:0, got cpu"):
+        vmonarch_attention(query, key, value, 7, extra_key=key, extra_value=value, extra_mask=some(key.cpu()))

@@ -2,23 +2,18 @@
 
 import pytest
 import torch
-from gpu_problems import FRAMES, MATRIX_ATTENTION, MATRIX_LINEAR, PROBLEMS, TEMPORAL_OUTPUT, check, on_gpu, results_of
-
-from oracle import DTYPES
+from frame_problems import MATRIX_ATTENTION, MATRIX_LINEAR, TEMPORAL_OUTPUT
+from gpu_comparison import check, on_gpu, results_of
+from gpu_problems import SIZES, each_dtype, each_kernel_dtype, each_problem
 
 pytestmark = pytest.mark.cuda
-each_problem = pytest.mark.parametrize(
-    "problem", [pytest.param(p, id=p.name, marks=pytest.mark.kernels(*p.kernels)) for p in PROBLEMS]
-)
-each_dtype = pytest.mark.parametrize("dtype", DTYPES)
-each_kernel_dtype = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 
 
 @each_problem
 @each_dtype
-@pytest.mark.parametrize("frames", FRAMES)
-def test_matches_reference(problem, dtype, frames):
-    check(problem, frames, on_gpu(problem.inputs(frames, 16, dtype)))
+@pytest.mark.parametrize("size", SIZES)
+def test_matches_reference(problem, dtype, size):
+    check(problem, size, on_gpu(problem.inputs(size, 16, dtype)))
 
 
 @each_problem
@@ -53,12 +48,12 @@ def test_storage_that_begins_at_no_multiple_of_16_bytes(problem, dtype, offset):
 
 @each_problem
 @each_kernel_dtype
-@pytest.mark.parametrize("frames", [17, 64, 200])
-def test_large_logits(problem, dtype, frames):
+@pytest.mark.parametrize("size", [17, 64, 200])
+def test_large_logits(problem, dtype, size):
     """Weights that are 0 and 1: the largest logit has to be taken off before the exponential."""
-    first, *others = on_gpu(problem.inputs(frames, 16, dtype))
+    first, *others = on_gpu(problem.inputs(size, 16, dtype))
     factor = 100 if dtype == torch.bfloat16 else 10  # gradients in float16 have to stay below 65504
-    results = results_of(problem.op, frames, [first * factor, *others], dtype)
+    results = results_of(problem.op, size, [first * factor, *others], dtype)
     assert all(t.isfinite().all() for t in results)
 
 

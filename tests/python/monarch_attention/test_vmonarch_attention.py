@@ -358,6 +358,16 @@ def test_empty(shape):
     assert [t.grad.shape for t in inputs] == [t.shape for t in inputs]
 
 
+def test_spatial_step_without_keys_gives_zeros():
+    query, key, value = torch.randn(1, 2, 6, 4), torch.empty(1, 2, 0, 4), torch.empty(1, 2, 0, 3)
+    torch.use_deterministic_algorithms(True)  # new memory is NaN
+    try:
+        *outputs, lse = torch.ops.frameattn.spatial_step(query, key, value, 2, 1.0, True)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(x.eq(0).all() for x in outputs) and lse.eq(-torch.inf).all()
+
+
 def test_no_extra_keys_is_an_empty_tensor_too():
     inputs = inputs_of(SHAPES[0])
     nothing = [inputs[0][:, :, :0], inputs[2][:, :, :0]]
