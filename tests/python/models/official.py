@@ -85,13 +85,21 @@ def inputs(arguments: dict, extra: tuple[str, ...]) -> dict[str, Tensor | int]:
 
 
 def results(model: nn.Module, arguments: dict, extra: tuple[str, ...]) -> dict:
-    """Some values of the output and, for every gradient of a weighted sum of it, its product with a random tensor."""
+    """Values of the output; at t = 0 also, of each gradient of a weighted sum of it, its product with a random tensor.
+
+    At t = 0 the time embedding is the same on every CPU. Its frequencies are exp in float32, whose last bit is not, and
+    t multiplies that.
+    """
     model.train("y_image" in extra)  # the official code looks at labels of images in training only
-    out = model(**inputs(arguments, extra))
-    (out * random("weight", *out.shape)).sum().backward()
+    values = inputs(arguments, extra)
+    with torch.no_grad():
+        out = model(**values)
+    out_at_0 = model(**{**values, "t": torch.zeros_like(values["t"])})
+    (out_at_0 * random("weight", *out.shape)).sum().backward()
     return {
         "shape": list(out.shape),
-        "output": out.detach().flatten()[:: out.numel() // 7].tolist(),
+        "output": out.flatten()[:: out.numel() // 7].tolist(),
+        "output_at_0": out_at_0.detach().flatten()[:: out.numel() // 7].tolist(),
         "gradients": {
             name: (p.grad * random(f"direction {name}", *p.shape)).sum().item()
             for name, p in model.named_parameters()
