@@ -39,6 +39,7 @@ FLASH = [
         ("a ring of one place less", "memory_ + current_++ % slots * slot_bytes_", "memory_ + current_++ % (slots - 1) * slot_bytes_"),
         ("barrier of too few threads", "ptx::sync_threads(1, threads);", "ptx::sync_threads(1, threads - 32);"),
         # Addresses
+        ("rows follow each other without a gap", "kPitch = 2 * width + 16;", "kPitch = 2 * width;"),
         ("row of the left operand", "a_lane = lane % 16 *", "a_lane = lane % 8 *"),
         ("row of the right operand", "b + (lane % 8 + lane / 16 * 8) * kPitch<width> + lane / 8 % 2 * 16", "b + lane % 16 * kPitch<width> + lane / 16 * 16"),
         ("not transposed", "ptx::load_matrices<true>(right", "ptx::load_matrices<false>(right"),

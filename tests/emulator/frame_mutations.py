@@ -38,6 +38,7 @@ FRAMES = [
     *everywhere("one lane skips a shuffle", TILES, "  x += ptx::shuffle_xor(x, 1);\n", "  if (ptx::thread_index() % 32 != 5) x += ptx::shuffle_xor(x, 1);\n"),
     *everywhere("items overlap in shared memory", TILES, "of_block * params.item_bytes", "of_block * (params.item_bytes - 256)"),
     # Addresses
+    *everywhere("rows follow each other without a gap", "frame_layout.h", "kRowBytes = 2 * kSlabColumns + 16;", "kRowBytes = 2 * kSlabColumns;"),
     *everywhere("row of the left operand", TILES, "(item.row + lane % 16) * kRowBytes + lane / 16 * 16;\n  const uint32_t b_row", "(item.row + lane % 8) * kRowBytes + lane / 16 * 16;\n  const uint32_t b_row"),
     *everywhere("row of the right operand", TILES, "b + (lane % 8 + lane / 16 * 8) * kRowBytes + lane / 8 % 2 * 16", "b + lane % 16 * kRowBytes + lane / 16 * 16"),
     *everywhere("not transposed", TILES, "ptx::load_matrices<true>(right", "ptx::load_matrices<false>(right"),
