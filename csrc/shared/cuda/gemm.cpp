@@ -157,6 +157,7 @@ bool lt_gemm(const Tensor& a_given, const Tensor& b_given, const Tensor& bias, c
   set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, alignment_of(added));
   set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, alignment_of(out));
 
+  // Asked at every call: cublasLt keeps a cache of its own of what it found for a problem.
   const cublasLtHandle_t handle = at::cuda::getCurrentCUDABlasLtHandle();
   cublasLtMatmulHeuristicResult_t found{};
   int count = 0;
