@@ -15,7 +15,7 @@ SHELL := /bin/bash
 .NOTPARALLEL:
 MAKEFLAGS += --no-print-directory
 .PHONY: help demo test test-python test-diffusers test-cpp build bench format lint clean distclean check-demo check-test
-.PHONY: gpu-check gpu-report check-emulator check-kernels test-emulator emulator-program device-program
+.PHONY: gpu-check gpu-report check-emulator check-kernels test-emulator test-cuda-on-emulator emulator-program device-program
 
 help:
 	@echo 'make demo          generate videos of moving digits in $(OUT)'
@@ -24,6 +24,7 @@ help:
 	@echo 'make test-diffusers the adapters with another diffusers, the oldest that is supported: DIFFUSERS=$(DIFFUSERS)'
 	@echo 'make test-cpp      the C++ library: GoogleTests, installation, a project that uses it'
 	@echo 'make test-emulator the CUDA kernels on the emulator; make check-emulator shows that it catches their faults'
+	@echo 'make test-cuda-on-emulator the tests of the CUDA operators on the emulator'
 	@echo 'make check-kernels compile the CUDA kernels for every architecture and inspect the machine code'
 	@echo 'make build         the package built in place, with all that development needs'
 	@echo 'make bench         both attentions against eager torch and dense attention on this CPU'
@@ -126,6 +127,13 @@ test-cpp: check-test $(TORCH_FILE)
 EMULATOR = $(MAKE) -C tests/emulator -j $(MAX_JOBS) BUILD=$(CURDIR)/build
 test-emulator: check-test
 	$(EMULATOR) test
+
+# The tests of the CUDA operators, which need a GPU, on the emulator: their host code and kernels on tensors of the CPU.
+# All of them take half an hour; EMULATED names some.
+EMULATED = tests/python/cuda
+test-cuda-on-emulator: check-test $(INSTALLED)/video,dev
+	$(EMULATOR) operators TORCH_FLAGS="$$($(PYTHON) tests/emulator/torch_flags.py)"
+	PYTHONPATH=tests/python/cuda $(PYTHON) -m pytest -p on_emulator $(EMULATED) $(PYTEST)
 
 check-emulator: check-test
 	python3 tests/emulator/mutations.py $(MUTATIONS)

@@ -1,9 +1,12 @@
 #include "csrc/matrix_attention/matrix_attention_problem.h"
 
 #include <ATen/Functions.h>
+#include <c10/core/DeviceGuard.h>
 
 #include <algorithm>
 #include <cmath>
+
+#include "csrc/matrix_attention/matrix_attention.h"
 
 namespace frameattn {
 namespace {
@@ -39,6 +42,8 @@ Tensor contiguous_empty(const Tensor& x) { return at::empty(x.sizes(), x.options
 
 Tensor matrix_attention_by(const FrameRunner& run, const Tensor& query, const Tensor& key, const Tensor& value,
                            int64_t row_heads, int64_t col_heads, std::optional<double> scale) {
+  check_matrix_attention_inputs(query, key, value, row_heads, col_heads);
+  const c10::DeviceGuard guard(query.device());
   const Heads heads{row_heads, col_heads};
   const Tensor out = contiguous_empty(value);
   FrameProblem problem = problem_of(FrameKernel::attention_forward, heads, query, key, value, scale);
@@ -51,6 +56,8 @@ std::tuple<Tensor, Tensor, Tensor> matrix_attention_backward_by(const FrameRunne
                                                                 const Tensor& query, const Tensor& key,
                                                                 const Tensor& value, int64_t row_heads,
                                                                 int64_t col_heads, std::optional<double> scale) {
+  check_matrix_attention_backward_inputs(grad_output, query, key, value, row_heads, col_heads);
+  const c10::DeviceGuard guard(query.device());
   const Heads heads{row_heads, col_heads};
   const Tensor grad_query = contiguous_empty(query), grad_key = contiguous_empty(key);
   const Tensor grad_value = contiguous_empty(value);

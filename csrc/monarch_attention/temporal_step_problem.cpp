@@ -1,11 +1,13 @@
 #include "csrc/monarch_attention/temporal_step_problem.h"
 
 #include <ATen/Functions.h>
+#include <c10/core/DeviceGuard.h>
 
 #include <algorithm>
 #include <limits>
 
 #include "csrc/monarch_attention/statistics.h"
+#include "csrc/monarch_attention/temporal_step.h"
 
 namespace frameattn {
 namespace {
@@ -124,6 +126,8 @@ void temporal_backward_by(const FrameRunner& run, const TemporalBackwardStep& gi
 
 std::tuple<Tensor, Tensor> temporal_update_by(const FrameRunner& run, const Tensor& query, const Tensor& weighted_key,
                                               const Tensor& entropy, int64_t frames, double mass_floor) {
+  check_temporal_step_inputs("temporal_update", query, weighted_key, entropy, std::nullopt, frames);
+  const c10::DeviceGuard guard(query.device());
   TemporalForwardStep step{query, weighted_key, entropy, frames, mass_floor};
   step.out = empty_of(query);
   step.mass = empty_statistic(query);
@@ -135,6 +139,8 @@ std::tuple<Tensor, Tensor, Tensor> temporal_update_backward_by(const FrameRunner
                                                                const Tensor& query, const Tensor& weighted_key,
                                                                const Tensor& entropy, const Tensor& mass,
                                                                int64_t frames, double mass_floor) {
+  check_temporal_step_inputs("temporal_update_backward", query, weighted_key, entropy, std::nullopt, frames);
+  const c10::DeviceGuard guard(query.device());
   TemporalBackwardStep step{query, weighted_key, entropy, frames, mass_floor};
   step.mass = mass;
   step.grad_surrogate = grad_surrogate;
@@ -147,6 +153,8 @@ std::tuple<Tensor, Tensor, Tensor> temporal_update_backward_by(const FrameRunner
 
 std::tuple<Tensor, Tensor> temporal_output_by(const FrameRunner& run, const Tensor& query, const Tensor& weighted_key,
                                               const Tensor& entropy, const Tensor& value, int64_t frames) {
+  check_temporal_step_inputs("temporal_output", query, weighted_key, entropy, value, frames);
+  const c10::DeviceGuard guard(query.device());
   TemporalForwardStep step{query, weighted_key, entropy, frames};
   step.value = value;
   step.out = empty_of(value);
@@ -158,6 +166,8 @@ std::tuple<Tensor, Tensor> temporal_output_by(const FrameRunner& run, const Tens
 std::tuple<Tensor, Tensor, Tensor, Tensor> temporal_output_backward_by(
     const FrameRunner& run, const std::optional<Tensor>& grad_out, const std::optional<Tensor>& grad_lse,
     const Tensor& query, const Tensor& weighted_key, const Tensor& entropy, const Tensor& value, int64_t frames) {
+  check_temporal_step_inputs("temporal_output_backward", query, weighted_key, entropy, value, frames);
+  const c10::DeviceGuard guard(query.device());
   TemporalBackwardStep step{query, weighted_key, entropy, frames};
   step.value = value;
   // No gradient is one row of zeros for all.

@@ -1,5 +1,5 @@
 // The temporal step as attention between frames (csrc/shared/frame_problem.h): an item is a clip, a head and a
-// position. Inputs were checked. What `run` is decides the device and the implementation.
+// position. What `run` is decides the device and the implementation.
 #pragma once
 
 #include <ATen/core/Tensor.h>

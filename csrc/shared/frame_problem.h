@@ -50,4 +50,12 @@ inline int64_t frame_columns(const at::Tensor& rows) { return rows.defined() ? r
 // What computes the outputs of a problem.
 using FrameRunner = std::function<void(const FrameProblem&)>;
 
+// An operator's kernel for a device, from one that is given a runner: ByFrames<&matrix_attention_by, &run_on_it>::call
+template <auto operation, auto run, typename = decltype(operation)>
+struct ByFrames;
+template <auto operation, auto run, typename Result, typename... Arguments>
+struct ByFrames<operation, run, Result (*)(const FrameRunner&, Arguments...)> {
+  static Result call(Arguments... arguments) { return operation(run, arguments...); }
+};
+
 }  // namespace frameattn

@@ -4,67 +4,14 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
-#include "csrc/monarch_attention/composed_spatial_step.h"
 #include "csrc/monarch_attention/cpu/steps.h"
-#include "csrc/monarch_attention/flash_steps.h"
-#include "csrc/monarch_attention/temporal_step_problem.h"
-#include "csrc/shared/composed_frame_attention.h"
-#include "csrc/shared/frame_blocks.h"
-#include "csrc/shared/frame_params.h"
+#include "tests/emulator/steps.h"
 
 namespace frameattn {
 namespace {
 
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
-
-const FlashDevice& device() {
-  static const FlashDevice device{
-      .launch = [](FlashKernel kernel, const FlashParams& params,
-                   FrameElement element) { ASSERT_EQ(launch_flash_kernel_sm80(kernel, params, element, nullptr), 0); },
-      .multiprocessors = 3};
-  return device;
-}
-
-void run_frames(const FrameProblem& problem) {
-  constexpr int kCapability = 90;
-  const AlignedProblem aligned(problem);
-  const FrameKernelChoice choice = choose_frame_kernel(aligned.problem(), kCapability);
-  ASSERT_TRUE(choice.is_kernel) << choice.reason;
-  const auto launch = [](const FrameProblem& block) {
-    const auto element = block.query.scalar_type() == at::kHalf ? FrameElement::float16 : FrameElement::bfloat16;
-    ASSERT_EQ(
-        launch_frame_kernel_sm80(block.kernel, frame_params(block), plan_of(block, kCapability), element, nullptr), 0);
-  };
-  choice.by_blocks ? run_frame_blocks(aligned.problem(), launch) : launch(aligned.problem());
-  aligned.copy_outputs();
-}
-
-const Steps& emulated_steps() {
-  static const Steps steps{
-      .spatial_forward = [](const SpatialForwardStep& step) { flash_spatial_forward(device(), step); },
-      .spatial_backward = [](const SpatialBackwardStep& step) { flash_spatial_backward(device(), step); },
-      .dense_backward = [](const SpatialBackwardStep& step, int64_t, bool) { flash_spatial_backward(device(), step); },
-      .temporal_forward = [](const TemporalForwardStep& step) { temporal_forward_by(run_frames, step); },
-      .temporal_backward = [](const TemporalBackwardStep& step) { temporal_backward_by(run_frames, step); },
-      .row_dots = [](const Tensor& a, const Tensor& b) { return flash_row_dots(device(), a, b); },
-      .join = [](const Tensor& out, const Tensor& lse, const Tensor& other,
-                 const Tensor& other_lse) { flash_join(device(), out, lse, other, other_lse); }};
-  return steps;
-}
-
-const Steps& composed_steps() {
-  static const auto frames = [](const FrameProblem& problem) { run_composed(problem); };
-  static const Steps steps{
-      .spatial_forward = [](const SpatialForwardStep& step) { composed_spatial_forward(step); },
-      .spatial_backward = [](const SpatialBackwardStep& step) { composed_spatial_backward(step); },
-      .dense_backward = [](const SpatialBackwardStep& step, int64_t, bool) { composed_spatial_backward(step); },
-      .temporal_forward = [](const TemporalForwardStep& step) { temporal_forward_by(frames, step); },
-      .temporal_backward = [](const TemporalBackwardStep& step) { temporal_backward_by(frames, step); },
-      .row_dots = &composed_row_dots,
-      .join = &composed_join};
-  return steps;
-}
 
 struct Case {
   const char* name;
@@ -147,7 +94,7 @@ TEST_P(VMonarchAsOnCuda, ByKernels) {
 TEST_P(VMonarchAsOnCuda, ByTorchsOperators) {
   Case c = GetParam();
   c.dtype = at::kDouble;
-  check(composed_steps(), c, 1e-12, 1e-11);
+  check(emulated_steps(), c, 1e-12, 1e-11);
 }
 
 INSTANTIATE_TEST_SUITE_P(, VMonarchAsOnCuda,

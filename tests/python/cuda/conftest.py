@@ -18,7 +18,9 @@ def reason_to_skip() -> str | None:
     return None
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
+    if hasattr(config, "is_emulated"):  # on_emulator.py
+        return
     if reason := reason_to_skip():
         for item in items:
             if item.get_closest_marker("cuda"):

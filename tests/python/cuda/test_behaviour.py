@@ -47,6 +47,7 @@ def test_three_repeats_into_poisoned_memory_have_the_same_bits(problem, dtype, s
             assert torch.equal(before, after)  # also fails for NaN
 
 
+@pytest.mark.gpu_only
 @each_problem
 @each_dtype
 def test_runs_on_the_current_stream(problem, dtype):
@@ -64,6 +65,7 @@ def test_runs_on_the_current_stream(problem, dtype):
     assert_same(problem, dtype, results, expected)
 
 
+@pytest.mark.gpu_only
 @each_problem
 @each_dtype
 def test_is_captured_in_a_cuda_graph(problem, dtype):
@@ -106,6 +108,7 @@ def record_outputs(record, outputs):
     return outputs
 
 
+@pytest.mark.gpu_only
 @each(WITH_KERNELS)
 @each_kernel_dtype
 @pytest.mark.parametrize("size", [16, 200])
@@ -124,6 +127,7 @@ def test_runs_the_kernel(problem, dtype, size):
         assert any(kernel in name for name in names), f"{kernel} did not run, but {names}"
 
 
+@pytest.mark.gpu_only
 @each(WITH_KERNELS)
 @each_kernel_dtype
 @pytest.mark.parametrize("size", [7, 33, 150])
@@ -137,6 +141,7 @@ def test_composed_is_close_to_the_kernel(problem, dtype, size, monkeypatch):
         assert_close(a, b, c, f"{problem}: result {i} of the kernel, beside the composed one", problem.slack)
 
 
+@pytest.mark.gpu_only
 @each(WITH_KERNELS)
 @each_kernel_dtype
 @pytest.mark.parametrize("size, dim", [(1, 72), (16, 72), (21, 128), (64, 64), (150, 64)])
@@ -149,6 +154,7 @@ def test_passes_the_check_at_its_first_use(problem, dtype, size, dim, monkeypatc
     assert not [str(w.message) for w in caught if "does not agree" in str(w.message)]
 
 
+@pytest.mark.gpu_only
 def test_the_build_fits_the_gpu():
     (line, *_) = cuda_devices()
     major, minor = torch.cuda.get_device_capability(0)
@@ -156,6 +162,7 @@ def test_the_build_fits_the_gpu():
     assert "runs machine code" in line, f"{line}; built for {build_info()['cuda architectures']}"
 
 
+@pytest.mark.gpu_only
 def test_the_gpu_can_run_kernels():
     capability = torch.cuda.get_device_capability()
     if capability < (8, 0):

@@ -122,6 +122,7 @@ def test_compiles_into_one_graph(name):
         assert torch.equal(actual, expected)
 
 
+@pytest.mark.gpu_only
 @pytest.mark.parametrize(
     "name, index, words",
     [
@@ -157,14 +158,19 @@ def test_rejects_other_shapes_and_dtypes_and_works_afterwards(name):
     check(problem, 7, inputs)  # an error leaves nothing behind on the device
 
 
-def test_rejects_masks_and_extra_keys_that_do_not_fit():
+@pytest.mark.gpu_only
+def test_rejects_masks_and_extra_keys_on_another_device():
     query, key, value = inputs_of("spatial_step")
     with pytest.raises(RuntimeError, match="spatial_step: key_mask must be on the device of the keys, cuda:0, got cpu"):
         OPS.spatial_step(query, key, value, 3, 0.25, True, some(key.cpu()))
-    with pytest.raises(RuntimeError, match="spatial_step: key_mask must be bool"):
-        OPS.spatial_step(query, key, value, 3, 0.25, True, some(key).float())
     query, key, value = inputs_of("vmonarch_attention")
     with pytest.raises(RuntimeError, match="extra_key must be on the device of query, cuda:0, got cpu"):
         vmonarch_attention(query, key, value, 7, extra_key=key.cpu(), extra_value=value)
     with pytest.raises(RuntimeError, match="extra_mask must be on the device of the keys, cuda:0, got cpu"):
         vmonarch_attention(query, key, value, 7, extra_key=key, extra_value=value, extra_mask=some(key.cpu()))
+
+
+def test_rejects_a_mask_of_another_dtype():
+    query, key, value = inputs_of("spatial_step")
+    with pytest.raises(RuntimeError, match="spatial_step: key_mask must be bool"):
+        OPS.spatial_step(query, key, value, 3, 0.25, True, some(key).float())

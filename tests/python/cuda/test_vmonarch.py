@@ -106,6 +106,7 @@ def test_values_at_the_edge_of_float16(dtype):
     assert all(t.isfinite().all() for t in torch.autograd.grad(out, inputs, torch.full_like(out, 1e-3)))
 
 
+@pytest.mark.gpu_only
 @pytest.mark.parametrize("first", [True, False])
 def test_memory(first):
     """Beside the output, inference holds one tensor like query, and dense rows another at most; for backward are kept

@@ -1,0 +1,13 @@
+// The operators' work as on CUDA, on tensors of the CPU: kernels in the emulator for bfloat16 and float16, torch's
+// operators for the others.
+#pragma once
+
+#include "csrc/monarch_attention/steps.h"
+#include "csrc/shared/frame_problem.h"
+
+namespace frameattn {
+
+const Steps& emulated_steps();
+void run_emulated_frames(const FrameProblem& problem);
+
+}  // namespace frameattn
