@@ -18,6 +18,10 @@ FACTORIES = ("empty", "ones", "zeros", "full", "arange", "randn")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if not frameattn.build_info()["cuda"].startswith("no"):
+        raise pytest.UsageError(
+            "frameattn is a CUDA build, whose kernels are launched on a GPU: FRAMEATTN_CUDA=0 make build"
+        )
     config.is_emulated = True
     ctypes.CDLL(frameattn.library_path(), ctypes.RTLD_GLOBAL)  # the library calls functions of the package
     torch.ops.load_library(LIBRARY)
