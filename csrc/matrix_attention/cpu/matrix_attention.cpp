@@ -9,6 +9,7 @@
 // The weights of all heads of a task lie side by side and transposed, [key frame, (head, query frame)]: the softmax
 // runs down the columns, and a few frames still fill whole vectors. Every head is summed by one thread in one order:
 // results do not depend on the number of threads.
+// At most 16 frames go another way on CPUs with AVX-512: few_frames.h.
 #include "csrc/matrix_attention/matrix_attention.h"
 
 #include <ATen/Dispatch.h>
@@ -20,6 +21,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "csrc/matrix_attention/cpu/few_frames.h"
+#include "csrc/matrix_attention/cpu/head.h"
 #include "csrc/matrix_attention/cpu/weights.h"
 #include "csrc/shared/cpu/brgemm.h"
 #include "csrc/shared/cpu/pack.h"
@@ -38,12 +41,7 @@ constexpr int64_t kQueryBlock = 64;
 constexpr int64_t kTileElements = 65536;  // of a tile and of the weights of a task: 256 KB of floats
 constexpr int64_t kLoadElements = 16384;  // rows are loaded several at once up to this: runs of memory get longer
 constexpr int64_t kTasks = 16;
-
-struct Sizes {
-  int64_t batch, frames, query_rows, value_rows, columns;  // T, nq, nv, d: rows and columns of one head
-  int64_t row_heads, col_heads;
-  double scale;
-};
+constexpr int64_t kTasksOfFewFrames = 64;
 
 Sizes sizes_of(const Tensor& query, const Tensor& value, int64_t row_heads, int64_t col_heads,
                std::optional<double> scale) {
@@ -60,6 +58,19 @@ Sizes sizes_of(const Tensor& query, const Tensor& value, int64_t row_heads, int6
   return s;
 }
 
+struct HeadIndex {
+  int64_t batch, row_head, col_head;
+};
+
+// A tensor from the first row and column of a head on.
+template <typename T>
+Part<T> part_of(const Tensor& tensor, const Sizes& s, const HeadIndex& head) {
+  const int64_t rows = tensor.size(2) / s.col_heads;
+  auto* data = static_cast<T*>(const_cast<void*>(tensor.const_data_ptr()));
+  return {data + head.batch * tensor.stride(0) + head.col_head * rows * tensor.stride(2) + head.row_head * s.columns,
+          tensor.stride(1), tensor.stride(2)};
+}
+
 // How many heads along each axis make a task. No result depends on it.
 struct Grouping {
   int64_t row_heads, col_heads, rows_at_once;
@@ -73,15 +84,6 @@ struct Grouping {
     col_heads =
         std::clamp<int64_t>(rows_at_once / std::max<int64_t>(1, std::max(s.query_rows, s.value_rows)), 1, s.col_heads);
   }
-};
-
-// A [B, T, M, D] tensor from the first row and column of a task's heads on.
-template <typename T>
-struct Part {
-  T* data;
-  int64_t frame_stride, row_stride;
-
-  T* row(int64_t t, int64_t i) const { return data + t * frame_stride + i * row_stride; }
 };
 
 template <typename T>
@@ -156,10 +158,7 @@ class Heads {
 
   template <typename U>
   Part<U> part(const Tensor& tensor) const {
-    const int64_t rows = tensor.size(2) / s.col_heads;
-    auto* data = static_cast<U*>(const_cast<void*>(tensor.const_data_ptr()));
-    return {data + batch * tensor.stride(0) + first_col_head * rows * tensor.stride(2) + first_row_head * s.columns,
-            tensor.stride(1), tensor.stride(2)};
+    return part_of<U>(tensor, s, {batch, first_row_head, first_col_head});
   }
 
   void allocate_weights(int64_t block) {
@@ -248,6 +247,41 @@ void for_tasks(const Sizes& sizes, const Body& body) {
   run_tasks(tasks, [&](int64_t task) { body(Heads<T>(sizes, grouping, task)); });
 }
 
+// body(head) for every head; neighbours in memory follow each other.
+template <typename Body>
+void for_heads(const Sizes& s, const Body& body) {
+  const int64_t heads = s.batch * s.col_heads * s.row_heads, at_once = divide_up(heads, kTasksOfFewFrames);
+  run_tasks(divide_up(heads, at_once), [&](int64_t task) {
+    for (int64_t i = task * at_once; i < std::min(heads, (task + 1) * at_once); ++i)
+      body(HeadIndex{i / (s.row_heads * s.col_heads), i % s.row_heads, i / s.row_heads % s.col_heads});
+  });
+}
+
+template <typename T>
+void forward(const Sizes& s, const Tensor& query, const Tensor& key, const Tensor& value, const Tensor& out) {
+  if constexpr (!std::is_same_v<T, double>)
+    if (takes_few_frames(s.frames))
+      return for_heads(s, [&](const HeadIndex& head) {
+        few_frames_forward<T>(s, part_of<const T>(query, s, head), part_of<const T>(key, s, head),
+                              part_of<const T>(value, s, head), part_of<T>(out, s, head));
+      });
+  for_tasks<T>(s, [&](Heads<T>&& heads) { heads.forward(query, key, value, out); });
+}
+
+template <typename T>
+void backward(const Sizes& s, const Tensor& grad, const Tensor& query, const Tensor& key, const Tensor& value,
+              const Tensor& grad_query, const Tensor& grad_key, const Tensor& grad_value) {
+  if constexpr (!std::is_same_v<T, double>)
+    if (takes_few_frames(s.frames))
+      return for_heads(s, [&](const HeadIndex& head) {
+        few_frames_backward<T>(s, part_of<const T>(grad, s, head), part_of<const T>(query, s, head),
+                               part_of<const T>(key, s, head), part_of<const T>(value, s, head),
+                               part_of<T>(grad_query, s, head), part_of<T>(grad_key, s, head),
+                               part_of<T>(grad_value, s, head));
+      });
+  for_tasks<T>(s, [&](Heads<T>&& heads) { heads.backward(grad, query, key, value, grad_query, grad_key, grad_value); });
+}
+
 Tensor matrix_attention_cpu(const Tensor& query_in, const Tensor& key_in, const Tensor& value_in, int64_t row_heads,
                             int64_t col_heads, std::optional<double> scale) {
   check_matrix_attention_inputs(query_in, key_in, value_in, row_heads, col_heads);
@@ -255,9 +289,8 @@ Tensor matrix_attention_cpu(const Tensor& query_in, const Tensor& key_in, const 
   const Tensor out = at::empty(value.sizes(), value.options());
   if (out.numel() == 0) return out;
   const Sizes sizes = sizes_of(query, value, row_heads, col_heads, scale);
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, value.scalar_type(), "matrix_attention", [&] {
-    for_tasks<scalar_t>(sizes, [&](Heads<scalar_t>&& heads) { heads.forward(query, key, value, out); });
-  });
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, value.scalar_type(), "matrix_attention",
+                                  [&] { forward<scalar_t>(sizes, query, key, value, out); });
   return out;
 }
 
@@ -273,9 +306,7 @@ std::tuple<Tensor, Tensor, Tensor> matrix_attention_backward_cpu(const Tensor& g
   const Sizes sizes = sizes_of(query, value, row_heads, col_heads, scale);
   if (sizes.batch == 0 || sizes.frames == 0 || sizes.columns == 0) return {grad_query, grad_key, grad_value};
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, value.scalar_type(), "matrix_attention_backward", [&] {
-    for_tasks<scalar_t>(sizes, [&](Heads<scalar_t>&& heads) {
-      heads.backward(grad, query, key, value, grad_query, grad_key, grad_value);
-    });
+    backward<scalar_t>(sizes, grad, query, key, value, grad_query, grad_key, grad_value);
   });
   return {grad_query, grad_key, grad_value};
 }
