@@ -9,6 +9,7 @@
 
 #include "csrc/matrix_attention/cpu/weights.h"
 #include "csrc/shared/cpu/multiversion.h"
+#include "csrc/shared/cpu/row_kernels.h"
 
 #if defined(__GNUC__) && defined(__x86_64__)
 #include <immintrin.h>
@@ -98,8 +99,8 @@ FRAMEATTN_AVX512 FRAMEATTN_INLINE void store_and_prefetch(T* y, __mmask16 mask, 
   __builtin_prefetch(y + columns, 1);
 }
 
-// The T x T matrix of a head, a vector for each key frame, a lane for each query frame. Lanes that are no frame repeat
-// the last one.
+// The T x T matrix of a head, a vector for each key frame, a lane for each query frame. What is beyond T is finite and
+// reaches no result.
 struct Weights {
   alignas(64) float at[kLanes][kLanes];
 };
@@ -152,13 +153,8 @@ FRAMEATTN_AVX512 void weigh(int64_t frames, int64_t rows, int64_t columns, const
     }
 }
 
-FRAMEATTN_AVX512 void transpose(const Weights& weights, Weights& transposed) {
-  __m512 x[kLanes];
-#pragma GCC unroll 16
-  for (int k = 0; k < kLanes; ++k) x[k] = _mm512_load_ps(weights.at[k]);
-  transpose(x);
-#pragma GCC unroll 16
-  for (int k = 0; k < kLanes; ++k) _mm512_store_ps(transposed.at[k], x[k]);
+void transpose(const Weights& weights, Weights& transposed) {
+  transpose_words(weights.at, sizeof(weights.at[0]), kLanes, kLanes, transposed.at, kLanes);
 }
 
 template <typename T>

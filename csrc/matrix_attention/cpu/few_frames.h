@@ -7,7 +7,7 @@
 
 namespace frameattn {
 
-// Whether this CPU has AVX-512 and torch may use it.
+// Whether they are few enough, this CPU has AVX-512 and torch may use it.
 bool takes_few_frames(int64_t frames);
 
 template <typename T>

@@ -94,11 +94,9 @@ class Heads {
   Heads(const Sizes& sizes, const Grouping& grouping, int64_t task) : s(sizes), at_once(grouping.rows_at_once) {
     const int64_t across = divide_up(s.row_heads, grouping.row_heads);
     const int64_t down = divide_up(s.col_heads, grouping.col_heads);
-    batch = task / (across * down);
-    first_row_head = task % across * grouping.row_heads;
-    first_col_head = task / across % down * grouping.col_heads;
-    row_heads = std::min(grouping.row_heads, s.row_heads - first_row_head);
-    col_heads = std::min(grouping.col_heads, s.col_heads - first_col_head);
+    origin = {task / (across * down), task % across * grouping.row_heads, task / across % down * grouping.col_heads};
+    row_heads = std::min(grouping.row_heads, s.row_heads - origin.row_head);
+    col_heads = std::min(grouping.col_heads, s.col_heads - origin.col_head);
     width = row_heads * s.columns;
   }
 
@@ -158,7 +156,7 @@ class Heads {
 
   template <typename U>
   Part<U> part(const Tensor& tensor) const {
-    return part_of<U>(tensor, s, {batch, first_row_head, first_col_head});
+    return part_of<U>(tensor, s, origin);
   }
 
   void allocate_weights(int64_t block) {
@@ -231,8 +229,9 @@ class Heads {
   }
 
   const Sizes& s;
-  int64_t at_once;  // rows
-  int64_t batch, first_row_head, first_col_head, row_heads, col_heads, width;
+  int64_t at_once;   // rows
+  HeadIndex origin;  // the first of the task's heads
+  int64_t row_heads, col_heads, width;
   int64_t queries = 0;  // query frames of the weights
   Scratch scratch;
   acc_t *weights, *largest, *total, *left_tiles, *right_tiles, *out_tiles, *transposed;

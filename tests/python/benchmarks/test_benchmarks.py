@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch.utils.flop_counter import flop_registry
 
 ROOT = Path(__file__).resolve().parents[3]
 COLUMNS = (
@@ -37,7 +39,7 @@ def test_writes_table_csv_and_plot(tmp_path):
     cases = "module/.*backward|float32/forward$"
     result = run("matrix_attention", "--quick", "--shapes", "tiny", "--filter", cases, "--out", str(tmp_path))
     assert result.returncode == 0, result.stderr
-    assert "Disagreement" not in result.stderr
+    assert result.stderr == ""
     assert "torch " in result.stdout and "commit" in result.stdout
     assert (tmp_path / "matrix_attention.png").read_bytes().startswith(b"\x89PNG")
 
@@ -60,6 +62,11 @@ def test_writes_table_csv_and_plot(tmp_path):
             assert int(row["peak_bytes"]) >= 192 * {"float32": 4, "bfloat16": 2}[row["dtype"]]
 
 
+def counts_sdpa_on_cpu() -> bool:
+    """Newer versions of torch have a formula for their own attention there (2.15 has, 2.13 has not)."""
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu in flop_registry
+
+
 def test_compares_vmonarch_with_dense_attention(tmp_path):
     result = run("vmonarch_attention", "--quick", "--shapes", "3x2x4-d8", "--out", str(tmp_path))
     assert result.returncode == 0, result.stderr
@@ -68,9 +75,10 @@ def test_compares_vmonarch_with_dense_attention(tmp_path):
         rows = list(csv.DictReader(file))
     assert [row["candidate"] for row in rows] == 4 * ["sdpa", "eager", "frameattn"]
     assert all(float(row["speedup"]) == 1 for row in rows if row["candidate"] == "sdpa")
-    forward = [row for row in rows if row["candidate"] == "frameattn" and row["direction"] == "forward"]
+    forward = [int(row["operations"]) for row in rows if row["direction"] == "forward"]
+    sdpa = 2 * 2 * 24 * 24 * 8 * 2 if counts_sdpa_on_cpu() else 0
     # 24 tokens, 8 positions, 3 frames, d = 8, two heads: keys twice and values, frames, dense first frame
-    assert [int(row["operations"]) for row in forward] == 2 * [2 * 2 * 8 * (24 * 8 * 5 + 24 * 3 * 4 + 8 * 24 * 2)]
+    assert forward == 2 * [sdpa, forward[1], 2 * 2 * 8 * (24 * 8 * 5 + 24 * 3 * 4 + 8 * 24 * 2)]
 
 
 def test_compares_one_frame_with_dense_attention(tmp_path):
