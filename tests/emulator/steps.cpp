@@ -30,12 +30,6 @@ bool takes_kernels(const Tensor& query, const Tensor& key, int64_t frames) {
   return is_for_kernels(query) && choose_flash_kernel("", query, key, frames, kCapability).is_kernel;
 }
 
-void launch_frames(const FrameProblem& block) {
-  const auto element = block.query.scalar_type() == at::kHalf ? FrameElement::float16 : FrameElement::bfloat16;
-  TORCH_CHECK(
-      launch_frame_kernel_sm80(block.kernel, frame_params(block), plan_of(block, kCapability), element, nullptr) == 0);
-}
-
 void spatial_forward(const SpatialForwardStep& step) {
   const bool any = step.weighted_key.defined() || step.weighted_value.defined();
   any&& takes_kernels(step.query, step.key, step.frames) ? flash_spatial_forward(device(), step)
@@ -49,12 +43,20 @@ void spatial_backward(const SpatialBackwardStep& step) {
 
 }  // namespace
 
+void launch_emulated_frames(const FrameProblem& problem) {
+  const FramePlan plan = plan_of(problem, kCapability);
+  TORCH_CHECK(plan.possible);
+  const auto element = problem.query.scalar_type() == at::kHalf ? FrameElement::float16 : FrameElement::bfloat16;
+  TORCH_CHECK(launch_frame_kernel_sm80(problem.kernel, frame_params(problem), plan, element, nullptr) == 0);
+}
+
 void run_emulated_frames(const FrameProblem& problem) {
   if (problem.items() == 0 || problem.frames() == 0) return;
   const FrameKernelChoice choice = choose_frame_kernel(problem, kCapability);
   if (!choice.is_kernel) return run_composed(problem);
   const AlignedProblem aligned(problem);
-  choice.by_blocks ? run_frame_blocks(aligned.problem(), launch_frames) : launch_frames(aligned.problem());
+  choice.by_blocks ? run_frame_blocks(aligned.problem(), launch_emulated_frames)
+                   : launch_emulated_frames(aligned.problem());
   aligned.copy_outputs();
 }
 

@@ -9,5 +9,7 @@ namespace frameattn {
 
 const Steps& emulated_steps();
 void run_emulated_frames(const FrameProblem& problem);
+// A kernel of frames, without a question: no more frames than it takes.
+void launch_emulated_frames(const FrameProblem& problem);
 
 }  // namespace frameattn

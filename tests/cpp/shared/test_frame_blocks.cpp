@@ -8,6 +8,7 @@
 #include "csrc/shared/composed_frame_attention.h"
 #include "csrc/shared/frame_blocks.h"
 #include "csrc/shared/frame_params.h"
+#include "tests/emulator/steps.h"
 
 namespace frameattn {
 namespace {
@@ -15,18 +16,10 @@ namespace {
 using at::Tensor;
 using Tensors = std::vector<Tensor>;
 
-void emulate(const FrameProblem& problem) {
-  const bool is_half = problem.query.scalar_type() == at::kHalf;
-  const FramePlan plan = plan_of(problem, 90);
-  ASSERT_TRUE(plan.possible);
-  ASSERT_EQ(0, launch_frame_kernel_sm80(problem.kernel, frame_params(problem), plan,
-                                        is_half ? FrameElement::float16 : FrameElement::bfloat16, nullptr));
-}
-
 FrameRunner by_blocks(int64_t most) {
   return [most](const FrameProblem& problem) {
     const AlignedProblem aligned(problem);
-    run_frame_blocks(aligned.problem(), emulate, most);
+    run_frame_blocks(aligned.problem(), launch_emulated_frames, most);
     aligned.copy_outputs();
   };
 }
@@ -150,7 +143,7 @@ TEST(FrameBlocks, OfALargerSoftmax) {
   x.push_back(lse);
   x.push_back(at::randn_like(lse));
   const Tensors exact = outputs(composed(), doubles(x));
-  expect_close(outputs(emulate, x), exact, 0x1p-7);
+  expect_close(outputs(launch_emulated_frames, x), exact, 0x1p-7);
   expect_close(outputs(by_blocks(8), x), exact, 0x1p-7);
   expect_close(outputs(composed(), x), exact, 0x1p-7);
 }
