@@ -27,6 +27,8 @@ class Problem:
     without_gradient: frozenset[str] = field(default=frozenset())  # inputs whose true gradient is zero: noise in both
     # Candidates that compute something else, of the same shape: timed but not compared.
     incomparable: frozenset[str] = field(default=frozenset())
+    # What of an output or gradient can be compared, where a function jumps and rounding decides to which side.
+    comparable: Callable[[Tensor], Tensor] = field(default=lambda result: result)
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def check_agreement(case: Case, problem: Problem, candidates: dict[str, Callable
     for candidate, run in others:
         actual = run()
         for name in expected.keys() - problem.without_gradient:
-            wanted, got = expected[name].float(), actual[name].float()
+            wanted, got = (problem.comparable(results[name]).float() for results in (expected, actual))
             allowed = TOLERANCE[case.dtype] * wanted.abs().max()
             error = (got - wanted).abs().max() if got.shape == wanted.shape else float("nan")
             if not error <= allowed:  # written so that NaN is caught

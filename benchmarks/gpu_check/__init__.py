@@ -12,7 +12,7 @@ import argparse
 import json
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,26 @@ KERNELS = (
     "flash_forward", "flash_backward", "flash_offset", "flash_join",
 )  # fmt: skip
 KERNEL_DTYPES = ("bfloat16", "float16")
+# A kernel is trusted if it passed in the first two; a failure in any of them keeps it from that.
+NEEDED, JUDGES = ("elements", "tests"), ("elements", "tests", "operators", "sanitizer", "timings")
+
+# By what is computed: the families of the kernels that do it.
+FAMILIES = {
+    "matrix_attention": ("frame_attention",),
+    "MatrixAttention": ("frame_attention",),
+    "temporal_output": ("frame_attention",),
+    "temporal_update": ("frame_update",),
+    "spatial_step": ("flash",),
+    "spatial_middle": ("flash",),
+    "spatial_last": ("flash",),
+    "vmonarch_attention": ("frame_attention", "frame_update", "flash"),
+}
+
+
+def kernels_behind(operation: str, of_gradients: bool) -> list[str]:
+    """Those that its outputs come from, or its gradients."""
+    own = [kernel for kernel in KERNELS if kernel.startswith(FAMILIES.get(operation, ("none",)))]
+    return [kernel for kernel in own if kernel.endswith(("backward", "offset")) == of_gradients]
 
 
 @dataclass
@@ -57,6 +77,17 @@ def parse_stage(about: str, arguments: Sequence[str] | None = None) -> tuple[arg
     parser.add_argument("--dry-run", action="store_true", help="print commands; do only what needs no GPU")
     options = parser.parse_args(arguments)
     return options, Record(options.json)
+
+
+def by_kernel(checks: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
+    """kernel -> dtype -> passed (every check of it) or failed, from the `kernels`, `dtype` and `passed` of checks."""
+    verdicts: dict[str, dict[str, str]] = {}
+    for check in checks:
+        for kernel in check["kernels"]:
+            of_kernel = verdicts.setdefault(kernel, {})
+            if of_kernel.get(check["dtype"]) != "failed":
+                of_kernel[check["dtype"]] = "passed" if check["passed"] else "failed"
+    return verdicts
 
 
 def show(command: Sequence[object]) -> list[str]:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.gpu_check import DEVICE_PROGRAM, EMULATOR_PROGRAM, KERNEL_DTYPES, KERNELS, parse_stage, show
+from benchmarks.gpu_check import DEVICE_PROGRAM, EMULATOR_PROGRAM, KERNEL_DTYPES, KERNELS, by_kernel, parse_stage, show
 
 # Of the largest element. Both round to 16 bits in the same places; what differs is the order of sums inside a tensor
 # core, ex2.approx, and what these make of a value that lies between two others.
@@ -134,17 +134,6 @@ def failure(case: str, reason: str, kernels: Sequence[str] = (), dtype: str | No
 
 def list_cases(program: Path) -> list[str]:
     return subprocess.run(show([program, "--list"]), capture_output=True, text=True, check=True).stdout.split("\n")[:-1]
-
-
-def by_kernel(cases: list[dict[str, Any]]) -> dict[str, dict[str, str]]:
-    """kernel -> dtype -> passed (every one of its cases, at least one) or failed."""
-    verdicts: dict[str, dict[str, str]] = {}
-    for case in cases:
-        for kernel in case["kernels"]:
-            of_kernel = verdicts.setdefault(kernel, {})
-            if of_kernel.get(case["dtype"]) != "failed":
-                of_kernel[case["dtype"]] = "passed" if case["passed"] else "failed"
-    return verdicts
 
 
 def main() -> int:

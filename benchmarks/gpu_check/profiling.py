@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,8 @@ WORDS = (
     "gpu__time_duration", "dram__throughput", "dram__bytes", "pipe_tensor", "data_bank_conflicts", "issue_stalled",
     "sm__warps_active", "sm__throughput", "launch__registers", "launch__shared_mem", "launch__grid_size",
 )  # fmt: skip
+# Of each metric ncu gives four figures; of a rate of the whole chip the sum is the one.
+LEFT_OUT = re.compile(r"\.(min|max)\b|(?<!dram__bytes)\.sum\b|dram__bytes\.avg|_(dmma|imma|type)[_.]")
 KERNELS = "regex:frame_(attention|update)|flash_"
 MOST = 32  # launches: each is repeated for every pass of counters
 LIMIT = 60.0
@@ -42,7 +45,7 @@ def read_metrics(output: str) -> list[dict[str, str]]:
         | {
             name: f"{value} {units.get(name) or ''}".strip()
             for name, value in row.items()
-            if name and value and any(word in name for word in WORDS)
+            if name and value and any(word in name for word in WORDS) and not LEFT_OUT.search(name)
         }
         for row in launches
     ]

@@ -1,11 +1,13 @@
 """A pytest plugin: which kernels passed for which dtypes, as JSON in the file that FRAMEATTN_TEST_REPORT names.
 
-A test names its kernels by the marker `kernels` and the dtype by its parameter of that name. A kernel passes for a
-dtype if at least one such test passed and none failed or was skipped: what was not run is not trusted.
+A test names its kernels by the marker `kernels` and the dtype by its parameter of that name. A failure is one of all of
+them, unless its exception says by an attribute `kernels` where the wrong results come from. A kernel passes for a dtype
+if at least one of its tests passed and none of them failed or was skipped: what was not run is not trusted.
 """
 
 import json
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -24,10 +26,13 @@ class Report:
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item, call):
         report = yield
-        self.add(report, *kernels_and_dtype(item))
+        kernels, dtype = kernels_and_dtype(item)
+        self.add(report, kernels, getattr(call.excinfo and call.excinfo.value, "kernels", kernels), dtype)
         return report
 
-    def add(self, report: pytest.TestReport, kernels: tuple[str, ...], dtype: str | None) -> None:
+    def add(
+        self, report: pytest.TestReport, kernels: Collection[str], failing: Collection[str], dtype: str | None
+    ) -> None:
         if report.passed and report.when != "call":  # set up and torn down
             return
         worst = "failed" if "failed" in (report.outcome, self.outcomes.get(report.nodeid)) else report.outcome
@@ -36,10 +41,11 @@ class Report:
             self.failures.append(report.nodeid)
         if report.skipped and isinstance(report.longrepr, tuple):
             self.skip_reason = report.longrepr[2]
-        for kernel in kernels if dtype else ():
+        for kernel in {*kernels, *failing} if dtype else ():
+            outcome = "passed" if worst == "failed" and kernel not in failing else worst
             verdicts = self.kernels.setdefault(kernel, {})
-            if worst == "failed" or verdicts.get(dtype, "passed") == "passed":
-                verdicts[dtype] = worst
+            if outcome == "failed" or verdicts.get(dtype, "passed") == "passed":
+                verdicts[dtype] = outcome
 
     def pytest_sessionfinish(self) -> None:
         counts = {outcome: list(self.outcomes.values()).count(outcome) for outcome in ("passed", "failed", "skipped")}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu_check import KERNEL_DTYPES, KERNELS
+from benchmarks.gpu_check import JUDGES, KERNEL_DTYPES, KERNELS
 from benchmarks.gpu_check.stages import Result
 
 FILES = ("results.json", "table.txt", "logs.tar.gz")
@@ -16,15 +16,13 @@ MAX_LOG = 2**20  # what is kept of the end of a log, at first
 
 
 def kernel_status(details: dict[str, dict[str, Any]]) -> dict[str, dict[str, dict[str, str]]]:
-    """kernel -> dtype -> stage -> passed, failed or "not run": what the stages `elements` and `tests` say of each."""
+    """kernel -> dtype -> stage -> passed, failed or "not run"."""
 
     def status(stage: str, kernel: str, dtype: str) -> str:
         return details.get(stage, {}).get("kernels", {}).get(kernel, {}).get(dtype, "not run")
 
     return {
-        kernel: {
-            dtype: {stage: status(stage, kernel, dtype) for stage in ("elements", "tests")} for dtype in KERNEL_DTYPES
-        }
+        kernel: {dtype: {stage: status(stage, kernel, dtype) for stage in JUDGES} for dtype in KERNEL_DTYPES}
         for kernel in KERNELS
     }
 
@@ -71,11 +69,12 @@ def format_table(stages: Sequence[Result], details: dict[str, Any]) -> str:
     for stage in stages:
         lines.append(f"{stage.name:<12} {stage.status:<8} {stage.seconds:>8.1f}   {stage.reason}".rstrip())
     kernels = kernel_status(details)
-    if any(stage in details for stage in ("elements", "tests")):
-        lines += ["", f"{'kernel':<26} {'dtype':<10} {'elements':<10} tests"]
+    if any(stage in details for stage in JUDGES):
+        lines += ["", f"{'kernel':<26} {'dtype':<10} " + " ".join(f"{stage:<10}" for stage in JUDGES).rstrip()]
         for kernel, dtypes in kernels.items():
             for dtype, by_stage in dtypes.items():
-                lines.append(f"{kernel:<26} {dtype:<10} {by_stage['elements']:<10} {by_stage['tests']}")
+                verdicts = " ".join(f"{by_stage[stage]:<10}" for stage in JUDGES)
+                lines.append(f"{kernel:<26} {dtype:<10} {verdicts}".rstrip())
     for name in ("machine", "baselines", "timings", "profile"):
         if rows := details.get(name, {}).get("table"):  # lines that the stage wrote itself
             lines += ["", name, *rows]

@@ -6,7 +6,7 @@ import sys
 import time
 from typing import Any
 
-from benchmarks.gpu_check import DEVICE_PROGRAM, KERNEL_DTYPES, KERNELS, parse_stage, show
+from benchmarks.gpu_check import DEVICE_PROGRAM, KERNEL_DTYPES, KERNELS, by_kernel, parse_stage, show
 from benchmarks.gpu_check.elements import dtype_of, kernels_of, list_cases
 
 TOOLS = ("memcheck", "racecheck", "synccheck")
@@ -79,7 +79,12 @@ def main() -> int:
                 break  # so will the other cases
     failed = [f"{c['tool']} on {c['case']}" for c in checks if c["status"] == "failed"]
     refused = {c["tool"]: c["reason"] for c in checks if c["status"] == "refused"}
-    record.save(left_out=left_out)
+    verdicts = [
+        {"kernels": kernels_of(c["case"]), "dtype": dtype_of(c["case"]), "passed": c["status"] == "passed"}
+        for c in checks
+        if c["status"] != "refused"
+    ]
+    record.save(left_out=left_out, kernels=by_kernel(verdicts))
     if failed:
         record.save(failed=", ".join(failed))
         return 1

@@ -5,6 +5,7 @@ L[l,k] = softmax over k of ( query[l] . weighted_key[k] - entropy[k] ), at every
   temporal_output   out[l] = sum_k L[l,k] value[k]
 """
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -20,6 +21,8 @@ GRIDS = ((21, 30, 52, 12), (16, 28, 52, 12), (33, 45, 80, 24), (44, 30, 52, 12))
 SHAPES = [VideoShape(*grid, head_dim=128, heads=heads) for *grid, heads in GRIDS]
 TINY = VideoShape(3, 2, 4, head_dim=8)
 MASS_FLOOR = 0.1
+# What bfloat16 makes of a mass that is near the floor; the largest error of eager torch's is half of it.
+NEAR_THE_FLOOR = 4e-3
 POSITIONS = 64  # whose error is looked at
 
 
@@ -29,11 +32,31 @@ def logits(query: Tensor, weighted_key: Tensor, entropy: Tensor, frames: int) ->
     return q, (q @ a.transpose(-1, -2)).to(entropy.dtype) - c.unsqueeze(-2)
 
 
-def eager_update(query: Tensor, weighted_key: Tensor, entropy: Tensor, frames: int) -> Tensor:
+def eager_update(
+    query: Tensor, weighted_key: Tensor, entropy: Tensor, frames: int, floor: float = MASS_FLOOR
+) -> Tensor:
     q, x = logits(query, weighted_key, entropy, frames)
     weights = torch.softmax(x, dim=-1)
-    weights = (weights / weights.sum(-2, keepdim=True).clamp(min=MASS_FLOOR)).to(q.dtype)
+    weights = (weights / weights.sum(-2, keepdim=True).clamp(min=floor)).to(q.dtype)
     return (weights.transpose(-1, -2) @ q).transpose(2, 3).flatten(2, 3)
+
+
+def away_from_the_floor(query: Tensor, weighted_key: Tensor, entropy: Tensor, frames: int) -> Callable:
+    """Takes from a result [B, H, T * S, ...] the positions at which no mass is near the floor.
+
+    The gradient of a mass is zero below the floor. Where rounding puts a mass on the other side of it, eager code in
+    bfloat16 errs by 4e-2 of the largest gradient of query and weighted_key and by 1.6e-1 of the entropy's; elsewhere by
+    5e-3 and 3e-3.
+    """
+
+    @functools.cache  # asked for once, and not by every set of inputs
+    def clean() -> Tensor:
+        with torch.no_grad():
+            _, x = logits(query.float(), weighted_key.float(), entropy, frames)
+            mass = torch.softmax(x, dim=-1).sum(-2)  # [B, H, S, T]
+            return ((mass - MASS_FLOOR).abs() > NEAR_THE_FLOOR).all(-1)
+
+    return lambda result: by_position(result, frames)[clean()]
 
 
 def eager_output(query: Tensor, weighted_key: Tensor, entropy: Tensor, value: Tensor, frames: int) -> Tensor:
@@ -64,7 +87,7 @@ def update(shape: VideoShape, dtype: torch.dtype, device: torch.device) -> Probl
         "torch.compile": lambda: compiled(eager_update, device)(*arguments),
         OURS: lambda: op(*arguments, MASS_FLOOR)[0],
     }
-    return Problem(inputs, candidates)
+    return Problem(inputs, candidates, comparable=away_from_the_floor(*arguments))
 
 
 def output(shape: VideoShape, dtype: torch.dtype, device: torch.device) -> Problem:

@@ -1,6 +1,7 @@
 """Stage: our operators and their peers side by side, the most important cases first.
 
-A case that our operator fails, or in which the candidates disagree, fails the stage; the others are still measured.
+A case that our operator fails, or in which the candidates disagree, fails the stage, and the kernels that its results
+come from; the others are still measured.
 """
 
 import sys
@@ -9,14 +10,14 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu_check import Record, matrix, parse_stage, spatial, temporal, vmonarch
+from benchmarks.gpu_check import Record, by_kernel, kernels_behind, matrix, parse_stage, spatial, temporal, vmonarch
 from benchmarks.gpu_check.cases import OURS, GpuCase, measure
 from benchmarks.gpu_check.clock import BRIEF
 from benchmarks.gpu_check.machine import smi
 from benchmarks.gpu_check.peers import dense_case
 from benchmarks.shapes import VideoShape
 
-SECONDS = 150.0  # then no further case is begun
+SECONDS = 160.0  # then no further case is begun
 
 
 def all_cases(quick: bool) -> list[GpuCase]:
@@ -46,7 +47,7 @@ def main() -> int:
     if not torch.cuda.is_available():
         return record.skip(f"torch {torch.__version__} sees no CUDA device")
     device, l2_bytes = torch.device("cuda"), torch.cuda.get_device_properties(0).L2_cache_size
-    start = time.monotonic()
+    start, failed = time.monotonic(), []
     record.save(rows=[], unavailable={}, left_out=[], errors={}, clocks_before=smi())
     for gpu_case in all_cases(options.quick):
         name = str(gpu_case.case)
@@ -59,15 +60,21 @@ def main() -> int:
         except Exception as error:  # the next case may work; an unusable device makes them all fail
             record.values["errors"][name] = f"{type(error).__name__}: {error}"[:500]
             print(f"{name}: {record.values['errors'][name]}", flush=True)
+            failed.append({"kernels": kernels_of(gpu_case), "dtype": gpu_case.case.dtype_name, "passed": False})
         else:
             record.values["unavailable"] |= {f"{name}: {peer}": why for peer, why in measured.unavailable.items()}
             add_rows(record, measured.rows(gpu_case))
         torch.cuda.empty_cache()
-        record.save()
+        record.save(kernels=by_kernel(failed))
     record.save(clocks_after=smi())
     if record.values["errors"]:
         record.save(failed=f"{len(record.values['errors'])} cases: {next(iter(record.values['errors'].values()))}")
     return int(bool(record.values["errors"]))
+
+
+def kernels_of(gpu_case: GpuCase) -> list[str]:
+    """Outputs alone are timed in a case of their own."""
+    return kernels_behind(gpu_case.case.operation, of_gradients=gpu_case.case.direction != "forward")
 
 
 def add_rows(record: Record, rows: list[dict[str, Any]]) -> None:

@@ -2,12 +2,14 @@
 
     {"frame_attention_forward", 1, 90, "bfloat16"},
 
-A kernel is trusted for a dtype if both stages `elements` and `tests` say that it passed.
+A kernel is trusted for a dtype if both stages `elements` and `tests` say that it passed, and no stage that it failed.
 """
 
 import re
 from pathlib import Path
 from typing import Any
+
+from benchmarks.gpu_check import NEEDED
 
 LINE = re.compile(r'\s*\{"(\w+)", (\d+), (\d+), "(\w+)"\},\s*')
 HEADER = (
@@ -46,7 +48,7 @@ def is_current(results: dict[str, Any], kernel: str, versions: dict[str, int]) -
 
 
 def passed(stages: dict[str, str]) -> bool:
-    return all(stages.get(stage) == "passed" for stage in ("elements", "tests"))
+    return all(stages.get(stage) == "passed" for stage in NEEDED) and "failed" not in stages.values()
 
 
 def update(path: Path, lines: list[str], versions: dict[str, int]) -> bool:

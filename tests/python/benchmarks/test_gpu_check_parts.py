@@ -3,14 +3,20 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import frame_problems
+import gpu_comparison
 import numpy as np
 import pytest
+import torch
 
 from benchmarks import gpu_check
-from benchmarks.gpu_check import elements, profiling, sanitizer, stages, timings
+from benchmarks.cases import Case, Disagreement, calls, check_agreement
+from benchmarks.gpu_check import elements, profiling, sanitizer, stages, temporal, timings
 from benchmarks.gpu_check.clock import number_of_sets
+from benchmarks.shapes import VideoShape
 
 CASES = (  # as the names of the program's cases begin
     "attention_forward", "attention_backward", "update_forward", "update_backward",
@@ -147,21 +153,54 @@ def test_sanitizer_tells_findings_from_a_tool_that_is_refused(monkeypatch):
     assert {elements.dtype_of(name) for name in chosen} == set(gpu_check.KERNEL_DTYPES)
 
 
+def test_what_the_sanitizer_finds_is_a_failure_of_the_kernel(tmp_path, monkeypatch):
+    names = [f"{word}-{dtype}-T7" for word in CASES for dtype in gpu_check.KERNEL_DTYPES]
+
+    def check(tool, case):
+        found = (tool, case) == ("racecheck", "flash_join-float16-T7")
+        refused = (tool, case) == ("synccheck", "attention_forward-bfloat16-T7")
+        return {"tool": tool, "case": case, "status": "failed" if found else "refused" if refused else "passed"}
+
+    monkeypatch.setattr(sanitizer, "check", lambda tool, case: {**check(tool, case), "reason": "words"})
+    monkeypatch.setattr(sanitizer, "list_cases", lambda program: names)
+    monkeypatch.setattr(sanitizer.shutil, "which", lambda tool: tool)
+    monkeypatch.setattr(sanitizer, "DEVICE_PROGRAM", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["sanitizer", "--json", str(tmp_path / "sanitizer.json")])
+    assert sanitizer.main() == 1
+    values = json.loads((tmp_path / "sanitizer.json").read_text())
+    assert values["failed"] == "racecheck on flash_join-float16-T7"
+    assert values["kernels"]["flash_join"] == {"float16": "failed"}
+    del values["kernels"]["flash_join"]
+    assert {verdict for kernel in values["kernels"].values() for verdict in kernel.values()} == {"passed"}
+    assert "frame_attention_forward" in values["kernels"]
+
+
 def test_reads_what_ncu_writes():
     output = (
         "==PROF== Connected\n"
-        '"ID","Kernel Name","dram__throughput.avg","smsp__average_warps_issue_stalled_wait.ratio","other"\n'
-        '"","","%","inst",""\n'
-        '"0","frame_update_forward_kernel","83.1","1,250.5","7"\n'
+        '"ID","Kernel Name","dram__throughput.avg","dram__throughput.max","dram__bytes.sum.per_second",'
+        '"smsp__average_warps_issue_stalled_wait.ratio","other"\n'
+        '"","","%","%","byte/s","inst",""\n'
+        '"0","frame_update_forward_kernel","83.1","84","2,500","1,250.5","7"\n'
     )
     (launch,) = profiling.read_metrics(output)
     assert launch == {
         "kernel": "frame_update_forward_kernel",
         "dram__throughput.avg": "83.1 %",
+        "dram__bytes.sum.per_second": "2,500 byte/s",
         "smsp__average_warps_issue_stalled_wait.ratio": "1,250.5 inst",
     }
-    assert len(profiling.format_launch(launch)) == 3
+    assert len(profiling.format_launch(launch)) == 4
     assert profiling.read_metrics("==ERROR== ERR_NVGPUCTRPERM") == []
+
+
+def report_on(folder: Path) -> dict:
+    """What the plugin says of test_kernels.py in the folder."""
+    (folder / "pytest.ini").write_text("[pytest]\nmarkers = kernels(*names): of them\n")
+    environment = stages.environment() | {"FRAMEATTN_TEST_REPORT": str(folder / "report.json")}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "benchmarks.gpu_check.pytest_report", "test_kernels.py"]
+    subprocess.run(command, cwd=folder, env=environment, capture_output=True)
+    return json.loads((folder / "report.json").read_text())
 
 
 def test_a_kernel_passes_only_if_every_test_of_it_ran_and_passed(tmp_path):
@@ -174,16 +213,104 @@ def test_a_kernel_passes_only_if_every_test_of_it_ran_and_passed(tmp_path):
         "@pytest.mark.parametrize('dtype', ['bfloat16'])\n"
         "def test_b(dtype): pytest.skip('not here')\n"
     )
-    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = kernels(*names): of them\n")
-    environment = stages.environment() | {"FRAMEATTN_TEST_REPORT": str(tmp_path / "report.json")}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "benchmarks.gpu_check.pytest_report", "test_kernels.py"]
-    subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True)
-    values = json.loads((tmp_path / "report.json").read_text())
+    values = report_on(tmp_path)
     assert values["kernels"] == {
         "first": {"bfloat16": "passed", "float16": "failed", "float32": "passed"},
         "second": {"bfloat16": "skipped", "float16": "failed", "float32": "passed"},
     }
     assert values["counts"] == {"passed": 2, "failed": 1, "skipped": 1}
+
+
+def test_a_wrong_result_is_a_failure_of_the_kernels_that_it_comes_from(tmp_path):
+    (tmp_path / "test_kernels.py").write_text(
+        "import pytest\n"
+        "class Wrong(AssertionError): kernels = {'backward', 'other'}\n"
+        "@pytest.mark.kernels('forward', 'backward')\n"
+        "@pytest.mark.parametrize('dtype', ['bfloat16', 'float16'])\n"
+        "def test_a(dtype):\n"
+        "    if dtype == 'float16': raise Wrong\n"
+        "@pytest.mark.kernels('forward')\n"
+        "@pytest.mark.parametrize('dtype', ['bfloat16'])\n"
+        "def test_b(dtype): pytest.skip('not here')\n"
+    )
+    assert report_on(tmp_path)["kernels"] == {
+        "forward": {"bfloat16": "skipped", "float16": "passed"},
+        "backward": {"bfloat16": "passed", "float16": "failed"},
+        "other": {"float16": "failed"},
+    }
+
+
+BOTH = ("frame_update_forward", "frame_update_backward")
+
+
+@pytest.mark.parametrize(
+    "size, spoiled, kernels",
+    [
+        (7, 0, {"frame_update_forward"}),
+        (7, 2, {"frame_update_backward"}),  # after two outputs, of the three inputs' gradients
+        (7, None, set(BOTH)),
+        (65, 0, {"frame_update_forward"}),
+        (65, 4, {"frame_attention_forward", "frame_attention_backward"}),  # by blocks of these
+        (129, 1, {"frame_attention_forward"}),
+    ],
+)
+def test_a_comparison_names_the_kernels_of_what_is_wrong(monkeypatch, size, spoiled, kernels):
+    problem = frame_problems.TEMPORAL_UPDATE
+
+    def results(function, *arguments):
+        found = honest(function, *arguments)
+        if function is problem.op:
+            found = [2 * t if spoiled in (None, i) else t for i, t in enumerate(found)]
+        return found
+
+    honest = gpu_comparison.results_of
+    monkeypatch.setattr(gpu_comparison, "results_of", results)
+    with pytest.raises(gpu_comparison.WrongResult) as caught:
+        gpu_comparison.check(problem, size, problem.inputs(size, 8, torch.float32))
+    assert caught.value.kernels == kernels
+    if spoiled is not None:
+        assert f"temporal_update: result {spoiled}: error" in str(caught.value)
+
+
+def test_gradients_are_compared_where_the_mass_is_not_near_its_floor():
+    """Two floors that lie close to each other: at masses between them the gradient jumps."""
+    shape = VideoShape(16, 8, 16, head_dim=64, heads=2)
+    torch.manual_seed(0)
+    problem = temporal.update(shape, torch.float32, torch.device("cpu"))
+    floors = {"lower": temporal.MASS_FLOOR - 5e-4, "upper": temporal.MASS_FLOOR + 5e-4}
+
+    def compare(factor=1.0, **changes):
+        candidates = {
+            name: lambda floor=floor: (
+                factor ** (floor == floors["upper"])
+                * temporal.eager_update(*problem.inputs.values(), shape.frames, floor)
+            )
+            for name, floor in floors.items()
+        }
+        case = Case("temporal_update", shape, torch.bfloat16, "forward+backward", None)
+        changed = replace(problem, candidates=candidates, **changes)
+        check_agreement(case, changed, calls(changed, case.direction))
+
+    compare()
+    with pytest.raises(Disagreement, match="gradient of .* of upper differs from lower"):
+        compare(comparable=lambda result: result)
+    with pytest.raises(Disagreement):  # most positions are compared, by the tolerance of all
+        compare(factor=1.06)
+    left = problem.comparable(problem.inputs["entropy"])
+    assert 0.8 * problem.inputs["entropy"].numel() < left.numel() < problem.inputs["entropy"].numel()
+
+
+def test_operations_fail_the_kernels_behind_their_results():
+    kernels_behind = gpu_check.kernels_behind
+    assert kernels_behind("temporal_update", False) == ["frame_update_forward"]
+    assert kernels_behind("MatrixAttention", True) == ["frame_attention_backward"]
+    assert kernels_behind("spatial_last", False) == ["flash_forward", "flash_join"]
+    assert kernels_behind("spatial_step", True) == ["flash_backward", "flash_offset"]
+    both = kernels_behind("vmonarch_attention", False) + kernels_behind("vmonarch_attention", True)
+    assert sorted(both) == sorted(gpu_check.KERNELS)
+    assert kernels_behind("dense attention", False) == []
+    for case in timings.all_cases(quick=False):
+        assert timings.kernels_of(case) or case.case.operation == "dense attention"
 
 
 def test_sets_of_inputs_exceed_the_cache():

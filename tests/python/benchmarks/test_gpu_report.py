@@ -36,6 +36,7 @@ def synthetic(**changes) -> dict:
     kernels["flash_forward"] = {"bfloat16": passed, "float16": {**passed, "tests": "failed"}}
     kernels["frame_update_forward"] = {"bfloat16": passed, "float16": {**passed, "elements": "not run"}}
     kernels["frame_update_backward"] = {"bfloat16": {**passed, "tests": "skipped"}, "float16": passed}
+    kernels["flash_join"] = {"bfloat16": {**passed, "sanitizer": "failed"}, "float16": {**passed, "timings": "not run"}}
     machine = {
         "gpu": "NVIDIA H100 80GB HBM3",
         "capability": 90,
@@ -53,6 +54,9 @@ def synthetic(**changes) -> dict:
         row("eager", 1e-3),
         row("torch.compile", 5e-4),
         row("frameattn", 1.25e-4),
+        row("eager", 1e-3, "matrix_attention"),
+        row("torch.compile", 5e-4, "matrix_attention"),
+        row("frameattn", 1.25e-4, "matrix_attention"),
         row("FlashAttention-2", 2e-4, "vmonarch_attention"),
         row("frameattn", 1e-4, "vmonarch_attention"),
         row("cuDNN", 1.9, "dense attention"),
@@ -109,6 +113,7 @@ def test_report_writes_measurements_trust_and_the_table(checkout, capsys):
         "// A comment with an example:",
         f"//   {kept}",
         f'{{"flash_forward", {flash}, 90, "bfloat16"}},',
+        f'{{"flash_join", {flash}, 90, "float16"}},',
         f'{{"frame_attention_backward", {version}, 90, "bfloat16"}},',
         f'{{"frame_attention_backward", {version}, 90, "float16"}},',
         kept,
@@ -120,6 +125,7 @@ def test_report_writes_measurements_trust_and_the_table(checkout, capsys):
     said = capsys.readouterr().out
     assert "not trusted: frame_update_backward, bfloat16: elements passed, tests skipped" in said
     assert "not trusted: frame_update_forward, float16: elements not run, tests passed" in said
+    assert "not trusted: flash_join, bfloat16: elements passed, tests passed, sanitizer failed" in said
 
     folder = checkout / "benchmarks" / "results" / "nvidia-h100-80gb-hbm3"
     with (folder / "gpu_check.csv").open() as file:
@@ -128,16 +134,17 @@ def test_report_writes_measurements_trust_and_the_table(checkout, capsys):
     assert float(ours["bandwidth_share"]) == pytest.approx(0.8)
     assert (ours["commit"], ours["cuda"], ours["sm_clock"]) == ("abc1234", "13.0", "1980 MHz")
     assert float(rows["temporal_update", "torch.compile"]["speedup_of_ours"]) == pytest.approx(4)
-    assert len(rows) == 7
+    assert len(rows) == 10
     assert float(rows["dense attention", "cuDNN"]["median"]) == 1.9  # of the later stage
     if tables_have_plots():
         assert (folder / "gpu_check.png").read_bytes().startswith(b"\x89PNG")
 
     readme = (checkout / "README.md").read_text()
     assert readme.startswith(f"before\n{tables.BEGIN}\nNVIDIA H100") and readme.endswith(f"{tables.END}\nafter\n")
-    assert "| 0.125 (0.113 .. 0.138) | 80% | 1024 | 8.00x | 4.00x |  |" in readme
-    assert "| 0.100 (0.090 .. 0.110) | 100 | 1024 |  |  | 2.00x |" in readme
-    assert "old" not in readme and "dense attention" not in readme
+    assert "| 0.125 (0.113 .. 0.138) | 80% | 1024 |  | 8.00x | 4.00x |" in readme
+    assert "| 0.100 (0.090 .. 0.110) | 100 | 1024 | 2.00x |  |  |" in readme
+    assert "old" not in readme and "dense attention" not in readme and "temporal_update" not in readme
+    assert readme.index("| vmonarch_attention") < readme.index("| matrix_attention")
 
     before = {path: path.read_bytes() for path in (trusted, checkout / "README.md")}
     assert make_report(checkout, synthetic()) == 0  # once more changes nothing
@@ -162,7 +169,8 @@ def test_report_trusts_no_other_version(checkout, capsys):
     ran = {kernel: version + kernel.startswith("frame") for kernel, version in versions.items()}
     assert make_report(checkout, synthetic(kernel_versions=ran)) == 0
     lines = (checkout / "csrc" / "shared" / "trusted_kernels.inc").read_text().splitlines()
-    assert lines[1:] == [f'{{"flash_forward", {versions["flash_forward"]}, 90, "bfloat16"}},']
+    flash = versions["flash_forward"]
+    assert lines[1:] == [f'{{"flash_forward", {flash}, 90, "bfloat16"}},', f'{{"flash_join", {flash}, 90, "float16"}},']
     here = versions["frame_update_forward"]
     assert (
         f"not trusted: frame_update_forward, version {here + 1} ran, this checkout has {here}"
@@ -170,15 +178,23 @@ def test_report_trusts_no_other_version(checkout, capsys):
     )
 
 
+def test_report_writes_what_passed_in_a_run_with_a_failed_stage_and_names_the_stage(checkout, capsys):
+    stages = [
+        {"name": "tests", "status": "failed", "reason": "1394 passed, 8 failed"},
+        {"name": "timings", "status": "passed", "reason": ""},
+    ]
+    assert make_report(checkout, synthetic(stages=stages)) == 0
+    said = capsys.readouterr().out
+    assert "stage tests failed: 1394 passed, 8 failed" in said and "stage timings" not in said
+    assert '"flash_forward"' in (checkout / "csrc" / "shared" / "trusted_kernels.inc").read_text()
+    assert list(checkout.glob("benchmarks/results/*/gpu_check.csv"))
+
+
 @pytest.mark.parametrize(
     "change, words",
     [
         ({"commit": "abc1234-dirty"}, "a tree ran that differs from commit abc1234: commit, and run again"),
         ({"commit": "unknown"}, "name no commit, and .* has none to compare"),
-        (
-            {"stages": [{"name": "tests", "status": "failed", "reason": "3 failed"}]},
-            r"stages failed: tests \(3 failed\)",
-        ),
         ({"dry_run": True}, "--dry-run"),
         ({"quick": True}, "--quick"),
         ({"schema": 0}, "schema 0"),
@@ -203,6 +219,30 @@ def test_report_knows_the_commit_of_a_tree_without_git_by_its_sources(checkout, 
     values["sources"]["csrc/shared/cuda/frame_attention.h"] = "0" * 40
     assert make_report(checkout, values) == 1
     assert "are not those of HEAD: csrc/shared/cuda/frame_attention.h" in capsys.readouterr().err
+
+
+RECORDED = sorted((ROOT / "benchmarks" / "results").glob("*/results.json"))
+
+
+@pytest.mark.parametrize("recorded", RECORDED, ids=lambda path: path.parent.name)
+def test_what_the_repository_says_of_a_gpu_is_what_the_report_makes_of_its_run(recorded, checkout):
+    readme = (ROOT / "README.md").read_text()
+    (checkout / "README.md").write_text(f"{tables.BEGIN}\n{tables.END}\n")
+    assert report.main([str(recorded.parent), "--root", str(checkout)]) == 0
+    made = checkout / "benchmarks" / "results" / recorded.parent.name
+    assert (made / "gpu_check.csv").read_bytes() == (recorded.parent / "gpu_check.csv").read_bytes()
+    assert (checkout / "README.md").read_text().strip() in readme
+    assert (recorded.parent / "gpu_check.png").exists()
+
+
+def test_only_what_passed_on_a_recorded_gpu_is_trusted(checkout):
+    for recorded in RECORDED:
+        assert report.main([str(recorded.parent), "--root", str(checkout)]) == 0
+    table = Path("csrc", "shared", "trusted_kernels.inc")
+    here, made = (
+        {line for line in (root / table).read_text().splitlines() if line[0] == "{"} for root in (ROOT, checkout)
+    )
+    assert here == made != set()
 
 
 def test_report_says_where_results_should_be(tmp_path, capsys):

@@ -9,7 +9,6 @@ from gpu_problems import WITH_KERNELS, each, each_dtype, each_kernel_dtype, each
 from torch.profiler import ProfilerActivity, profile
 
 from frameattn import build_info, cuda_devices
-from oracle import assert_close
 
 pytestmark = pytest.mark.cuda
 LONG = 100_000_000  # clocks: some 50 ms
@@ -122,8 +121,7 @@ def test_runs_the_kernel(problem, dtype, size):
     names = {event.name for event in profiler.events() if event.device_type == torch.autograd.DeviceType.CUDA}
     if not names:
         pytest.skip("this machine does not let torch's profiler see kernels")
-    # Blocks of frames are made of the attention's kernels.
-    for kernel in problem.kernels if size == 16 else {k.replace("update", "attention") for k in problem.kernels}:
+    for kernel in problem.kernels_behind(size, False) | problem.kernels_behind(size, True):
         assert any(kernel in name for name in names), f"{kernel} did not run, but {names}"
 
 
@@ -131,14 +129,13 @@ def test_runs_the_kernel(problem, dtype, size):
 @each(WITH_KERNELS)
 @each_kernel_dtype
 @pytest.mark.parametrize("size", [7, 33, 150])
-def test_composed_is_close_to_the_kernel(problem, dtype, size, monkeypatch):
+def test_kernel_and_composed_are_as_close_as_eager_code(problem, dtype, size, monkeypatch):
+    """Each against float64, by what eager code in 16 bits errs: what the kernel rounds to 16 bits is float32 in the
+    composed one, whose error is no measure for the kernel's."""
     inputs = on_gpu(problem.inputs(size, 72, dtype))
-    kernel = run(problem, size, inputs)
+    check(problem, size, inputs)
     monkeypatch.setenv("FRAMEATTN_KERNELS", "composed")
-    composed = check(problem, size, inputs)
-    exact = results_of(problem.exact, size, [t.double() for t in inputs], dtype)
-    for i, (a, b, c) in enumerate(zip(kernel, composed, exact, strict=True)):
-        assert_close(a, b, c, f"{problem}: result {i} of the kernel, beside the composed one", problem.slack)
+    check(problem, size, inputs)
 
 
 @pytest.mark.gpu_only
