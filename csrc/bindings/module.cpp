@@ -9,6 +9,7 @@
 #include "csrc/monarch_attention/temporal_step.h"
 #include "csrc/monarch_attention/temporal_step_problem.h"
 #include "csrc/shared/composed_frame_attention.h"
+#include "csrc/shared/kernel_trust.h"
 #include "frameattn/frameattn.h"
 
 namespace {
@@ -130,6 +131,16 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
 
   m.def("build_info", &build_info, "(name, value) pairs: what the library was built with");
   m.def("cuda_devices", &cuda_devices, "one line for each NVIDIA GPU the library sees");
+  m.def("kernel_choice", &kernel_choice, "what FRAMEATTN_KERNELS says: checked, composed or unchecked");
+  m.def(
+      "trusted_kernels",
+      [](int capability) {
+        std::map<std::string, std::vector<std::string>> dtypes;
+        for (const TrustedKernel& kernel : KernelTrust::global().table())
+          if (kernel.capability == capability) dtypes[kernel.name].push_back(kernel.dtype);
+        return dtypes;
+      },
+      py::arg("capability"), "CUDA kernel -> dtypes in which it passed its checks on GPUs of a compute capability");
 
   // Pure functions that choose how an operator runs, for tests and for counting operations.
   m.def(

@@ -4,22 +4,9 @@
 
 #include <algorithm>
 #include <cstdlib>
-#include <string_view>
 
 namespace frameattn {
 namespace {
-
-enum class Kernels { checked, composed, unchecked };
-
-Kernels kernels_from_environment() {
-  const char* variable = std::getenv("FRAMEATTN_KERNELS");
-  const std::string_view value = variable ? variable : "";
-  if (value.empty()) return Kernels::checked;
-  if (value == "composed") return Kernels::composed;
-  if (value == "unchecked") return Kernels::unchecked;
-  TORCH_CHECK(false, "the environment variable FRAMEATTN_KERNELS must be composed or unchecked, or not be set, got \"",
-              variable, "\"");
-}
 
 // What check() says, exceptions included.
 std::string complaint_of(const std::function<std::string()>& check) {
@@ -36,6 +23,17 @@ thread_local bool is_checking = false;
 
 }  // namespace
 
+std::string kernel_choice() {
+  const char* variable = std::getenv("FRAMEATTN_KERNELS");
+  const std::string value = variable ? variable : "";
+  if (value.empty()) return "checked";
+  TORCH_CHECK(value == "checked" || value == "composed" || value == "unchecked",
+              "the environment variable FRAMEATTN_KERNELS must be checked (as if it were not set), composed or "
+              "unchecked, got \"",
+              value, "\"");
+  return value;
+}
+
 KernelTrust& KernelTrust::global() {
   static KernelTrust trust(std::vector<TrustedKernel>{
 #include "csrc/shared/trusted_kernels.inc"
@@ -51,8 +49,7 @@ bool KernelTrust::is_trusted(const KernelUse& use) const {
 }
 
 bool KernelTrust::allows(const KernelUse& use, bool capturing, const std::function<std::string()>& check) {
-  const Kernels kernels = kernels_from_environment();
-  if (kernels != Kernels::checked) return kernels == Kernels::unchecked;
+  if (const std::string choice = kernel_choice(); choice != "checked") return choice == "unchecked";
   if (is_checking || is_trusted(use)) return true;
 
   const std::string what = use.name + " (" + use.dtype + ", " + use.shape + ")";

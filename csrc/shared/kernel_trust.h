@@ -29,12 +29,18 @@ struct KernelUse {
   int device = 0;
 };
 
+// What FRAMEATTN_KERNELS says: checked, which is also what it means not to be set, composed or unchecked. Another value
+// is an error.
+std::string kernel_choice();
+
 class KernelTrust {
  public:
   explicit KernelTrust(std::vector<TrustedKernel> table) : table_(std::move(table)) {}
 
   // The one of the process, with the table of trusted_kernels.inc.
   static KernelTrust& global();
+
+  const std::vector<TrustedKernel>& table() const { return table_; }
 
   // `check` compares the kernel with torch's operators on a small problem and returns what is wrong, or "". It may
   // throw; it is called once at most for a shape, not at all while the stream is being captured in a CUDA graph: then

@@ -35,6 +35,16 @@ def cuda_devices() -> list[str]:
     return _C.cuda_devices()
 
 
+def kernel_choice() -> str:
+    """Which CUDA kernels may run, by FRAMEATTN_KERNELS: "checked" (or not set), "composed" or "unchecked"."""
+    return _C.kernel_choice()
+
+
+def trusted_kernels(capability: int) -> dict[str, list[str]]:
+    """CUDA kernels that passed their checks on GPUs of a compute capability (90 is 9.0), and in which dtypes."""
+    return _C.trusted_kernels(capability)
+
+
 def library_path() -> str:
     """The file of the compiled library."""
     return _C.__file__

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 import frameattn
+from frameattn._load import kernel_choice, trusted_kernels
 from frameattn.cli.errors import UsageError
 
 
@@ -43,6 +44,10 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
 
 def running_on() -> dict[str, str]:
     """Interpreter, torch, processor and GPUs of this process."""
+    try:
+        choice = kernel_choice()
+    except RuntimeError as error:
+        raise UsageError(str(error)) from error
     values = {
         "python": f"{platform.python_version()} ({sys.executable})",
         "platform": platform.platform(),
@@ -56,7 +61,22 @@ def running_on() -> dict[str, str]:
     for i in range(torch.cuda.device_count()):
         gpu = torch.cuda.get_device_properties(i)
         values[f"gpu {i}"] = f"{gpu.name}, sm_{gpu.major}{gpu.minor}, {gpu.total_memory / 2**30:.0f} GiB"
+        values[f"kernels on gpu {i}"] = describe_kernels(choice, gpu.major, gpu.minor)
     return values
+
+
+def describe_kernels(choice: str, major: int, minor: int) -> str:
+    """Which of the package's CUDA kernels run on a GPU of a compute capability."""
+    if choice == "composed" or major < 8:
+        return "none: " + ("FRAMEATTN_KERNELS=composed" if major >= 8 else "they need compute capability 8.0")
+    if choice == "unchecked":
+        return "all, none of them checked: FRAMEATTN_KERNELS=unchecked"
+    by_dtypes: dict[str, list[str]] = {}
+    for kernel, dtypes in trusted_kernels(10 * major + minor).items():
+        by_dtypes.setdefault(" and ".join(sorted(dtypes)), []).append(kernel)
+    trusted = "; ".join(f"{', '.join(kernels)} in {dtypes}" for dtypes, kernels in by_dtypes.items())
+    checked = "compared with torch's operators at their first use"
+    return f"trusted are {trusted}; others are {checked}" if trusted else f"all are {checked}"
 
 
 def optional_packages() -> dict[str, str]:

@@ -106,13 +106,18 @@ TEST_F(KernelTrustTest, TheEnvironmentOverrides) {
   EXPECT_TRUE(KernelTrust({}).allows(kUse, false, says("wrong")));
   EXPECT_EQ(checks, 0);
   EXPECT_TRUE(warnings.texts.empty());
+  setenv("FRAMEATTN_KERNELS", "checked", 1);
+  EXPECT_TRUE(trust.allows(kUse, false, says("wrong")));
+  EXPECT_FALSE(KernelTrust({}).allows(kUse, false, says("wrong")));
+  EXPECT_EQ(checks, 1);
   setenv("FRAMEATTN_KERNELS", "fast", 1);
   try {
     trust.allows(kUse, false, says(""));
     FAIL() << "\"fast\" is no choice";
   } catch (const c10::Error& error) {
-    EXPECT_NE(std::string(error.what()).find("must be composed or unchecked, or not be set, got \"fast\""),
-              std::string::npos);
+    EXPECT_NE(
+        std::string(error.what()).find("must be checked (as if it were not set), composed or unchecked, got \"fast\""),
+        std::string::npos);
   }
 }
 

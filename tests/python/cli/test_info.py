@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import frameattn
+from frameattn.cli import info
 from frameattn.cli.main import COMMANDS, main
 
 
@@ -27,6 +28,23 @@ def test_info_has_what_a_bug_report_needs():
 
 def test_info_takes_no_arguments(fails):
     assert "unexpected argument 'x': info takes none" in fails("info", "x")
+
+
+def test_info_names_the_values_of_frameattn_kernels(fails, monkeypatch):
+    monkeypatch.setenv("FRAMEATTN_KERNELS", "fast")
+    assert 'FRAMEATTN_KERNELS must be checked (as if it were not set), composed or unchecked, got "fast"' in fails(
+        "info"
+    )
+
+
+def test_info_says_which_kernels_run_on_a_gpu():
+    on_h100 = info.describe_kernels("checked", 9, 0)
+    assert "flash_backward, flash_forward, flash_join, flash_offset in bfloat16 and float16; others" in on_h100
+    assert on_h100.endswith("others are compared with torch's operators at their first use")
+    assert info.describe_kernels("checked", 8, 9) == "all are compared with torch's operators at their first use"
+    assert info.describe_kernels("composed", 9, 0) == "none: FRAMEATTN_KERNELS=composed"
+    assert info.describe_kernels("unchecked", 9, 0).startswith("all, none of them checked")
+    assert info.describe_kernels("checked", 7, 5) == "none: they need compute capability 8.0"
 
 
 @pytest.mark.parametrize("command", COMMANDS)
