@@ -10,7 +10,9 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
+from runpy import run_path
 
 import torch
 from setuptools import setup
@@ -103,6 +105,18 @@ def extension():
     )
 
 
+def describe_build() -> dict[str, str]:
+    """What _build.py says: frameattn/_load.py explains another torch before the dynamic linker fails on it, and
+    benchmarks/gpu_check takes a package that was built elsewhere if it is of the same sources."""
+    source_digest = run_path(str(ROOT / "csrc" / "source_digest.py"))["source_digest"]
+    return {
+        "TORCH_VERSION": torch.__version__,
+        "SOURCE_DIGEST": source_digest(ROOT, ["csrc", "setup.py"]),
+        "PYTHON_ABI": sysconfig.get_config_var("SOABI"),
+        "CUDA_ARCHITECTURES": os.environ["TORCH_CUDA_ARCH_LIST"] if TOOLKIT else "none",
+    }
+
+
 class Build(BuildExtension):
     def finalize_options(self):
         super().finalize_options()
@@ -110,10 +124,10 @@ class Build(BuildExtension):
         self.build_temp = os.path.join("build", f"temp-{sys.implementation.cache_tag}-torch-{torch.__version__}")
 
     def run(self):
+        values = describe_build()  # before the compilers read the sources: what changes meanwhile is not in it
         super().run()
-        # Read by frameattn/_load.py, to explain another torch before the dynamic linker fails on it.
         path = Path(self.get_ext_fullpath("frameattn._C")).parent / "_build.py"
-        path.write_text(f'TORCH_VERSION = "{torch.__version__}"\n')
+        path.write_text("".join(f'{name} = "{value}"\n' for name, value in values.items()))
         compiler = subprocess.run([os.environ.get("CXX", "c++"), "--version"], capture_output=True, text=True).stdout
         print(
             "\nframeattn was built\n"

@@ -16,12 +16,12 @@ from benchmarks.gpu_check.machine import architecture
 INFO = [sys.executable, "-m", "frameattn", "info"]
 
 
-def commands() -> dict[str, list[str]]:
+def commands(arch: str) -> dict[str, list[str]]:
     # No pip: it would install into an environment that is not ours. PYTHONPATH leads the stages to the built package.
     return {
         "extension": [sys.executable, "setup.py", "build_ext", "--inplace"],
         "emulator-program": ["make", "-j8", "emulator-program"],
-        "device-program": ["make", "-j8", "device-program"],
+        "device-program": ["make", "-j8", "device-program", f"GPU={machine_code(arch)}"],
     }
 
 
@@ -29,7 +29,7 @@ def main() -> int:
     options, record = parse_stage(__doc__)
     settings = build_settings(options.dry_run)
     print(" ".join(f"{name}={value}" for name, value in settings.items()))
-    listed = {name: show(command) for name, command in commands().items()}
+    listed = {name: show(command) for name, command in commands(settings["TORCH_CUDA_ARCH_LIST"]).items()}
     if options.dry_run:
         return dry_run(record, listed["emulator-program"])
     environment = {**os.environ, **settings}
@@ -48,6 +48,11 @@ def main() -> int:
     if failed:
         record.save(failed=f"{', '.join(failed)} failed")
     return int(bool(failed))
+
+
+def machine_code(arch: str) -> str:
+    """nvcc's word for what TORCH_CUDA_ARCH_LIST calls 9.0a."""
+    return f"sm_{arch.replace('.', '')}"
 
 
 def build_settings(dry_run: bool) -> dict[str, str]:

@@ -3,16 +3,15 @@
 gpu_report compares the hashes with its checkout: results of other sources than those of a commit are of no use.
 """
 
-import hashlib
 import re
 import subprocess
 from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu_check import KERNELS
+from csrc import source_digest
 
 SOURCES = ("csrc", "python/frameattn", "tests/emulator", "tests/python/cuda", "benchmarks/gpu_check", "setup.py")
-SUFFIXES = {".cpp", ".cu", ".cuh", ".h", ".py", ".txt"}
 BUILT = {"python/frameattn/_build.py"}
 VERSIONS = {  # where a family of kernels has its version, by the first word of their names
     "frame": ("csrc/shared/cuda/frame_attention.h", "kFrameKernelVersion"),
@@ -35,15 +34,8 @@ def commit(root: Path) -> str:
 
 def source_hashes(root: Path) -> dict[str, str]:
     """Path -> the name that git gives to its content."""
-    hashes = {}
-    for top in SOURCES:
-        files = [root / top] if (root / top).is_file() else sorted((root / top).rglob("*"))
-        for file in files:
-            path = file.relative_to(root).as_posix()
-            if file.is_file() and file.suffix in SUFFIXES and path not in BUILT:
-                content = file.read_bytes()
-                hashes[path] = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-    return hashes
+    hashes = source_digest.source_hashes(root, SOURCES)
+    return {path: name for path, name in hashes.items() if path not in BUILT}
 
 
 def committed_hashes(root: Path, revision: str) -> dict[str, str] | None:
@@ -55,7 +47,7 @@ def committed_hashes(root: Path, revision: str) -> dict[str, str] | None:
     hashes = {}
     for line in listing.stdout.splitlines():
         (_, _, name), path = line.split("\t")[0].split(), line.split("\t")[1]
-        if Path(path).suffix in SUFFIXES:
+        if Path(path).suffix in source_digest.SUFFIXES:
             hashes[path] = name
     return hashes
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from benchmarks.gpu_check import DEVICE_PROGRAM, KERNEL_DTYPES, KERNELS, by_kernel, parse_stage, show
 from benchmarks.gpu_check.elements import dtype_of, kernels_of, list_cases
+from benchmarks.gpu_check.stages import seconds_given
 
 TOOLS = ("memcheck", "racecheck", "synccheck")
 FOUND = 86  # the exit status that says: the tool found something
@@ -68,9 +69,10 @@ def main() -> int:
     if not DEVICE_PROGRAM.exists():
         return record.skip(f"not built: {DEVICE_PROGRAM}")
     checks, left_out, cases, start = [], [], handful(list_cases(DEVICE_PROGRAM), options.quick), time.monotonic()
+    seconds = min(SECONDS, seconds_given() - LIMIT)
     for tool in TOOLS:
         for case in cases:
-            if time.monotonic() - start > SECONDS:
+            if time.monotonic() - start > seconds:
                 left_out.append(f"{tool} on {case}")
                 continue
             checks.append(check(tool, case))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -13,11 +14,11 @@ import numpy as np
 import pytest
 
 from benchmarks.gpu_check import __main__ as run
-from benchmarks.gpu_check import processes, provenance, results, stages
+from benchmarks.gpu_check import operator_checks, processes, provenance, results, stages
 from benchmarks.gpu_check.machine import architecture
 
 ROOT = Path(__file__).resolve().parents[3]
-STAGES = ["build", "baselines", "elements", "tests", "sanitizer", "timings", "profile"]
+STAGES = ["build", "elements", "tests", "operators", "sanitizer", "baselines", "timings", "profile"]
 
 
 def dry_run(folder: Path, *options: str) -> subprocess.CompletedProcess:
@@ -33,7 +34,7 @@ def test_dry_run_prints_every_stage_and_its_commands_and_does_what_needs_no_gpu(
     for command in (
         "setup.py build_ext --inplace",
         "make -j8 emulator-program",
-        "make -j8 device-program",
+        "make -j8 device-program ",
         "build/device/kernels --case NAME --dump FILE",
         "-m pytest -m cuda tests/python/cuda",
         "'regex:frame_(attention|update)|flash_'",
@@ -45,6 +46,8 @@ def test_dry_run_prints_every_stage_and_its_commands_and_does_what_needs_no_gpu(
     assert "case=flash_backward-" in done.stdout and "kernels=['flash_backward', 'flash_offset']" in done.stdout
     for operation in ("temporal_update", "spatial_last", "vmonarch_attention"):
         assert f"{operation}/3x2x4-d8/bfloat16/forward+backward on the CPU: errors" in done.stdout
+    for operation in operator_checks.OPERATORS:
+        assert f"{operation} bfloat16 " in done.stdout
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(results.FILES)
     values = json.loads((tmp_path / "results.json").read_text())
     assert [stage["name"] for stage in values["stages"]] == ["machine", *STAGES]
@@ -124,10 +127,25 @@ def test_without_a_gpu_nothing_else_is_tried(tmp_path, monkeypatch):
     assert only["reason"] == "torch sees no CUDA device"
 
 
-def test_when_the_time_of_the_run_is_over_stages_are_skipped(tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "STAGES", (script("build", SAVE % '{"a": 1}'),))
-    assert run.main(["--out", str(tmp_path), "--limit", "1"]) == 0
-    assert "skipped" in (tmp_path / "table.txt").read_text()
+def test_when_too_little_time_of_the_run_is_left_stages_are_skipped(tmp_path, monkeypatch):
+    chosen = (script("build", SAVE % '{"a": 1}', least=15), script("sanitizer", SAVE % '{"a": 1}', least=60))
+    monkeypatch.setattr(run, "STAGES", chosen)
+    assert run.main(["--out", str(tmp_path), "--limit", "20"]) == 0
+    built, skipped = json.loads((tmp_path / "results.json").read_text())["stages"]
+    assert (built["status"], skipped["status"]) == ("passed", "skipped")
+    assert re.fullmatch(r"of the run's 20 s \d+ were left, it needs 60", skipped["reason"])
+
+
+@pytest.mark.parametrize("left, given", [(100, 20), (8, 8)])
+def test_a_stage_is_told_how_much_time_it_has(tmp_path, left, given):
+    line = "from benchmarks.gpu_check.stages import seconds_given; " + SAVE.replace("'%s'", "f'[{seconds_given()}]'")
+    _, record = stages.run_stage(script("timings", line, limit=20), tmp_path, left, False, False)
+    assert record == [given]
+
+
+def test_a_stage_that_is_run_by_hand_has_all_the_time(monkeypatch):
+    monkeypatch.delenv(stages.SECONDS, raising=False)
+    assert stages.seconds_given() == float("inf")
 
 
 def is_alive(pid: int) -> bool:
