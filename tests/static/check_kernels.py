@@ -23,11 +23,12 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from runpy import run_path
+from typing import Any
 
 from torch.utils.cpp_extension import COMMON_NVCC_FLAGS
 
@@ -35,6 +36,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TABLE = Path(__file__).with_name("kernel_table.csv")
 ARCHITECTURES = ("sm_80", "sm_90a", "sm_120", "compute_80")  # those of setup.py; the last is PTX
 NOT_CHECKED = ("csrc/device/cuda/device_image.cu",)  # an empty kernel
+NOT_IN_FILE = 8  # kind of an ELF section that has a size alone: shared memory
 REGISTERS_MORE = 8  # than in the table, before it is a failure: they come and go with every change
 
 # The low 9 bits of an instruction say what it does, the next 3 where its operands are: STL is 0x387, and 0x987 with an
@@ -83,19 +85,25 @@ class Compiled:
 # ---- Reading what the compiler made ----------------------------------------------------------------------------------
 
 
-def read_kernels(cubin: bytes) -> Iterator[tuple[str, bytes]]:
-    """Name and machine code of every kernel of a cubin, which is an ELF file with a section .text.<name> for each."""
+def read_sections(cubin: bytes) -> Iterator[tuple[str, bytes]]:
+    """Name and content of every section of a cubin, which is an ELF file."""
     if cubin[:5] != b"\x7fELF\x02":
         raise ValueError("not a 64-bit ELF file")
     (table,) = struct.unpack_from("<Q", cubin, 0x28)
     entry_size, entries, names_index = struct.unpack_from("<HHH", cubin, 0x3A)
     headers = [struct.unpack_from("<IIQQQQ", cubin, table + i * entry_size) for i in range(entries)]
     names = headers[names_index][4]
-    for name_offset, _, _, _, offset, size in headers:
+    for name_offset, kind, _, _, offset, size in headers:
         start = names + name_offset
         name = cubin[start : cubin.index(b"\0", start)].decode()
+        yield name, bytes(size) if kind == NOT_IN_FILE else cubin[offset : offset + size]
+
+
+def read_kernels(cubin: bytes) -> Iterator[tuple[str, bytes]]:
+    """Name and machine code of every kernel of a cubin: the sections .text.<name>."""
+    for name, content in read_sections(cubin):
         if name.startswith(".text."):
-            yield name.removeprefix(".text."), cubin[offset : offset + size]
+            yield name.removeprefix(".text."), content
 
 
 def count_instructions(code: bytes) -> Counter[str]:
@@ -139,11 +147,15 @@ def short_name(demangled: str) -> str:
     return re.sub(r"\b\w+::", "", name)
 
 
-def short_names(mangled: Sequence[str]) -> dict[str, str]:
+def demangle(mangled: Sequence[str]) -> list[str]:
     if not mangled:
-        return {}
+        return []
     demangled = subprocess.run(["c++filt"], input="\n".join(mangled), capture_output=True, text=True, check=True)
-    lines = demangled.stdout.splitlines()
+    return demangled.stdout.splitlines()
+
+
+def short_names(mangled: Sequence[str]) -> dict[str, str]:
+    lines = demangle(mangled)
     names = [short_name(line) for line in lines]
     # Two kernels that only differ in what the short name leaves out keep all of theirs.
     return {
@@ -159,20 +171,32 @@ def find_nvcc() -> Path | None:
     return toolkit / "bin" / "nvcc" if toolkit else None
 
 
-def listed_files() -> list[str]:
-    files = [line.removeprefix("cuda ") for line in (ROOT / "csrc" / "sources.txt").read_text().splitlines()]
+def listed_files(root: Path = ROOT) -> list[str]:
+    files = [line.removeprefix("cuda ") for line in (root / "csrc" / "sources.txt").read_text().splitlines()]
     return [file for file in files if file.endswith(".cu") and file not in NOT_CHECKED]
 
 
+def compile_command(nvcc: Path, root: Path, file: str, arch: str, output: Path) -> list[str | Path]:
+    """With the flags of setup.py, among them those that torch adds."""
+    target = f"arch={arch.replace('sm_', 'compute_')},code={arch}"
+    command = [nvcc, "-ptx" if arch.startswith("compute_") else "-cubin", "-gencode", target, *setup_flags(root)]
+    return [*command, "-O3", *COMMON_NVCC_FLAGS, "-I", root, "-I", root / "csrc" / "include", root / file, "-o", output]
+
+
+def setup_flags(root: Path) -> list[str]:
+    """Those that setup.py gives to nvcc whatever the level of optimisation."""
+    flags = re.search(r'flags\["nvcc"\] = \[(.*)\]', (root / "setup.py").read_text())
+    if flags is None:
+        raise ValueError(f'{root / "setup.py"} has no line flags["nvcc"] = [...]')
+    return re.findall(r'"([^"]*)"', flags[1])
+
+
 def compile_file(nvcc: Path, file: str, arch: str) -> Compiled:
-    """Compiles with the flags of setup.py, among them those that torch adds, and reads what came out."""
+    """Compiles and reads what came out."""
     compiled = Compiled(file, arch)
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder, "kernels")
-        target = f"arch={arch.replace('sm_', 'compute_')},code={arch}"
-        command = [nvcc, "-ptx" if arch.startswith("compute_") else "-cubin", "-gencode", target]
-        command += ["-std=c++20", "-O3", *COMMON_NVCC_FLAGS, "-I", ROOT, "-I", ROOT / "csrc" / "include"]
-        command += ["-Werror", "all-warnings", "-Xptxas", "-v", ROOT / file, "-o", output]
+        command = [*compile_command(nvcc, ROOT, file, arch, output), "-Werror", "all-warnings", "-Xptxas", "-v"]
         start = time.perf_counter()
         nvcc_run = subprocess.run(command, capture_output=True, text=True)
         compiled.seconds = time.perf_counter() - start
@@ -202,10 +226,14 @@ def read_output(compiled: Compiled, code: bytes, messages: str) -> None:
 
 
 def compile_all(nvcc: Path, files: Sequence[str], architectures: Sequence[str]) -> list[Compiled]:
-    jobs = [(file, arch) for file in files for arch in architectures]
+    return in_parallel(compile_file, [(nvcc, file, arch) for file in files for arch in architectures])
+
+
+def in_parallel(function: Callable[..., Any], jobs: Sequence[tuple]) -> list[Any]:
+    """function(*job) for each job, in their order."""
     workers = int(os.environ.get("MAX_JOBS") or len(os.sched_getaffinity(0)))
     with ThreadPoolExecutor(workers) as pool:
-        return list(pool.map(lambda job: compile_file(nvcc, *job), jobs))
+        return list(pool.map(lambda job: function(*job), jobs))
 
 
 # ---- Comparing -------------------------------------------------------------------------------------------------------
