@@ -123,8 +123,8 @@ test-cpp: check-test $(TORCH_FILE)
 	cmake --build $(CPP_BUILD)/consumer
 	$(CPP_BUILD)/consumer/consumer
 
-# The CUDA kernels as programs without torch: tests/emulator/README.md.
-EMULATOR = $(MAKE) -C tests/emulator -j $(MAX_JOBS) BUILD=$(CURDIR)/build
+# The CUDA kernels as programs without torch: tools/emulator/README.md.
+EMULATOR = $(MAKE) -C tools/emulator -j $(MAX_JOBS) BUILD=$(CURDIR)/build
 test-emulator: check-test
 	$(EMULATOR) test
 
@@ -132,11 +132,11 @@ test-emulator: check-test
 # All of them take half an hour; EMULATED names some.
 EMULATED = tests/python/cuda
 test-cuda-on-emulator: check-test $(INSTALLED)/video,dev
-	$(EMULATOR) operators TORCH_FLAGS="$$($(PYTHON) tests/emulator/torch_flags.py)"
+	$(EMULATOR) operators TORCH_FLAGS="$$($(PYTHON) tools/emulator/torch_flags.py)"
 	PYTHONPATH=tests/python/cuda $(PYTHON) -m pytest -p on_emulator $(EMULATED) $(PYTEST)
 
 check-emulator: check-test
-	python3 tests/emulator/mutations.py $(MUTATIONS)
+	python3 tools/emulator/mutations.py $(MUTATIONS)
 
 emulator-program:
 	$(EMULATOR) emulator-program
@@ -145,7 +145,7 @@ device-program:
 	$(EMULATOR) device
 
 check-kernels: $(INSTALLED)/video,dev
-	$(PYTHON) tests/static/check_kernels.py $(CHECK_KERNELS)
+	$(PYTHON) tools/check_kernels.py $(CHECK_KERNELS)
 
 bench: $(INSTALLED)/video,dev
 	$(PYTHON) -m benchmarks.run matrix_attention --device cpu
@@ -161,7 +161,7 @@ gpu-report: DIR = outputs/gpu_check
 gpu-report:
 	$(GPU_PYTHON) -m benchmarks.gpu_report '$(DIR)'
 
-CPP_FILES := $(shell find csrc benchmarks tests/cpp tests/cpp_consumer tests/emulator -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name '*.inc')
+CPP_FILES := $(shell find csrc benchmarks tests/cpp tests/cpp_consumer tools/emulator -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name '*.inc')
 
 format: $(INSTALLED)/video,dev
 	ruff format .

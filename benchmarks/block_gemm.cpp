@@ -1,4 +1,4 @@
-// oneDNN's block GEMM alone, as csrc/shared/cpu/brgemm.cpp calls it. benchmarks/block_gemm.py compiles and times it.
+// oneDNN's block GEMM alone, as csrc/gemm/cpu/brgemm.cpp calls it. benchmarks/block_gemm.py compiles and times it.
 #include <ATen/Parallel.h>
 #include <ATen/native/CPUBlas.h>
 #include <torch/library.h>

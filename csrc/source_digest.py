@@ -1,4 +1,4 @@
-"""A digest of sources, by which a build says what it was made of: python csrc/source_digest.py csrc tests/emulator
+"""A digest of sources, by which a build says what it was made of: python csrc/source_digest.py csrc tools/emulator
 
 It is made of the names that git gives to the contents, since a copied tree may have no .git.
 """

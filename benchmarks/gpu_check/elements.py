@@ -1,6 +1,6 @@
 """Stage: what the emulator computes against what the GPU computes, element by element.
 
-One C++ program (tests/emulator) is compiled for both. Where they agree, all that the emulator's checks say of a kernel
+One C++ program (tools/emulator) is compiled for both. Where they agree, all that the emulator's checks say of a kernel
 (races, waits, bounds) is said of what runs on the GPU. The GPU runs all cases against float64 in one process; what is
 compared with the emulator is a sample: each of its cases needs a process, which takes its time to start on a GPU.
 """

@@ -1,7 +1,7 @@
 """Stage `build` of --prebuilt: are the package and the programs that are there of these sources, and for this machine?
 
 Nothing is built. What a build says of itself is in python/frameattn/_build.py (setup.py) and in the files beside each
-program (tests/emulator/Makefile). docs/gpu_check.md says how to build elsewhere.
+program (tools/emulator/Makefile). docs/gpu_check.md says how to build elsewhere.
 """
 
 import subprocess
@@ -19,7 +19,7 @@ from csrc.source_digest import source_digest
 
 PACKAGE = ROOT / "python" / "frameattn"
 PARTS = ("extension", "emulator-program", "device-program")
-OF_PACKAGE, OF_PROGRAMS = ("csrc", "setup.py"), ("csrc", "tests/emulator")
+OF_PACKAGE, OF_PROGRAMS = ("csrc", "setup.py"), ("csrc", "tools/emulator")
 NOT_BUILT, OTHER_SOURCES = "was not built", "was built of other sources"
 
 

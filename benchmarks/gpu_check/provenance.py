@@ -11,11 +11,11 @@ from typing import Any
 from benchmarks.gpu_check import KERNELS
 from csrc import source_digest
 
-SOURCES = ("csrc", "python/frameattn", "tests/emulator", "tests/python/cuda", "benchmarks/gpu_check", "setup.py")
+SOURCES = ("csrc", "python/frameattn", "tools/emulator", "tests/python/cuda", "benchmarks/gpu_check", "setup.py")
 BUILT = {"python/frameattn/_build.py"}
 VERSIONS = {  # where a family of kernels has its version, by the first word of their names
-    "frame": ("csrc/shared/cuda/frame_attention.h", "kFrameKernelVersion"),
-    "flash": ("csrc/monarch_attention/cuda/flash_attention.h", "kFlashKernelVersion"),
+    "frame": ("csrc/frame_attention/cuda/kernels/frame_attention.h", "kFrameKernelVersion"),
+    "flash": ("csrc/monarch_attention/cuda/kernels/flash_attention.h", "kFlashKernelVersion"),
 }
 
 

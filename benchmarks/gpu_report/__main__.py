@@ -1,7 +1,7 @@
 """Turn what benchmarks.gpu_check left in a folder into files of the repository. Needs no GPU.
 
   benchmarks/results/<device>/gpu_check.csv and .png   the measurements, with commit, torch, CUDA, driver and clocks
-  csrc/shared/trusted_kernels.inc                      the kernels that passed `elements` and `tests` on this capability
+  csrc/trust/trusted_kernels.inc                      the kernels that passed `elements` and `tests` on this capability
   README.md                                            the table between its markers gpu-table:begin and gpu-table:end
 
 example:
@@ -113,7 +113,7 @@ def write_measurements(results: dict[str, Any], root: Path) -> list[str]:
 
 
 def write_trust(results: dict[str, Any], root: Path) -> list[str]:
-    path, versions = root / "csrc" / "shared" / "trusted_kernels.inc", provenance.kernel_versions(root)
+    path, versions = root / "csrc" / "trust" / "trusted_kernels.inc", provenance.kernel_versions(root)
     lines = trust.trusted_lines(results, versions)
     changed = trust.update(path, lines, versions)
     return [

@@ -1,4 +1,4 @@
-"""csrc/shared/trusted_kernels.inc: which kernel of which version passed its checks on which capability and dtype.
+"""csrc/trust/trusted_kernels.inc: which kernel of which version passed its checks on which capability and dtype.
 
     {"frame_attention_forward", 1, 90, "bfloat16"},
 

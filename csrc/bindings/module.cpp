@@ -3,13 +3,13 @@
 // eager use and tests.
 #include <torch/extension.h>
 
+#include "csrc/frame_attention/cuda/composed_frame_attention.h"
+#include "csrc/matrix_attention/cuda/matrix_attention_problem.h"
 #include "csrc/matrix_attention/matrix_attention.h"
-#include "csrc/matrix_attention/matrix_attention_problem.h"
 #include "csrc/matrix_attention/matrix_linear.h"
+#include "csrc/monarch_attention/cuda/temporal_by_frames.h"
 #include "csrc/monarch_attention/temporal_step.h"
-#include "csrc/monarch_attention/temporal_step_problem.h"
-#include "csrc/shared/composed_frame_attention.h"
-#include "csrc/shared/kernel_trust.h"
+#include "csrc/trust/kernel_trust.h"
 #include "frameattn/frameattn.h"
 
 namespace {

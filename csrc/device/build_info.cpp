@@ -4,7 +4,7 @@
 
 #ifdef FRAMEATTN_WITH_CUDA
 #include "csrc/device/cuda/device_info.h"
-#include "csrc/shared/cuda/gemm.h"
+#include "csrc/gemm/cuda/gemm.h"
 #endif
 
 namespace frameattn {

@@ -1,5 +1,5 @@
 // The products of matrix_linear, forward and backward, in the cheaper order, on any device. `Device` has
-//   gemm(a, b, bias, out, sum_batch)    with the contract of csrc/shared/cpu/gemm.h
+//   gemm(a, b, bias, out, sum_batch)    with the contract of csrc/gemm/cpu/gemm.h
 //   temporary(sizes, options)           memory for a product that lives as long as the Device
 #pragma once
 

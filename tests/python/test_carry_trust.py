@@ -1,4 +1,4 @@
-"""tests/static/carry_trust.py: which lines of trusted_kernels.inc survive which change of the kernels."""
+"""tools/carry_trust.py: which lines of trusted_kernels.inc survive which change of the kernels."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.report import ROOT
 
-sys.path.insert(0, str(ROOT / "tests/static"))
+sys.path.insert(0, str(ROOT / "tools"))
 import carry_trust
 from carry_trust import Function, Line, Tree, carry
 
@@ -166,7 +166,7 @@ class Repository:
         self.write("benchmarks/__init__.py", "")
         self.write("benchmarks/gpu_check/__init__.py", "")
         self.names(flash_forward=1)
-        self.write("csrc/shared/trusted_kernels.inc", table("flash_forward", 1))
+        self.write("csrc/trust/trusted_kernels.inc", table("flash_forward", 1))
         self.write("csrc/sources.txt", "# All.\ncsrc/one.cpp\ncuda csrc/shared/one.cu\n")
         self.write("csrc/element.h", ELEMENT)
         self.write("csrc/shared/one.cu", KERNEL)
@@ -188,7 +188,7 @@ class Repository:
     def move(self) -> None:
         """Another file, another name of kernel and enumeration, another order."""
         (self.root / "csrc/shared/one.cu").unlink()
-        (self.root / "csrc/shared/trusted_kernels.inc").rename(self.root / "csrc/trusted_kernels.inc")
+        (self.root / "csrc/trust/trusted_kernels.inc").rename(self.root / "csrc/trusted_kernels.inc")
         self.write("csrc/sources.txt", "cuda csrc/kernels/forward.cu\n")
         self.write("csrc/element.h", ELEMENT.replace("Element", "FrameElement"))
         lines = KERNEL.replace("Element", "FrameElement").replace("flash_forward", "flash_forward_sm80").splitlines()
@@ -224,7 +224,7 @@ def no_compiler(monkeypatch):
 
 def test_the_file_is_rewritten(repository, no_compiler, capsys):
     assert carry_trust.main(["--from", "HEAD", "--check"]) == 0
-    assert capsys.readouterr().out == "csrc/shared/trusted_kernels.inc: 2 lines, unchanged\n"
+    assert capsys.readouterr().out == "csrc/trust/trusted_kernels.inc: 2 lines, unchanged\n"
 
     repository.move()
     file = repository.root / "csrc/trusted_kernels.inc"
@@ -259,10 +259,10 @@ def test_what_cannot_be_compared_is_an_error(repository, no_compiler, monkeypatc
 
 def test_an_empty_table_needs_no_compiler(repository, monkeypatch, capsys):
     monkeypatch.setattr(carry_trust, "find_nvcc", lambda: None)
-    repository.write("csrc/shared/trusted_kernels.inc", COMMENT)
+    repository.write("csrc/trust/trusted_kernels.inc", COMMENT)
     repository.git("commit", "--quiet", "-a", "-m", "second")
     assert carry_trust.main(["--from", "HEAD"]) == 0
-    assert capsys.readouterr().out == "csrc/shared/trusted_kernels.inc: 0 lines, unchanged\n"
+    assert capsys.readouterr().out == "csrc/trust/trusted_kernels.inc: 0 lines, unchanged\n"
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,5 @@
-"""The implementations made of torch's operators (csrc/shared/composed_frame_attention.h), which CUDA uses for float32
-and for what no kernel takes: against the reference, with as little memory as there may be, and with odd inputs."""
+"""The implementations made of torch's operators, which CUDA uses for float32 and for
+what no kernel takes: against the reference, with as little memory as there may be, and with odd inputs."""
 
 import pytest
 import torch

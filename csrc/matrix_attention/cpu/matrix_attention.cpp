@@ -21,14 +21,14 @@
 #include <algorithm>
 #include <cmath>
 
+#include "csrc/gemm/cpu/brgemm.h"
+#include "csrc/gemm/cpu/pack.h"
+#include "csrc/gemm/cpu/tiles.h"
 #include "csrc/matrix_attention/cpu/few_frames.h"
 #include "csrc/matrix_attention/cpu/head.h"
 #include "csrc/matrix_attention/cpu/weights.h"
-#include "csrc/shared/cpu/brgemm.h"
-#include "csrc/shared/cpu/pack.h"
 #include "csrc/shared/cpu/row_kernels.h"
 #include "csrc/shared/cpu/tasks.h"
-#include "csrc/shared/cpu/tiles.h"
 #include "csrc/shared/unit_stride.h"
 
 namespace frameattn {

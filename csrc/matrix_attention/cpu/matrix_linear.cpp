@@ -1,9 +1,9 @@
-// matrix_linear on CPU: two products in the cheaper order (csrc/shared/cpu/gemm.h). Frames are read and written where
+// matrix_linear on CPU: two products in the cheaper order (csrc/gemm/cpu/gemm.h). Frames are read and written where
 // they are; the second product has the bias in its sum, so that is rounded once.
 #include <torch/library.h>
 
+#include "csrc/gemm/cpu/gemm.h"
 #include "csrc/matrix_attention/matrix_linear_products.h"
-#include "csrc/shared/cpu/gemm.h"
 #include "csrc/shared/cpu/tasks.h"
 
 namespace frameattn {

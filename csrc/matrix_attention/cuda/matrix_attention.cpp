@@ -1,8 +1,8 @@
 // matrix_attention on CUDA: a kernel for bfloat16 and float16, torch's operators for what it does not take.
 #include <torch/library.h>
 
-#include "csrc/matrix_attention/matrix_attention_problem.h"
-#include "csrc/shared/cuda/run_frame_problem.h"
+#include "csrc/frame_attention/cuda/run_frame_problem.h"
+#include "csrc/matrix_attention/cuda/matrix_attention_problem.h"
 
 namespace frameattn {
 

@@ -1,10 +1,10 @@
-// matrix_linear on CUDA: two products in the cheaper order, by cublasLt (csrc/shared/cuda/gemm.h); the second has the
+// matrix_linear on CUDA: two products in the cheaper order, by cublasLt (csrc/gemm/cuda/gemm.h); the second has the
 // bias in its sum.
 #include <c10/core/DeviceGuard.h>
 #include <torch/library.h>
 
+#include "csrc/gemm/cuda/gemm.h"
 #include "csrc/matrix_attention/matrix_linear_products.h"
-#include "csrc/shared/cuda/gemm.h"
 
 namespace frameattn {
 namespace {

@@ -11,9 +11,9 @@
 #include <limits>
 #include <type_traits>
 
+#include "csrc/gemm/cpu/brgemm.h"
+#include "csrc/gemm/cpu/pack.h"
 #include "csrc/monarch_attention/cpu/kernels.h"
-#include "csrc/shared/cpu/brgemm.h"
-#include "csrc/shared/cpu/pack.h"
 #include "csrc/shared/cpu/row_kernels.h"
 #include "csrc/shared/cpu/tasks.h"
 

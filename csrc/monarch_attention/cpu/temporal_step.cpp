@@ -2,7 +2,7 @@
 #include <ATen/Functions.h>
 #include <torch/library.h>
 
-#include "csrc/monarch_attention/cpu/steps.h"
+#include "csrc/monarch_attention/cpu/implementation.h"
 #include "csrc/monarch_attention/statistics.h"
 #include "csrc/monarch_attention/temporal_step.h"
 

@@ -8,13 +8,13 @@
 #include <limits>
 #include <type_traits>
 
+#include "csrc/gemm/cpu/brgemm.h"
+#include "csrc/gemm/cpu/tiles.h"
 #include "csrc/monarch_attention/cpu/kernels.h"
-#include "csrc/shared/cpu/brgemm.h"
 #include "csrc/shared/cpu/column_softmax.h"
 #include "csrc/shared/cpu/multiversion.h"
 #include "csrc/shared/cpu/row_kernels.h"
 #include "csrc/shared/cpu/tasks.h"
-#include "csrc/shared/cpu/tiles.h"
 
 namespace frameattn {
 

@@ -2,8 +2,8 @@
 // take.
 #include <torch/library.h>
 
-#include "csrc/monarch_attention/temporal_step_problem.h"
-#include "csrc/shared/cuda/run_frame_problem.h"
+#include "csrc/frame_attention/cuda/run_frame_problem.h"
+#include "csrc/monarch_attention/cuda/temporal_by_frames.h"
 
 namespace frameattn {
 

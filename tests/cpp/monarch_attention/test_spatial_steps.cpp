@@ -3,10 +3,10 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
-#include "csrc/monarch_attention/composed_spatial_step.h"
-#include "csrc/monarch_attention/cpu/steps.h"
-#include "csrc/monarch_attention/flash_steps.h"
-#include "csrc/monarch_attention/flash_trial.h"
+#include "csrc/monarch_attention/cpu/implementation.h"
+#include "csrc/monarch_attention/cuda/composed_spatial_step.h"
+#include "csrc/monarch_attention/cuda/flash_first_use.h"
+#include "csrc/monarch_attention/cuda/spatial_by_flash.h"
 
 namespace frameattn {
 namespace {
@@ -63,7 +63,7 @@ TEST_P(ComposedSpatialStep, IsThatOfTheCpu) {
     set_outputs(found, c);
     set_outputs(right, c);
     composed_spatial_forward(found, bytes);
-    cpu_steps().spatial_forward(right);
+    cpu_implementation().spatial_forward(right);
     for (const auto output : {&SpatialForwardStep::weighted_key, &SpatialForwardStep::weighted_value,
                               &SpatialForwardStep::lse, &SpatialForwardStep::entropy})
       expect_equal(found.*output, right.*output);
@@ -96,7 +96,7 @@ TEST_P(ComposedSpatialStep, IsThatOfTheCpu) {
       if (c.weigh_values) step->grad_value = at::ones_like(step->value, at::MemoryFormat::Contiguous);
     }
     composed_spatial_backward(slopes, bytes);
-    cpu_steps().spatial_backward(others);
+    cpu_implementation().spatial_backward(others);
     for (const auto output :
          {&SpatialBackwardStep::grad_query, &SpatialBackwardStep::grad_key, &SpatialBackwardStep::grad_value})
       expect_equal(slopes.*output, others.*output);
@@ -110,14 +110,14 @@ INSTANTIATE_TEST_SUITE_P(, ComposedSpatialStep,
 
 TEST(ComposedRows, AreThoseOfTheCpu) {
   const Tensor a = rows(13, 6), b = rows(13, 6);
-  expect_equal(composed_row_dots(a, b), cpu_steps().row_dots(a, b));
+  expect_equal(composed_row_dots(a, b), cpu_implementation().row_dots(a, b));
   Tensor out = rows(13, 6).contiguous(), lse = statistic(13), other = rows(13, 6).contiguous(),
          other_lse = statistic(13);
   lse[0][0].fill_(-INFINITY);
   other_lse[1].fill_(-INFINITY);
   const Tensor right = out.clone(), right_lse = lse.clone();
   composed_join(out, lse, other, other_lse);
-  cpu_steps().join(right, right_lse, other, other_lse);
+  cpu_implementation().join(right, right_lse, other, other_lse);
   expect_equal(out, right);
   expect_equal(lse, right_lse);
 }
@@ -137,7 +137,7 @@ FlashDevice recording(std::vector<Launch>& launches, int64_t multiprocessors = 4
           multiprocessors};
 }
 
-TEST(FlashSteps, HandOnPointersAndStrides) {
+TEST(SpatialByFlash, HandOnPointersAndStrides) {
   std::vector<Launch> launches;
   const int64_t frames = 3, positions = 10, dim = 64;
   SpatialForwardStep step{.query = rows(frames * positions, dim, at::kBFloat16),
@@ -163,7 +163,7 @@ TEST(FlashSteps, HandOnPointersAndStrides) {
   EXPECT_EQ(p.entropy.data, nullptr);
 }
 
-TEST(FlashSteps, CopyRowsThatAreNotAligned) {
+TEST(SpatialByFlash, CopyRowsThatAreNotAligned) {
   std::vector<Launch> launches;
   SpatialForwardStep step{.query = rows(20, 12, at::kHalf), .key = rows(20, 12, at::kHalf), .frames = 2, .scale = 1};
   step.weighted_key = at::empty({kBatch, kHeads, 20, 12}, at::kHalf);
@@ -176,7 +176,7 @@ TEST(FlashSteps, CopyRowsThatAreNotAligned) {
   EXPECT_NE(p.weighted_key.data, step.weighted_key.const_data_ptr());
 }
 
-TEST(FlashSteps, DenseRowsAreSplitOverKeys) {
+TEST(SpatialByFlash, DenseRowsAreSplitOverKeys) {
   std::vector<Launch> launches;
   SpatialForwardStep step{.query = rows(100, 64, at::kHalf),
                           .key = rows(2000, 64, at::kHalf),
@@ -201,7 +201,7 @@ TEST(FlashSteps, DenseRowsAreSplitOverKeys) {
   EXPECT_EQ(launches.size(), 1);
 }
 
-TEST(FlashSteps, ChooseByDtypeAndCapability) {
+TEST(SpatialByFlash, ChooseByDtypeAndCapability) {
   const auto choose = [](at::ScalarType dtype, int capability) {
     const Tensor t = at::empty({1, 2, 60, 64}, at::TensorOptions(dtype).device(at::kMeta));
     return choose_flash_kernel("spatial_step", t, t, 3, capability);
@@ -234,7 +234,7 @@ TEST(FlashPlan, SplitsOnlyWhatLeavesMultiprocessorsIdle) {
 
 // ---- The trial ------------------------------------------------------------------------------------------------------
 
-TEST(FlashTrial, TellsAWrongKernel) {
+TEST(FlashFirstUse, TellsAWrongKernel) {
   const auto of = [](int64_t frames) {
     SpatialForwardStep step{.query = rows(60, 24, at::kBFloat16),
                             .key = rows(60, 24, at::kBFloat16),

@@ -1,11 +1,11 @@
 // All of VMonarch attention as on CUDA, on tensors of the CPU: the fused operator, forward and backward, by the kernels
 // in the emulator, and by torch's operators, against the CPU's in float64. How steps are chained, what they share and
-// how rows are padded is seen here; the kernels alone are in tests/emulator.
+// how rows are padded is seen here; the kernels alone are in tools/emulator.
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
-#include "csrc/monarch_attention/cpu/steps.h"
-#include "tests/emulator/steps.h"
+#include "csrc/monarch_attention/cpu/implementation.h"
+#include "tools/emulator/implementation.h"
 
 namespace frameattn {
 namespace {
@@ -28,22 +28,22 @@ struct Results {
 };
 
 // The operator and its gradients of sum(out * out_slope) + sum(lse * lse_slope).
-Results run(const Steps& steps, const Case& c, const std::vector<Tensor>& inputs, const OptionalTensor& mask,
+Results run(const Implementation& device, const Case& c, const std::vector<Tensor>& inputs, const OptionalTensor& mask,
             const Tensor& grad_out, const Tensor& grad_lse) {
   const double scale = 1.5 / std::sqrt(static_cast<double>(c.dim)), floor = 0.1;
   const bool extra = c.extra_keys > 0;
   const OptionalTensor key = extra ? OptionalTensor(inputs[3]) : std::nullopt;
   const OptionalTensor value = extra ? OptionalTensor(inputs[4]) : std::nullopt;
   auto [out, lse, saved] =
-      vmonarch_attention_forward_by(steps, inputs[0], inputs[1], inputs[2], c.frames, c.iterations, c.dense_first_frame,
-                                    floor, scale, key, value, mask, /*save=*/true);
+      vmonarch_attention_forward_on(device, inputs[0], inputs[1], inputs[2], c.frames, c.iterations,
+                                    c.dense_first_frame, floor, scale, key, value, mask, /*save=*/true);
   // Without save, buffers serve twice: the result must be the same.
-  const auto plain = vmonarch_attention_forward_by(steps, inputs[0], inputs[1], inputs[2], c.frames, c.iterations,
+  const auto plain = vmonarch_attention_forward_on(device, inputs[0], inputs[1], inputs[2], c.frames, c.iterations,
                                                    c.dense_first_frame, floor, scale, key, value, mask, false);
   EXPECT_TRUE(std::get<0>(plain).equal(out));
   EXPECT_TRUE(std::get<1>(plain).equal(lse));
-  auto gradients = vmonarch_attention_backward_by(
-      steps, grad_out.to(out.scalar_type()), grad_lse.to(lse.scalar_type()), inputs[0], inputs[1], inputs[2], out, lse,
+  auto gradients = vmonarch_attention_backward_on(
+      device, grad_out.to(out.scalar_type()), grad_lse.to(lse.scalar_type()), inputs[0], inputs[1], inputs[2], out, lse,
       saved, c.frames, c.iterations, c.dense_first_frame, floor, scale, c.entropy_gradient, key, value, mask);
   auto [a, b, d, e, f] = gradients;
   Results result{out, lse, {a, b, d}};
@@ -58,7 +58,7 @@ void expect_close(const Tensor& found, const Tensor& right, double eps, const st
   testing::Test::RecordProperty(what, std::to_string(error));
 }
 
-void check(const Steps& steps, const Case& c, double out_eps, double gradient_eps) {
+void check(const Implementation& device, const Case& c, double out_eps, double gradient_eps) {
   at::manual_seed(0);
   const int64_t batch = 2, heads = 2, tokens = c.frames * c.positions;
   const auto rows = [&](int64_t count, int64_t dim) {
@@ -76,7 +76,7 @@ void check(const Steps& steps, const Case& c, double out_eps, double gradient_ep
   for (const Tensor& t : inputs) wide.push_back(t.to(at::kDouble));
   const Tensor grad_out = rows(tokens, c.value_dim), grad_lse = at::randn({batch, heads, tokens});
   const Results found = run(steps, c, inputs, mask, grad_out, grad_lse);
-  const Results right = run(cpu_steps(), c, wide, mask, grad_out, grad_lse);
+  const Results right = run(cpu_implementation(), c, wide, mask, grad_out, grad_lse);
   expect_close(found.out, right.out, out_eps, "out");
   expect_close(found.lse, right.lse, out_eps, "lse");
   const char* names[] = {"grad_query", "grad_key", "grad_value", "grad_extra_key", "grad_extra_value"};
@@ -88,13 +88,13 @@ class VMonarchAsOnCuda : public testing::TestWithParam<Case> {};
 
 TEST_P(VMonarchAsOnCuda, ByKernels) {
   const double eps = GetParam().dtype == at::kHalf ? 0x1p-11 : 0x1p-8;
-  check(emulated_steps(), GetParam(), 2 * eps, 4 * eps);
+  check(emulated_implementation(), GetParam(), 2 * eps, 4 * eps);
 }
 
 TEST_P(VMonarchAsOnCuda, ByTorchsOperators) {
   Case c = GetParam();
   c.dtype = at::kDouble;
-  check(emulated_steps(), c, 1e-12, 1e-11);
+  check(emulated_implementation(), c, 1e-12, 1e-11);
 }
 
 INSTANTIATE_TEST_SUITE_P(, VMonarchAsOnCuda,

@@ -52,9 +52,10 @@ def test_dry_run_prints_every_stage_and_its_commands_and_does_what_needs_no_gpu(
     values = json.loads((tmp_path / "results.json").read_text())
     assert [stage["name"] for stage in values["stages"]] == ["machine", *STAGES]
     assert values["kernel_versions"] == provenance.kernel_versions(ROOT)
-    assert {"csrc/shared/cuda/frame_attention.h", "csrc/monarch_attention/cuda/flash_attention.h"} < set(
-        values["sources"]
-    )
+    assert {
+        "csrc/frame_attention/cuda/kernels/frame_attention.h",
+        "csrc/monarch_attention/cuda/kernels/flash_attention.h",
+    } < set(values["sources"])
 
 
 def test_refuses_a_stage_that_it_does_not_know(tmp_path):

@@ -169,7 +169,7 @@ def test_the_digest_is_that_of_paths_and_contents(tmp_path):
 
 
 def make(folder: Path, *words: str) -> None:
-    command = ["make", "-s", "-C", ROOT / "tests/emulator", f"BUILD={folder}", *words]
+    command = ["make", "-s", "-C", ROOT / "tools/emulator", f"BUILD={folder}", *words]
     subprocess.run(command, check=True, env={k: v for k, v in os.environ.items() if k != "MAKEFLAGS"})
 
 

@@ -100,7 +100,7 @@ def make_report(checkout: Path, values: dict) -> int:
 def test_report_writes_measurements_trust_and_the_table(checkout, capsys):
     versions = provenance.kernel_versions(ROOT)
     version, flash = versions["frame_attention_forward"], versions["flash_forward"]
-    trusted = checkout / "csrc" / "shared" / "trusted_kernels.inc"
+    trusted = checkout / "csrc" / "trust" / "trusted_kernels.inc"
     kept = f'{{"frame_attention_forward", {version}, 80, "bfloat16"}},'
     outdated = (
         f'{{"frame_attention_forward", {version - 1}, 90, "bfloat16"}},\n{{"flash_gone", {flash}, 90, "float16"}},'
@@ -168,7 +168,7 @@ def test_report_trusts_no_other_version(checkout, capsys):
     versions = provenance.kernel_versions(ROOT)
     ran = {kernel: version + kernel.startswith("frame") for kernel, version in versions.items()}
     assert make_report(checkout, synthetic(kernel_versions=ran)) == 0
-    lines = (checkout / "csrc" / "shared" / "trusted_kernels.inc").read_text().splitlines()
+    lines = (checkout / "csrc" / "trust" / "trusted_kernels.inc").read_text().splitlines()
     flash = versions["flash_forward"]
     assert lines[1:] == [f'{{"flash_forward", {flash}, 90, "bfloat16"}},', f'{{"flash_join", {flash}, 90, "float16"}},']
     here = versions["frame_update_forward"]
@@ -186,7 +186,7 @@ def test_report_writes_what_passed_in_a_run_with_a_failed_stage_and_names_the_st
     assert make_report(checkout, synthetic(stages=stages)) == 0
     said = capsys.readouterr().out
     assert "stage tests failed: 1394 passed, 8 failed" in said and "stage timings" not in said
-    assert '"flash_forward"' in (checkout / "csrc" / "shared" / "trusted_kernels.inc").read_text()
+    assert '"flash_forward"' in (checkout / "csrc" / "trust" / "trusted_kernels.inc").read_text()
     assert list(checkout.glob("benchmarks/results/*/gpu_check.csv"))
 
 
@@ -216,9 +216,9 @@ def test_report_knows_the_commit_of_a_tree_without_git_by_its_sources(checkout, 
     (written,) = (checkout / "benchmarks" / "results").glob("*/gpu_check.csv")
     assert provenance.commit(checkout).removesuffix("-dirty") in written.read_text()
 
-    values["sources"]["csrc/shared/cuda/frame_attention.h"] = "0" * 40
+    values["sources"]["csrc/frame_attention/cuda/kernels/frame_attention.h"] = "0" * 40
     assert make_report(checkout, values) == 1
-    assert "are not those of HEAD: csrc/shared/cuda/frame_attention.h" in capsys.readouterr().err
+    assert "are not those of HEAD: csrc/frame_attention/cuda/kernels/frame_attention.h" in capsys.readouterr().err
 
 
 RECORDED = sorted((ROOT / "benchmarks" / "results").glob("*/results.json"))

@@ -1,0 +1,26 @@
+// The kernels by name: csrc/frame_attention/cuda/kernels/frame_*_sm80.cu.
+#include "csrc/frame_attention/cuda/kernels/frame_attention.h"
+
+namespace frameattn {
+
+using Launch = int(const FrameAttentionParams&, const FramePlan&, FrameElement, void* stream);
+Launch launch_frame_attention_forward_sm80, launch_frame_attention_backward_sm80, launch_frame_update_forward_sm80,
+    launch_frame_update_backward_sm80;
+
+int launch_frame_kernel_sm80(FrameKernel kernel, const FrameAttentionParams& params, const FramePlan& plan,
+                             FrameElement element, void* stream) {
+  if (params.items[0] * params.items[1] * params.items[2] == 0) return 0;
+  switch (kernel) {
+    case FrameKernel::attention_forward:
+      return launch_frame_attention_forward_sm80(params, plan, element, stream);
+    case FrameKernel::attention_backward:
+      return launch_frame_attention_backward_sm80(params, plan, element, stream);
+    case FrameKernel::update_forward:
+      return launch_frame_update_forward_sm80(params, plan, element, stream);
+    case FrameKernel::update_backward:
+      return launch_frame_update_backward_sm80(params, plan, element, stream);
+  }
+  return 1;  // cudaErrorInvalidValue
+}
+
+}  // namespace frameattn

@@ -1,0 +1,76 @@
+// Softmax attention of rows to rows, the spatial step of VMonarch and its dense rows, on NVIDIA GPUs. Every clip and
+// head has `parts` independent problems: frames, or pieces of a long range of keys. This file: plain structs and host
+// functions, no torch, no CUDA.
+//   x[j,i] = scale query[j].key[i],   R = softmax over i of x,   lse[j] = log sum_i exp(x)
+//   weighted_key[j] = scale sum_i R key[i]        weighted_value[j] = sum_i R value[i]
+//   entropy[j] = query[j].weighted_key[j] - lse[j], of weighted_key as it is stored
+// Backward, with R = exp(x - lse) and
+//   dx = R (grad_weighted_value[j].value[i] + scale grad_weighted_key[j].key[i] + grad_entropy[j] x[j,i] - offset[j]):
+//   grad_query[j] += scale sum_i dx key[i]
+//   grad_key[i]   += scale sum_j (R grad_weighted_key[j] + dx query[j])
+//   grad_value[i] += sum_j R grad_weighted_value[j]
+// For the plain gradient offset[j] = grad_weighted_value[j].weighted_value[j] + grad_weighted_key[j].weighted_key[j]
+// + grad_entropy[j] query[j].weighted_key[j] - grad_lse[j]. Rows that attend to more keys than these have the lse and
+// the offset of all of them.
+#pragma once
+
+#include <cstdint>
+
+#include "csrc/frame_attention/cuda/kernels/frame_attention.h"
+
+namespace frameattn {
+
+// Rows [batches, heads, parts, rows, columns], columns next to each other; strides count elements. Those of 16-bit
+// elements have addresses and strides that are multiples of 16 bytes, and columns a multiple of 8.
+struct FlashRows {
+  void* data = nullptr;  // null: there are none
+  int64_t batch_stride = 0, head_stride = 0, part_stride = 0, row_stride = 0;
+};
+
+// One float32 for each row.
+struct FlashScalars {
+  float* data = nullptr;  // null: there are none
+  int64_t batch_stride = 0, head_stride = 0, part_stride = 0;
+};
+
+struct FlashParams {
+  int32_t batches = 0, heads = 0, parts = 0;
+  int32_t queries = 0, keys = 0;  // rows of a part
+  int64_t all_keys = 0;           // of all parts: the last may have fewer
+  int32_t dim = 0, value_dim = 0;
+  float scale = 1;
+  FlashRows query, key;
+  FlashRows value;                         // null: no values
+  const uint8_t* key_mask = nullptr;       // [batches, all_keys], 0: takes no part; null: all do
+  FlashRows weighted_key, weighted_value;  // forward writes those that are wanted
+  FlashScalars lse;                        // forward writes it, -inf where no key takes part; backward reads it
+  FlashScalars entropy;                    // forward, optional; with weighted_key only
+  // Join merges the parts of weighted_value and lse, and what out and out_lse hold if join_out, into out and out_lse.
+  FlashRows out;         // part_stride is not used
+  FlashScalars out_lse;  // likewise
+  bool join_out = false;
+  // Offset reads the gradients, weighted rows, entropy, lse and grad_lse and writes offset, that of the plain gradient.
+  FlashScalars grad_lse;  // optional
+  // Backward reads these, the first two where there are weighted rows and one of them at least,
+  FlashRows grad_weighted_key, grad_weighted_value;
+  FlashScalars offset, grad_entropy;  // grad_entropy: optional, with grad_weighted_key only
+  // and adds to these, of float32.
+  FlashRows grad_query, grad_key, grad_value;
+};
+
+enum class FlashKernel { forward, join, offset, backward_query, backward_key };
+
+// Columns that a kernel computes with: the fewest of 64, 96, 128, 256 that hold both dims. 0: too many.
+int flash_width(int64_t dim, int64_t value_dim);
+
+// Into how many parts of keys dense rows are split so that all multiprocessors have work, where without it they make
+// `blocks` blocks.
+int64_t split_keys(int64_t blocks, int64_t keys, int64_t multiprocessors);
+
+// Launches on `stream` (a cudaStream_t) and returns a cudaError_t. Nothing to do: nothing is launched.
+int launch_flash_kernel_sm80(FlashKernel kernel, const FlashParams& params, FrameElement element, void* stream);
+
+// Counts the changes of these kernels that change what they compute: a recorded check holds for one version.
+constexpr int kFlashKernelVersion = 1;
+
+}  // namespace frameattn

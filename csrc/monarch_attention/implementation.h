@@ -1,0 +1,120 @@
+// The steps of VMonarch attention over all heads, into buffers of the caller's, and the operators made of them. A
+// device brings a table of functions that compute the steps; what is saved, reused and added up stands once for all
+// devices. Tensors are [B, H, rows, width] of one dtype with unit stride in width; statistics [B, H, rows] are
+// contiguous and of acc dtype (float64 for float64, else float32). A buffer that is not wanted is an undefined tensor.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+
+#include <cstdint>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "csrc/shared/unit_stride.h"
+
+namespace frameattn {
+
+// float64 for float64, else float32: the dtype of statistics and of sums in memory.
+inline at::ScalarType acc_dtype(const at::Tensor& t) {
+  return t.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+}
+
+// Contiguous buffers of the shape of t: uninitialised, and zeros in acc dtype to add to.
+inline at::Tensor empty_of(const at::Tensor& t) { return at::empty(t.sizes(), t.options()); }
+inline at::Tensor sums_like(const at::Tensor& t) { return at::zeros(t.sizes(), t.options().dtype(acc_dtype(t))); }
+
+// Attention of the rows of each of `frames` equal parts of query to those of the same part of key.
+struct SpatialForwardStep {
+  at::Tensor query, key, value, key_mask;  // value, key_mask [B, keys] may be undefined
+  int64_t frames;
+  double scale;
+  at::Tensor weighted_key, weighted_value, lse;  // the first two only if wanted; weighted_key may be query
+  at::Tensor entropy;                            // query . weighted_key - lse, if wanted
+};
+
+struct SpatialBackwardStep {
+  at::Tensor query, key, value, key_mask;
+  int64_t frames;
+  double scale;
+  at::Tensor weighted_key, weighted_value, lse, entropy;  // of forward
+  at::Tensor grad_weighted_key, grad_weighted_value, grad_lse;
+  at::Tensor grad_entropy;  // with weighted_key only
+  // grad_weighted_value . weighted_value - grad_lse of rows that attend to more keys than these, as lse is theirs;
+  // without weighted_key. Undefined: found from the above.
+  at::Tensor offset;
+  at::Tensor grad_query, grad_key, grad_value;  // acc dtype, contiguous, added to
+};
+
+struct TemporalForwardStep {
+  at::Tensor query, weighted_key, entropy;
+  int64_t frames;
+  double mass_floor;
+  at::Tensor value;           // undefined: the update form
+  at::Tensor out, mass, lse;  // out may be weighted_key in the update form, value in the other
+};
+
+struct TemporalBackwardStep {
+  at::Tensor query, weighted_key, entropy;
+  int64_t frames;
+  double mass_floor;
+  at::Tensor value, grad_out, grad_lse, row_lse, row_offset;  // output form
+  at::Tensor mass, grad_surrogate;  // update form: what forward gave, and the gradient in acc dtype
+  at::Tensor grad_query;            // acc dtype, added to
+  at::Tensor grad_weighted_key, grad_entropy, grad_value;
+};
+
+// What a device does.
+struct Implementation {
+  void (*spatial_forward)(const SpatialForwardStep&);
+  void (*spatial_backward)(const SpatialBackwardStep&);
+  // Backward of dense rows (frames = 1) that may be cut into `parts` equal parts of keys, or with split_queries
+  // queries.
+  void (*dense_backward)(const SpatialBackwardStep&, int64_t parts, bool split_queries);
+  void (*temporal_forward)(const TemporalForwardStep&);
+  void (*temporal_backward)(const TemporalBackwardStep&);
+  // sum over the last dimension of a * b, in acc dtype: [B, H, rows]
+  at::Tensor (*row_dots)(const at::Tensor& a, const at::Tensor& b);
+  // Rows that attend to two sets of keys, from what they got of each: contiguous; out and lse take the result.
+  void (*join)(const at::Tensor& out, const at::Tensor& lse, const at::Tensor& other, const at::Tensor& other_lse);
+};
+
+// ---- The operators (spatial_step.h, vmonarch_attention.h) by the steps of a device ----------------------------------
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> spatial_step_on(const Implementation& device, const at::Tensor& query,
+                                                               const at::Tensor& key,
+                                                               const std::optional<at::Tensor>& value, int64_t frames,
+                                                               double scale, bool weigh_keys,
+                                                               const std::optional<at::Tensor>& key_mask);
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> spatial_step_backward_on(
+    const Implementation& device, const std::optional<at::Tensor>& grad_weighted_key,
+    const std::optional<at::Tensor>& grad_weighted_value, const std::optional<at::Tensor>& grad_lse,
+    const at::Tensor& query, const at::Tensor& key, const std::optional<at::Tensor>& value,
+    const std::optional<at::Tensor>& key_mask, const at::Tensor& weighted_key, const at::Tensor& weighted_value,
+    const at::Tensor& lse, int64_t frames, double scale);
+
+std::tuple<at::Tensor, at::Tensor, std::vector<at::Tensor>> vmonarch_attention_forward_on(
+    const Implementation& device, const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+    int64_t frames, int64_t iterations, bool dense_first_frame, double mass_floor, double scale,
+    const std::optional<at::Tensor>& extra_key, const std::optional<at::Tensor>& extra_value,
+    const std::optional<at::Tensor>& extra_mask, bool save);
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> vmonarch_attention_backward_on(
+    const Implementation& device, const std::optional<at::Tensor>& grad_out, const std::optional<at::Tensor>& grad_lse,
+    const at::Tensor& query, const at::Tensor& key, const at::Tensor& value, const at::Tensor& out,
+    const at::Tensor& lse, at::TensorList saved, int64_t frames, int64_t iterations, bool dense_first_frame,
+    double mass_floor, double scale, bool entropy_gradient, const std::optional<at::Tensor>& extra_key,
+    const std::optional<at::Tensor>& extra_value, const std::optional<at::Tensor>& extra_mask);
+
+// An operator's kernel for a device: OnDevice<&spatial_step_on, &cpu_implementation>::call
+template <auto operation, const Implementation& (*implementation)(), typename = decltype(operation)>
+struct OnDevice;
+template <auto operation, const Implementation& (*implementation)(), typename Result, typename... Arguments>
+struct OnDevice<operation, implementation, Result (*)(const Implementation&, Arguments...)> {
+  static Result call(Arguments... arguments) { return operation(implementation(), arguments...); }
+};
+
+}  // namespace frameattn

@@ -1,0 +1,193 @@
+// Who may use a kernel, with checks that pass, fail and throw, and what a wrong kernel looks like to the check.
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+#include <thread>
+
+#include "csrc/frame_attention/cuda/composed_frame_attention.h"
+#include "csrc/frame_attention/cuda/frame_first_use.h"
+#include "csrc/matrix_attention/cuda/matrix_attention_problem.h"
+#include "csrc/monarch_attention/cuda/temporal_by_frames.h"
+#include "csrc/trust/kernel_trust.h"
+
+namespace frameattn {
+namespace {
+
+const KernelUse kUse{"frame_attention_forward", 1, 90, "bfloat16", "16 frames", 0};
+
+class Warnings : public c10::WarningHandler {
+ public:
+  void process(const c10::Warning& warning) override { texts.push_back(warning.msg()); }
+  std::vector<std::string> texts;
+
+ private:
+  c10::WarningUtils::WarningHandlerGuard guard_{this};
+};
+
+class KernelTrustTest : public testing::Test {
+ protected:
+  void SetUp() override { unsetenv("FRAMEATTN_KERNELS"); }
+  void TearDown() override { unsetenv("FRAMEATTN_KERNELS"); }
+
+  // A check that counts its calls.
+  std::function<std::string()> says(const std::string& complaint) {
+    return [this, complaint] {
+      ++checks;
+      return complaint;
+    };
+  }
+
+  std::atomic<int> checks{0};
+  Warnings warnings;
+};
+
+TEST_F(KernelTrustTest, ATrustedKernelIsNotChecked) {
+  KernelTrust trust({{"frame_attention_forward", 1, 90, "bfloat16"}});
+  EXPECT_TRUE(trust.allows(kUse, false, says("wrong")));
+  EXPECT_TRUE(trust.allows(kUse, true, says("wrong")));
+  EXPECT_EQ(checks, 0);
+  for (const KernelUse& other : {KernelUse{"frame_update_forward", 1, 90, "bfloat16", "", 0},
+                                 KernelUse{"frame_attention_forward", 2, 90, "bfloat16", "another version", 0},
+                                 KernelUse{"frame_attention_forward", 1, 80, "bfloat16", "another GPU", 0},
+                                 KernelUse{"frame_attention_forward", 1, 90, "float16", "", 0}})
+    EXPECT_FALSE(trust.allows(other, false, says("wrong")));
+  EXPECT_EQ(checks, 4);
+}
+
+TEST_F(KernelTrustTest, AKernelThatAgreesIsCheckedOnceForAShapeAndDevice) {
+  KernelTrust trust({});
+  for (int i = 0; i < 3; ++i) EXPECT_TRUE(trust.allows(kUse, false, says("")));
+  EXPECT_EQ(checks, 1);
+  KernelUse other = kUse;
+  other.shape = "17 frames";
+  EXPECT_TRUE(trust.allows(other, false, says("")));
+  other.device = 1;
+  EXPECT_TRUE(trust.allows(other, false, says("")));
+  EXPECT_EQ(checks, 3);
+  EXPECT_TRUE(warnings.texts.empty());
+}
+
+TEST_F(KernelTrustTest, AWrongKernelIsNeverUsedAndOneWarningSaysSo) {
+  KernelTrust trust({});
+  for (int i = 0; i < 3; ++i) EXPECT_FALSE(trust.allows(kUse, false, says("an output errs by 3")));
+  EXPECT_EQ(checks, 1);
+  ASSERT_EQ(warnings.texts.size(), 1u);
+  for (const char* part : {"frame_attention_forward (bfloat16, 16 frames)", "an output errs by 3", "frameattn info"})
+    EXPECT_NE(warnings.texts[0].find(part), std::string::npos) << warnings.texts[0];
+}
+
+TEST_F(KernelTrustTest, ACheckThatThrowsIsAWrongKernel) {
+  KernelTrust trust({});
+  const auto check = [&]() -> std::string { TORCH_CHECK(false, "no image for this device"); };
+  EXPECT_FALSE(trust.allows(kUse, false, check));
+  EXPECT_FALSE(trust.allows(kUse, false, says("")));
+  ASSERT_EQ(warnings.texts.size(), 1u);
+  EXPECT_NE(warnings.texts[0].find("no image for this device"), std::string::npos);
+}
+
+TEST_F(KernelTrustTest, WhileAGraphIsCapturedNothingIsChecked) {
+  KernelTrust trust({});
+  EXPECT_FALSE(trust.allows(kUse, true, says("")));
+  EXPECT_FALSE(trust.allows(kUse, true, says("")));
+  EXPECT_EQ(checks, 0);
+  ASSERT_EQ(warnings.texts.size(), 1u);
+  EXPECT_NE(warnings.texts[0].find("before the capture"), std::string::npos);
+  EXPECT_TRUE(trust.allows(kUse, false, says("")));  // a capture is no verdict
+  EXPECT_TRUE(trust.allows(kUse, true, says("")));
+  EXPECT_EQ(checks, 1);
+}
+
+TEST_F(KernelTrustTest, TheEnvironmentOverrides) {
+  KernelTrust trust({{"frame_attention_forward", 1, 90, "bfloat16"}});
+  setenv("FRAMEATTN_KERNELS", "composed", 1);
+  EXPECT_FALSE(trust.allows(kUse, false, says("")));
+  setenv("FRAMEATTN_KERNELS", "unchecked", 1);
+  EXPECT_TRUE(KernelTrust({}).allows(kUse, false, says("wrong")));
+  EXPECT_EQ(checks, 0);
+  EXPECT_TRUE(warnings.texts.empty());
+  setenv("FRAMEATTN_KERNELS", "checked", 1);
+  EXPECT_TRUE(trust.allows(kUse, false, says("wrong")));
+  EXPECT_FALSE(KernelTrust({}).allows(kUse, false, says("wrong")));
+  EXPECT_EQ(checks, 1);
+  setenv("FRAMEATTN_KERNELS", "fast", 1);
+  try {
+    trust.allows(kUse, false, says(""));
+    FAIL() << "\"fast\" is no choice";
+  } catch (const c10::Error& error) {
+    EXPECT_NE(
+        std::string(error.what()).find("must be checked (as if it were not set), composed or unchecked, got \"fast\""),
+        std::string::npos);
+  }
+}
+
+TEST_F(KernelTrustTest, WithinACheckEveryKernelIsAllowed) {
+  KernelTrust trust({});
+  EXPECT_TRUE(trust.allows(kUse, false, [&] {
+    EXPECT_TRUE(trust.allows(kUse, false, says("wrong")));
+    return std::string();
+  }));
+  EXPECT_EQ(checks, 0);
+}
+
+TEST_F(KernelTrustTest, ThreadsCheckOnce) {
+  KernelTrust trust({});
+  std::vector<std::thread> threads;
+  std::atomic<int> allowed{0};
+  for (int i = 0; i < 8; ++i) threads.emplace_back([&] { allowed += trust.allows(kUse, false, says("")); });
+  for (auto& thread : threads) thread.join();
+  EXPECT_EQ(allowed, 8);
+  EXPECT_EQ(checks, 1);
+}
+
+// ---- The check itself ----
+
+std::vector<FrameProblem> problems(at::ScalarType dtype) {
+  std::vector<FrameProblem> all;
+  const auto keep = [&](const FrameProblem& problem) { all.push_back(problem); };
+  const auto x = at::randn({2, 5, 6, 36}, dtype), query = at::randn({2, 3, 20, 16}, dtype);
+  const auto value = at::randn({2, 3, 20, 24}, dtype), scalars = at::randn({2, 3, 20});
+  matrix_attention_by(keep, x, x, x, 3, 2, 0.0);
+  matrix_attention_backward_by(keep, x, x, x, x, 3, 2, std::nullopt);
+  temporal_update_by(keep, query, query, scalars, 5, 0.1);
+  temporal_update_backward_by(keep, query.to(at::kFloat), query, query, scalars, scalars, 5, 0.1);
+  temporal_output_by(keep, query, query, scalars, value, 5);
+  temporal_output_backward_by(keep, value, scalars, query, query, scalars, value, 5);
+  return all;
+}
+
+TEST(FrameFirstUse, AcceptsARightKernelAndLeavesRandomNumbersAlone) {
+  for (const auto dtype : {at::kBFloat16, at::kHalf})
+    for (const FrameProblem& problem : problems(dtype)) {
+      at::manual_seed(7);
+      EXPECT_EQ(difference_from_composed([](const FrameProblem& p) { run_composed(p); }, problem), "") << problem.op;
+      const auto after = at::randn({3});
+      at::manual_seed(7);
+      EXPECT_TRUE(at::equal(after, at::randn({3})));
+    }
+}
+
+// The first output that a problem has.
+const at::Tensor& output_of(const FrameProblem& problem) {
+  return problem.is_backward() ? problem.grad_key : problem.out;
+}
+
+TEST(FrameFirstUse, FindsWhatIsWrong) {
+  for (const FrameProblem& problem : problems(at::kBFloat16)) {
+    const auto wrong = [&](auto spoil) {
+      return difference_from_composed(
+          [&](const FrameProblem& p) {
+            run_composed(p);
+            spoil(p);
+          },
+          problem);
+    };
+    EXPECT_NE(wrong([](const FrameProblem& p) { output_of(p).mul_(1.2); }), "") << problem.op;
+    EXPECT_NE(wrong([](const FrameProblem& p) { output_of(p).select(2, 2).select(2, 4).zero_(); }), "") << problem.op;
+    EXPECT_NE(wrong([](const FrameProblem& p) { output_of(p).select(5, 0).fill_(NAN); }), "") << problem.op;
+    EXPECT_NE(difference_from_composed([](const FrameProblem&) {}, problem), "") << problem.op;  // writes nothing
+  }
+}
+
+}  // namespace
+}  // namespace frameattn

@@ -1,0 +1,372 @@
+"""Check the machine code of the CUDA kernels, without a GPU.
+
+Every .cu file of csrc/sources.txt is compiled for every architecture. A kernel fails when the compiler warns, spills
+registers, uses a stack frame, ignores setmaxnreg or serializes wgmma, and when its machine code holds other numbers of
+tensor core instructions and of their loads than tools/kernel_table.csv says: an unrolled loop has as many of
+them as its tile needs, so a number that changes is a loop that was not unrolled or a load that was split.
+
+examples:
+  python tools/check_kernels.py
+  python tools/check_kernels.py --arch sm_80 --file csrc/frame_attention/cuda/kernels/frame_attention_forward_sm80.cu
+  python tools/check_kernels.py --update        writes the table; read its diff before you commit it
+
+Column local_memory_allowed of the table, written by hand as "16 bytes: the reason", lets one kernel spill so much.
+"""
+
+import argparse
+import csv
+import os
+import re
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from runpy import run_path
+from typing import Any
+
+from torch.utils.cpp_extension import COMMON_NVCC_FLAGS
+
+ROOT = Path(__file__).resolve().parents[1]
+TABLE = Path(__file__).with_name("kernel_table.csv")
+ARCHITECTURES = ("sm_80", "sm_90a", "sm_120", "compute_80")  # those of setup.py; the last is PTX
+NOT_CHECKED = ("csrc/device/cuda/device_image.cu",)  # an empty kernel
+NOT_IN_FILE = 8  # kind of an ELF section that has a size alone: shared memory
+REGISTERS_MORE = 8  # than in the table, before it is a failure: they come and go with every change
+
+# The low 9 bits of an instruction say what it does, the next 3 where its operands are: STL is 0x387, and 0x987 with an
+# address in a uniform register. nvdisasm 13.5 agrees for all three architectures.
+OPCODES = {
+    "HMMA": 0x03C,
+    "LDSM": 0x03B,
+    "LDGSTS": 0x1AE,
+    "LDL": 0x183,
+    "STL": 0x187,
+    "LDG": 0x181,
+    "STG": 0x186,
+    "MUFU": 0x108,
+}
+COUNTED = ("HMMA", "LDSM", "LDGSTS")
+COLUMNS = ("file", "kernel", "arch", "registers", "shared", *COUNTED, "local_memory_allowed")
+Key = tuple[str, str, str]  # file, kernel, arch
+
+
+@dataclass
+class Resources:
+    """What ptxas says about a kernel. Sizes are in bytes, shared memory without what the launch adds."""
+
+    registers: int = 0
+    shared: int = 0
+    stack: int = 0
+    spill_stores: int = 0
+    spill_loads: int = 0
+
+
+@dataclass
+class Compiled:
+    """One file, compiled for one architecture."""
+
+    file: str
+    arch: str
+    seconds: float = 0.0
+    kernels: dict[Key, tuple[Resources, Counter[str]]] = field(default_factory=dict)
+    ptx_kernels: int = 0
+    problems: list[str] = field(default_factory=list)
+
+    def fail(self, message: str, kernel: str = "") -> None:
+        self.problems.append(f"{self.file} {kernel or '-'} {self.arch}: {message}")
+
+
+# ---- Reading what the compiler made ----------------------------------------------------------------------------------
+
+
+def read_sections(cubin: bytes) -> Iterator[tuple[str, bytes]]:
+    """Name and content of every section of a cubin, which is an ELF file."""
+    if cubin[:5] != b"\x7fELF\x02":
+        raise ValueError("not a 64-bit ELF file")
+    (table,) = struct.unpack_from("<Q", cubin, 0x28)
+    entry_size, entries, names_index = struct.unpack_from("<HHH", cubin, 0x3A)
+    headers = [struct.unpack_from("<IIQQQQ", cubin, table + i * entry_size) for i in range(entries)]
+    names = headers[names_index][4]
+    for name_offset, kind, _, _, offset, size in headers:
+        start = names + name_offset
+        name = cubin[start : cubin.index(b"\0", start)].decode()
+        yield name, bytes(size) if kind == NOT_IN_FILE else cubin[offset : offset + size]
+
+
+def read_kernels(cubin: bytes) -> Iterator[tuple[str, bytes]]:
+    """Name and machine code of every kernel of a cubin: the sections .text.<name>."""
+    for name, content in read_sections(cubin):
+        if name.startswith(".text."):
+            yield name.removeprefix(".text."), content
+
+
+def count_instructions(code: bytes) -> Counter[str]:
+    """How often each instruction of OPCODES occurs in machine code, whose instructions have 128 bits."""
+    found = Counter(first & 0x1FF for first, _ in struct.iter_unpack("<QQ", code))
+    return Counter({name: found[opcode] for name, opcode in OPCODES.items()})
+
+
+def parse_ptxas(output: str) -> dict[str, Resources]:
+    """The resources of each kernel from the output of ptxas -v. Functions it calls are printed after it and count."""
+    kernels: dict[str, Resources] = {}
+    kernel = Resources()
+    for line in output.splitlines():
+        if found := re.search(r"Compiling entry function '(\w+)'", line):
+            kernel = kernels[found[1]] = Resources()
+        elif found := re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", line):
+            kernel.stack = max(kernel.stack, int(found[1]))
+            kernel.spill_stores = max(kernel.spill_stores, int(found[2]))
+            kernel.spill_loads = max(kernel.spill_loads, int(found[3]))
+        elif found := re.search(r"Used (\d+) registers", line):
+            kernel.registers = int(found[1])
+            smem = re.search(r"(\d+) bytes smem", line)
+            kernel.shared = int(smem[1]) if smem else 0
+    return kernels
+
+
+def complaints(output: str) -> list[str]:
+    """Lines of a compiler's output that must not be there. C7508: setmaxnreg was ignored."""
+    return [line.strip() for line in output.splitlines() if re.search(r"\b(warning|serialized|C7508)\b", line)]
+
+
+def short_name(demangled: str) -> str:
+    """name<arguments> of a kernel: void frameattn::k<frameattn::A, (frameattn::E)1>(P) is k<A, (E)1>."""
+    name = demangled.replace("(anonymous namespace)::", "").removeprefix("void ")
+    depth = 0
+    for i, sign in enumerate(name):
+        depth += (sign == "<") - (sign == ">")
+        if sign == "(" and depth == 0:
+            name = name[:i]
+            break
+    return re.sub(r"\b\w+::", "", name)
+
+
+def demangle(mangled: Sequence[str]) -> list[str]:
+    if not mangled:
+        return []
+    demangled = subprocess.run(["c++filt"], input="\n".join(mangled), capture_output=True, text=True, check=True)
+    return demangled.stdout.splitlines()
+
+
+def short_names(mangled: Sequence[str]) -> dict[str, str]:
+    lines = demangle(mangled)
+    names = [short_name(line) for line in lines]
+    # Two kernels that only differ in what the short name leaves out keep all of theirs.
+    return {
+        key: name if names.count(name) == 1 else line for key, name, line in zip(mangled, names, lines, strict=True)
+    }
+
+
+# ---- Compiling -------------------------------------------------------------------------------------------------------
+
+
+def find_nvcc() -> Path | None:
+    toolkit = run_path(str(ROOT / "setup.py"))["find_cuda_toolkit"]()
+    return toolkit / "bin" / "nvcc" if toolkit else None
+
+
+def listed_files(root: Path = ROOT) -> list[str]:
+    files = [line.removeprefix("cuda ") for line in (root / "csrc" / "sources.txt").read_text().splitlines()]
+    return [file for file in files if file.endswith(".cu") and file not in NOT_CHECKED]
+
+
+def compile_command(nvcc: Path, root: Path, file: str, arch: str, output: Path) -> list[str | Path]:
+    """With the flags of setup.py, among them those that torch adds."""
+    target = f"arch={arch.replace('sm_', 'compute_')},code={arch}"
+    command = [nvcc, "-ptx" if arch.startswith("compute_") else "-cubin", "-gencode", target, *setup_flags(root)]
+    return [*command, "-O3", *COMMON_NVCC_FLAGS, "-I", root, "-I", root / "csrc" / "include", root / file, "-o", output]
+
+
+def setup_flags(root: Path) -> list[str]:
+    """Those that setup.py gives to nvcc whatever the level of optimisation."""
+    flags = re.search(r'flags\["nvcc"\] = \[(.*)\]', (root / "setup.py").read_text())
+    if flags is None:
+        raise ValueError(f'{root / "setup.py"} has no line flags["nvcc"] = [...]')
+    return re.findall(r'"([^"]*)"', flags[1])
+
+
+def compile_file(nvcc: Path, file: str, arch: str) -> Compiled:
+    """Compiles and reads what came out."""
+    compiled = Compiled(file, arch)
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder, "kernels")
+        command = [*compile_command(nvcc, ROOT, file, arch, output), "-Werror", "all-warnings", "-Xptxas", "-v"]
+        start = time.perf_counter()
+        nvcc_run = subprocess.run(command, capture_output=True, text=True)
+        compiled.seconds = time.perf_counter() - start
+        messages = nvcc_run.stdout + nvcc_run.stderr
+        if nvcc_run.returncode:
+            compiled.fail(f"nvcc failed\n{messages.strip()}")
+        else:
+            for line in complaints(messages):
+                compiled.fail(line)
+            read_output(compiled, output.read_bytes(), messages)
+    return compiled
+
+
+def read_output(compiled: Compiled, code: bytes, messages: str) -> None:
+    if compiled.arch.startswith("compute_"):
+        compiled.ptx_kernels = len(re.findall(rb"^\s*(?:\.\w+ )*\.entry ", code, re.MULTILINE))
+    else:
+        resources = parse_ptxas(messages)
+        kernels = dict(read_kernels(code))
+        if resources.keys() != kernels.keys():
+            compiled.fail(f"ptxas speaks of {sorted(resources)}, the cubin holds {sorted(kernels)}")
+        for mangled, name in short_names(sorted(resources.keys() & kernels.keys())).items():
+            key = (compiled.file, name, compiled.arch)
+            compiled.kernels[key] = resources[mangled], count_instructions(kernels[mangled])
+    if not compiled.kernels and not compiled.ptx_kernels:
+        compiled.fail("no kernel came out")
+
+
+def compile_all(nvcc: Path, files: Sequence[str], architectures: Sequence[str]) -> list[Compiled]:
+    return in_parallel(compile_file, [(nvcc, file, arch) for file in files for arch in architectures])
+
+
+def in_parallel(function: Callable[..., Any], jobs: Sequence[tuple]) -> list[Any]:
+    """function(*job) for each job, in their order."""
+    workers = int(os.environ.get("MAX_JOBS") or len(os.sched_getaffinity(0)))
+    with ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(lambda job: function(*job), jobs))
+
+
+# ---- Comparing -------------------------------------------------------------------------------------------------------
+
+
+def read_table(path: Path) -> dict[Key, dict[str, str]]:
+    if not path.exists():
+        return {}
+    with path.open(newline="") as lines:
+        return {(row["file"], row["kernel"], row["arch"]): row for row in csv.DictReader(lines)}
+
+
+def write_table(path: Path, table: dict[Key, dict[str, str]]) -> None:
+    with path.open("w", newline="") as lines:
+        writer = csv.DictWriter(lines, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        for key in sorted(table, key=lambda key: (*key[:2], ARCHITECTURES.index(key[2]))):
+            writer.writerow(table[key])
+
+
+def update_table(table: dict[Key, dict[str, str]], compiled: Sequence[Compiled], files: set[str]) -> dict:
+    """The table with the rows of what was compiled, and those of other files that are still there."""
+    done = {(one.file, one.arch) for one in compiled if one.kernels}
+    updated = {key: row for key, row in table.items() if key[0] in files and (key[0], key[2]) not in done}
+    for one in compiled:
+        for key, (resources, counts) in one.kernels.items():
+            values = (*key, resources.registers, resources.shared, *(counts[name] for name in COUNTED))
+            allowed = table[key]["local_memory_allowed"] if key in table else ""
+            updated[key] = dict(zip(COLUMNS, (*map(str, values), allowed), strict=True))
+    return updated
+
+
+def check_against(table: dict[Key, dict[str, str]], one: Compiled) -> None:
+    """Adds what is wrong with the kernels of one compilation to its problems."""
+    for key, (resources, counts) in one.kernels.items():
+        kernel, row = key[1], table.get(key)
+        check_local_memory(one, kernel, resources, counts, row["local_memory_allowed"] if row else "")
+        if row is None:
+            one.fail("not in the table; --update adds it", kernel)
+            continue
+        for name in COUNTED:
+            if counts[name] != int(row[name]):
+                one.fail(f"{name}: expected {row[name]}, found {counts[name]}", kernel)
+        if resources.registers > int(row["registers"]) + REGISTERS_MORE:
+            expected = f"{row['registers']}, or up to {REGISTERS_MORE} more"
+            one.fail(f"registers: expected {expected}, found {resources.registers}", kernel)
+    for key in table:
+        if one.kernels and (key[0], key[2]) == (one.file, one.arch) and key not in one.kernels:
+            one.fail("in the table, but not in the file; --update drops it", key[1])
+
+
+def check_local_memory(one: Compiled, kernel: str, resources: Resources, counts: Counter[str], allowed: str) -> None:
+    reason = re.fullmatch(r"(\d+) bytes: \S.*", allowed)
+    if allowed and not reason:
+        one.fail(f'local_memory_allowed: expected "16 bytes: the reason", found "{allowed}"', kernel)
+    limit = int(reason[1]) if reason else 0
+    for name in ("stack", "spill_stores", "spill_loads"):
+        if (size := getattr(resources, name)) > limit:
+            one.fail(f"{name.replace('_', ' ')}: expected {limit} bytes, found {size}", kernel)
+    for name in ("LDL", "STL"):
+        if counts[name] and not limit:
+            one.fail(f"{name}: expected 0, found {counts[name]}", kernel)
+
+
+# ---- The command -----------------------------------------------------------------------------------------------------
+
+
+def print_summary(compiled: Sequence[Compiled]) -> None:
+    """One line for each file and architecture: the greatest registers and shared memory, the sums of instructions."""
+    print(
+        f"{'file':54} {'arch':10} {'kernels':>7} {'regs':>5} {'shared':>6} {'HMMA':>6} {'LDSM':>6} {'LDGSTS':>6}    s"
+    )
+    for one in compiled:
+        resources = [resources for resources, _ in one.kernels.values()]
+        numbers = [""] * 5
+        if resources:
+            sums = [sum(counts[name] for _, counts in one.kernels.values()) for name in COUNTED]
+            numbers = [max(r.registers for r in resources), max(r.shared for r in resources), *sums]
+        regs, shared, hmma, ldsm, ldgsts = numbers
+        kernels = len(one.kernels) or one.ptx_kernels
+        print(
+            f"{one.file:54} {one.arch:10} {kernels:7} {regs:>5} {shared:>6} {hmma:>6} {ldsm:>6} {ldgsts:>6} "
+            f"{one.seconds:4.1f}"
+        )
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arch", default=",".join(ARCHITECTURES), help="default: %(default)s")
+    parser.add_argument("--file", action="append", type=Path, metavar="FILE.cu", help="default: all of sources.txt")
+    parser.add_argument("--table", type=Path, default=TABLE, help="another table than kernel_table.csv")
+    parser.add_argument("--update", action="store_true", help="write the table")
+    options = parser.parse_args(arguments)
+    options.arch = options.arch.split(",")
+    if unknown := [arch for arch in options.arch if arch not in ARCHITECTURES]:
+        parser.error(f"no architecture {', '.join(unknown)}; there are {', '.join(ARCHITECTURES)}")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse(arguments)
+    nvcc = find_nvcc()
+    if nvcc is None:
+        print("check_kernels.py: nvcc was not found", file=sys.stderr)
+        return 2
+    listed = listed_files()
+    files = listed
+    if options.file:
+        paths = [path.resolve() for path in options.file]
+        files = [str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path) for path in paths]
+
+    start = time.perf_counter()
+    compiled = compile_all(nvcc, files, options.arch)
+    seconds = time.perf_counter() - start
+
+    table = read_table(options.table)
+    if options.update:
+        table = update_table(table, compiled, {*listed, *files})
+        write_table(options.table, table)
+    for one in compiled:
+        check_against(table, one)
+    problems = [problem for one in compiled for problem in one.problems]
+    if not options.file:
+        for file in sorted({key[0] for key in table} - set(listed)):
+            problems.append(f"{file}: in the table, but not in csrc/sources.txt; --update drops it")
+
+    print_summary(compiled)
+    for problem in problems:
+        print(f"FAILED {problem}")
+    kernels = sum(len(one.kernels) for one in compiled)
+    print(f"{kernels} kernels of {len(files)} files in {seconds:.1f} s with {nvcc}: {len(problems)} problems")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,38 @@
+// Problems for the flash kernels, their solution in float64, and the comparison of both.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "csrc/monarch_attention/cuda/kernels/flash_attention.h"
+#include "tools/emulator/comparison.h"
+
+namespace frameattn {
+
+enum class FlashData {
+  random,    // normal numbers
+  flat,      // all logits equal: a key that should be masked weighs as much as the others
+  growing,   // later keys have larger logits, up to 150: their exponentials exceed float32, and sums are rescaled
+  masked,    // random, with a key_mask; of one clip no key takes part
+  negative,  // all logits near -150: those of rows that do not exist would be far larger
+  large      // random, and gradients whose products exceed float16
+};
+
+// What is computed: forward; parts joined into one; or backward, from the offset on.
+enum class FlashTask { forward, join, backward };
+
+struct FlashCase {
+  FlashTask task;
+  FrameElement element;
+  bool keys, values;  // weighted rows of which
+  int queries, key_rows, dim, value_dim;
+  FlashData data;
+  bool split;  // all parts have the same queries, and the last one fewer keys: dense rows split over keys
+
+  std::string name() const;
+};
+
+std::vector<FlashCase> flash_cases();
+FrameOutcome run_flash_case(const FlashCase& problem);
+
+}  // namespace frameattn

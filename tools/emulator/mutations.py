@@ -1,0 +1,100 @@
+"""Breaks the CUDA kernels in one place at a time and sees whether the emulated cases notice: make check-emulator.
+
+  python tools/emulator/mutations.py [NAME ...]      only mutations whose names contain one of these
+
+A mutation replaces one piece of text of one file. Only the broken kernel is compiled, everything else is linked as it
+is. It counts as caught if a case fails, or does not end. The unbroken kernels must pass all cases first.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from flash_mutations import FLASH
+from frame_mutations import FRAMES
+from mutation import Mutation
+
+ROOT = Path(__file__).resolve().parents[2]
+BUILD = ROOT / "build"
+MUTATIONS = FRAMES + FLASH
+TIMEOUT = 120
+
+
+def main(wanted: Iterable[str]) -> int:
+    wanted = list(wanted)
+    chosen = [m for m in MUTATIONS if not wanted or any(text in m.name for text in wanted)]
+    if not chosen:
+        print(f"mutations.py: no mutation is called {wanted}", file=sys.stderr)
+        return 2
+    for program in ("emulator", "sanitized"):
+        subprocess.run(["make", "-s", "-C", ROOT / "tools/emulator", f"-j{jobs()}", program], check=True)
+    print("unbroken kernels ...", flush=True)
+    subprocess.run([BUILD / "emulator/kernels", "--quiet"], check=True)
+    start, missed = time.monotonic(), []
+    with ThreadPoolExecutor(jobs()) as pool:
+        for mutation, verdict in zip(chosen, pool.map(try_mutation, chosen), strict=True):
+            caught = verdict is not None
+            print(f"{'caught' if caught else 'MISSED'}  {mutation.name}: {verdict or 'every case passes'}", flush=True)
+            if not caught:
+                missed.append(mutation.name)
+    print(f"{len(chosen) - len(missed)} of {len(chosen)} caught in {time.monotonic() - start:.0f} s")
+    return 1 if missed else 0
+
+
+def jobs() -> int:
+    return int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
+
+
+def try_mutation(mutation: Mutation) -> str | None:
+    """What the first failing case says, None if none fails."""
+    text = (ROOT / mutation.file).read_text()
+    if text.count(mutation.old) != 1:
+        raise SystemExit(
+            f"{mutation.name}: {mutation.file} has {text.count(mutation.old)} places like {mutation.old!r}"
+        )
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        broken = folder / mutation.file
+        broken.parent.mkdir(parents=True)
+        broken.write_text(text.replace(mutation.old, mutation.new))
+        program = build(mutation, folder)
+        command = [program, "--quiet", "--stop", "--case", mutation.task]
+        if mutation.cases:
+            return first_failure([*command, "--case", mutation.cases])
+        # In the usual schedule all cases, then some in all schedules.
+        return first_failure(command) or first_failure([*command, "--thorough", "--case", mutation.thorough])
+
+
+def first_failure(command: list) -> str | None:
+    try:
+        run = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, errors="replace")
+    except subprocess.TimeoutExpired:
+        return f"does not end within {TIMEOUT} s"
+    if run.returncode == 0:
+        return None
+    if run.returncode == 2:
+        raise SystemExit(f"no case was run: {run.args}")
+    lines = (run.stdout + run.stderr).splitlines()
+    return next((line for line in lines if "FAILED" in line or "ERROR" in line), f"exit status {run.returncode}")
+
+
+def build(mutation: Mutation, folder: Path) -> Path:
+    built = BUILD / ("sanitized" if mutation.sanitized else "emulator")
+    sanitize = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"] * mutation.sanitized
+    source = mutation.source
+    compiler = [os.environ.get("CXX", "g++"), "-std=c++20", "-O1", "-w", *sanitize]
+    broken = folder / "kernel.o"
+    include = ["-I", folder, "-I", ROOT]  # the broken file hides the sound one
+    subprocess.run([*compiler, *include, "-x", "c++", "-c", ROOT / source, "-o", broken], check=True)
+    sound = [path for path in built.glob("*.o") if path.name not in (f"{source.name}.o", "test_simt.o")]
+    subprocess.run([*compiler, broken, *sound, "-o", folder / "program"], check=True)
+    return folder / "program"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
