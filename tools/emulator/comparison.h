@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "csrc/frame_attention/cuda/kernels/frame_attention.h"
+#include "csrc/shared/kernels/element.h"
 
 namespace frameattn {
 

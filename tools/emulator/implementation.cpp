@@ -3,6 +3,7 @@
 #include "csrc/frame_attention/cuda/composed_frame_attention.h"
 #include "csrc/frame_attention/cuda/frame_blocks.h"
 #include "csrc/frame_attention/cuda/frame_params.h"
+#include "csrc/monarch_attention/cuda/choose_flash_kernel.h"
 #include "csrc/monarch_attention/cuda/composed_spatial_step.h"
 #include "csrc/monarch_attention/cuda/spatial_by_flash.h"
 #include "csrc/monarch_attention/cuda/temporal_by_frames.h"

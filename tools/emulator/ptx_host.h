@@ -9,7 +9,7 @@
 #include <cstring>
 #include <string>
 
-#include "csrc/frame_attention/cuda/kernels/frame_attention.h"
+#include "csrc/shared/kernels/element.h"
 #include "tools/emulator/simt.h"
 
 #define __global__

@@ -11,7 +11,4 @@ namespace frameattn {
 // an output differs, or "". Runs on the device of the tensors; leaves the user's random numbers alone.
 std::string difference_from_composed(const FrameRunner& kernel, const FrameProblem& like);
 
-// How an output differs from what it should be by more than rounding to dtype allows, or "".
-std::string difference_of_outputs(const at::Tensor& found, const at::Tensor& expected, at::ScalarType dtype);
-
 }  // namespace frameattn

@@ -6,9 +6,9 @@
 #include <cmath>
 #include <limits>
 
-#include "csrc/frame_attention/cuda/frame_first_use.h"
 #include "csrc/monarch_attention/cuda/composed_spatial_step.h"
 #include "csrc/monarch_attention/statistics.h"
+#include "csrc/trust/difference_of_outputs.h"
 
 namespace frameattn {
 namespace {

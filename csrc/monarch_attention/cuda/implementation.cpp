@@ -7,6 +7,7 @@
 
 #include "csrc/device/cuda/current_device.h"
 #include "csrc/frame_attention/cuda/run_frame_problem.h"
+#include "csrc/monarch_attention/cuda/choose_flash_kernel.h"
 #include "csrc/monarch_attention/cuda/composed_spatial_step.h"
 #include "csrc/monarch_attention/cuda/flash_first_use.h"
 #include "csrc/monarch_attention/cuda/spatial_by_flash.h"

@@ -3,114 +3,16 @@
 #include <ATen/Functions.h>
 
 #include <algorithm>
-#include <limits>
-#include <utility>
-#include <vector>
 
 #include "csrc/monarch_attention/cuda/composed_spatial_step.h"
-#include "csrc/shared/warn_once.h"
+#include "csrc/monarch_attention/cuda/flash_params.h"
 
 namespace frameattn {
 namespace {
 
 using at::Tensor;
 
-constexpr int64_t kAlignment = 8;  // elements: 16 bytes of 16-bit ones
 constexpr int64_t kTileKeys = 64;  // whole tiles of keys in a part of split ones
-
-int64_t padded(int64_t columns) { return (columns + kAlignment - 1) / kAlignment * kAlignment; }
-
-bool flash_rows_are_aligned(const Tensor& rows) {
-  if (rows.stride(3) != 1 || rows.size(3) % kAlignment != 0) return false;
-  if (reinterpret_cast<uintptr_t>(rows.const_data_ptr()) % 16 != 0) return false;
-  for (int dim = 0; dim < 3; ++dim)
-    if (rows.size(dim) > 1 && rows.stride(dim) % kAlignment != 0) return false;
-  return true;
-}
-
-// A buffer for rows that do not fit.
-Tensor padded_flash_rows(const Tensor& rows) {
-  if (is_debugging())
-    warn_once(c10::str("frameattn: the spatial step copies rows that a kernel cannot read where they are: it wants ",
-                       "addresses and strides that are multiples of 16 bytes, and a multiple of 8 columns; got sizes ",
-                       rows.sizes(), ", strides ", rows.strides()));
-  return at::zeros({rows.size(0), rows.size(1), rows.size(2), padded(rows.size(3))}, rows.options());
-}
-
-// The tensors of one call as the kernels take them. What does not fit is in a buffer whose columns are padded by zeros,
-// which change no product; outputs are copied out of theirs by finish().
-class FlashCall {
- public:
-  FlashCall(const FlashDevice& device, const Tensor& query, const Tensor& key, int64_t frames, double scale)
-      : device_(device), frames_(frames), is_half_(query.scalar_type() == at::kHalf) {
-    params.batches = static_cast<int32_t>(query.size(0));
-    params.heads = static_cast<int32_t>(query.size(1));
-    params.parts = static_cast<int32_t>(frames);
-    params.queries = static_cast<int32_t>(query.size(2) / frames);
-    params.keys = static_cast<int32_t>(key.size(2) / frames);
-    params.all_keys = key.size(2);
-    params.dim = static_cast<int32_t>(padded(query.size(3)));
-    params.scale = static_cast<float>(scale);
-    params.query = input(query);
-    params.key = input(key);
-  }
-
-  void set_value(const Tensor& value) {
-    params.value_dim = static_cast<int32_t>(padded(value.size(3)));
-    params.value = input(value);
-  }
-  void set_mask(const Tensor& mask) {
-    if (mask.defined()) params.key_mask = reinterpret_cast<const uint8_t*>(mask.const_data_ptr<bool>());
-  }
-
-  FlashRows input(const Tensor& given) {
-    inputs_.push_back(flash_rows_are_aligned(given) ? given : padded_flash_rows(given));
-    if (!inputs_.back().is_same(given)) inputs_.back().narrow(3, 0, given.size(3)).copy_(given);
-    return rows(inputs_.back());
-  }
-  FlashRows output(const Tensor& given) { return result(given, /*add=*/false); }
-  FlashRows sums(const Tensor& given) { return result(given, /*add=*/true); }
-
-  FlashScalars scalars(const Tensor& given) const {
-    if (!given.defined()) return {};
-    return {static_cast<float*>(const_cast<void*>(given.const_data_ptr())), given.stride(0), given.stride(1),
-            given.size(2) / frames_};
-  }
-
-  void launch(FlashKernel kernel) const {
-    device_.launch(kernel, params, is_half_ ? FrameElement::float16 : FrameElement::bfloat16);
-  }
-  void finish() const {
-    for (const auto& [buffer, given, add] : results_) {
-      const Tensor found = buffer.narrow(3, 0, given.size(3));
-      add ? given.add_(found) : given.copy_(found);
-    }
-  }
-
-  FlashParams params;
-
- private:
-  struct Result {
-    Tensor buffer, given;
-    bool add;
-  };
-
-  FlashRows rows(const Tensor& t) const {
-    return {const_cast<void*>(t.const_data_ptr()), t.stride(0), t.stride(1), t.size(2) / frames_ * t.stride(2),
-            t.stride(2)};
-  }
-  FlashRows result(const Tensor& given, bool add) {
-    if (flash_rows_are_aligned(given)) return rows(given);
-    results_.push_back({padded_flash_rows(given), given, add});
-    return rows(results_.back().buffer);
-  }
-
-  const FlashDevice& device_;
-  int64_t frames_;
-  bool is_half_;
-  std::vector<Tensor> inputs_;  // alive until the kernels are launched
-  std::vector<Result> results_;
-};
 
 // Dense rows are few and their keys many: parts of the keys go to different blocks, and the results are joined.
 bool forward_of_split_keys(const FlashDevice& device, const SpatialForwardStep& step, FlashCall& call) {
@@ -144,40 +46,6 @@ bool forward_of_split_keys(const FlashDevice& device, const SpatialForwardStep& 
 }
 
 }  // namespace
-
-const char* flash_kernel_name(FlashKernel kernel) {
-  switch (kernel) {
-    case FlashKernel::forward:
-      return "flash_forward";
-    case FlashKernel::join:
-      return "flash_join";
-    case FlashKernel::offset:
-      return "flash_offset";
-    case FlashKernel::backward_query:
-      return "flash_backward_query";
-    case FlashKernel::backward_key:
-      return "flash_backward_key";
-  }
-  return "";
-}
-
-FlashKernelChoice choose_flash_kernel(const char* op, const Tensor& query, const Tensor& key, int64_t frames,
-                                      int capability) {
-  const auto dtype = query.scalar_type();
-  if (dtype != at::kBFloat16 && dtype != at::kHalf) return {};
-  const auto because = [&](const auto&... words) {
-    return FlashKernelChoice{
-        false, c10::str(op, " of ", dtype, " runs on torch's operators, not on a kernel of frameattn: ", words...)};
-  };
-  if (capability < 80) return because("compute capability ", capability / 10, ".", capability % 10, " is below 8.0");
-  constexpr int64_t kLargestInt = std::numeric_limits<int32_t>::max(), kLeastRows = 32;  // of a block
-  const int64_t rows = std::max(query.size(2), key.size(2)) / frames;
-  if (rows > kLargestInt) return because("a frame has more than 2^31 - 1 tokens");
-  const int64_t blocks = (rows + kLeastRows - 1) / kLeastRows * frames;
-  if (query.size(0) * query.size(1) > kLargestInt / std::max<int64_t>(1, blocks))
-    return because("there are more than 2^31 - 1 blocks of rows");
-  return {true, ""};
-}
 
 void flash_spatial_forward(const FlashDevice& device, const SpatialForwardStep& step) {
   if (step.key.size(2) == 0) return composed_spatial_forward(step);  // zeros

@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "csrc/frame_attention/cuda/kernels/frame_attention.h"
+#include "csrc/shared/kernels/element.h"
 
 namespace ptx {
 

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "csrc/monarch_attention/cpu/implementation.h"
+#include "csrc/monarch_attention/cuda/choose_flash_kernel.h"
 #include "csrc/monarch_attention/cuda/composed_spatial_step.h"
 #include "csrc/monarch_attention/cuda/flash_first_use.h"
 #include "csrc/monarch_attention/cuda/spatial_by_flash.h"

@@ -10,10 +10,11 @@
 
 #include <cstdint>
 
+#include "csrc/shared/kernels/element.h"
+
 namespace frameattn {
 
 enum class FrameKernel { attention_forward, attention_backward, update_forward, update_backward };
-enum class FrameElement { bfloat16, float16 };
 
 // The rows [frames, columns] of all items. A row is `columns / segment` pieces of `segment` neighbouring elements;
 // strides count elements. The address and all strides are multiples of 16 bytes, segment is one of 8 elements.

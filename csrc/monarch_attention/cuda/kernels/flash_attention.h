@@ -16,7 +16,7 @@
 
 #include <cstdint>
 
-#include "csrc/frame_attention/cuda/kernels/frame_attention.h"
+#include "csrc/shared/kernels/element.h"
 
 namespace frameattn {
 

@@ -1,0 +1,44 @@
+#include "csrc/monarch_attention/cuda/choose_flash_kernel.h"
+
+#include <algorithm>
+#include <limits>
+
+namespace frameattn {
+
+using at::Tensor;
+
+const char* flash_kernel_name(FlashKernel kernel) {
+  switch (kernel) {
+    case FlashKernel::forward:
+      return "flash_forward";
+    case FlashKernel::join:
+      return "flash_join";
+    case FlashKernel::offset:
+      return "flash_offset";
+    case FlashKernel::backward_query:
+      return "flash_backward_query";
+    case FlashKernel::backward_key:
+      return "flash_backward_key";
+  }
+  return "";
+}
+
+FlashKernelChoice choose_flash_kernel(const char* op, const Tensor& query, const Tensor& key, int64_t frames,
+                                      int capability) {
+  const auto dtype = query.scalar_type();
+  if (dtype != at::kBFloat16 && dtype != at::kHalf) return {};
+  const auto because = [&](const auto&... words) {
+    return FlashKernelChoice{
+        false, c10::str(op, " of ", dtype, " runs on torch's operators, not on a kernel of frameattn: ", words...)};
+  };
+  if (capability < 80) return because("compute capability ", capability / 10, ".", capability % 10, " is below 8.0");
+  constexpr int64_t kLargestInt = std::numeric_limits<int32_t>::max(), kLeastRows = 32;  // of a block
+  const int64_t rows = std::max(query.size(2), key.size(2)) / frames;
+  if (rows > kLargestInt) return because("a frame has more than 2^31 - 1 tokens");
+  const int64_t blocks = (rows + kLeastRows - 1) / kLeastRows * frames;
+  if (query.size(0) * query.size(1) > kLargestInt / std::max<int64_t>(1, blocks))
+    return because("there are more than 2^31 - 1 blocks of rows");
+  return {true, ""};
+}
+
+}  // namespace frameattn

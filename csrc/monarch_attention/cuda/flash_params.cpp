@@ -1,0 +1,91 @@
+#include "csrc/monarch_attention/cuda/flash_params.h"
+
+#include <ATen/Functions.h>
+
+#include "csrc/shared/warn_once.h"
+
+namespace frameattn {
+namespace {
+
+using at::Tensor;
+
+constexpr int64_t kAlignment = 8;  // elements: 16 bytes of 16-bit ones
+
+int64_t padded(int64_t columns) { return (columns + kAlignment - 1) / kAlignment * kAlignment; }
+
+}  // namespace
+
+bool flash_rows_are_aligned(const Tensor& rows) {
+  if (rows.stride(3) != 1 || rows.size(3) % kAlignment != 0) return false;
+  if (reinterpret_cast<uintptr_t>(rows.const_data_ptr()) % 16 != 0) return false;
+  for (int dim = 0; dim < 3; ++dim)
+    if (rows.size(dim) > 1 && rows.stride(dim) % kAlignment != 0) return false;
+  return true;
+}
+
+Tensor padded_flash_rows(const Tensor& rows) {
+  if (is_debugging())
+    warn_once(c10::str("frameattn: the spatial step copies rows that a kernel cannot read where they are: it wants ",
+                       "addresses and strides that are multiples of 16 bytes, and a multiple of 8 columns; got sizes ",
+                       rows.sizes(), ", strides ", rows.strides()));
+  return at::zeros({rows.size(0), rows.size(1), rows.size(2), padded(rows.size(3))}, rows.options());
+}
+
+FlashCall::FlashCall(const FlashDevice& device, const Tensor& query, const Tensor& key, int64_t frames, double scale)
+    : device_(device), frames_(frames), is_half_(query.scalar_type() == at::kHalf) {
+  params.batches = static_cast<int32_t>(query.size(0));
+  params.heads = static_cast<int32_t>(query.size(1));
+  params.parts = static_cast<int32_t>(frames);
+  params.queries = static_cast<int32_t>(query.size(2) / frames);
+  params.keys = static_cast<int32_t>(key.size(2) / frames);
+  params.all_keys = key.size(2);
+  params.dim = static_cast<int32_t>(padded(query.size(3)));
+  params.scale = static_cast<float>(scale);
+  params.query = input(query);
+  params.key = input(key);
+}
+
+void FlashCall::set_value(const Tensor& value) {
+  params.value_dim = static_cast<int32_t>(padded(value.size(3)));
+  params.value = input(value);
+}
+
+void FlashCall::set_mask(const Tensor& mask) {
+  if (mask.defined()) params.key_mask = reinterpret_cast<const uint8_t*>(mask.const_data_ptr<bool>());
+}
+
+FlashRows FlashCall::input(const Tensor& given) {
+  inputs_.push_back(flash_rows_are_aligned(given) ? given : padded_flash_rows(given));
+  if (!inputs_.back().is_same(given)) inputs_.back().narrow(3, 0, given.size(3)).copy_(given);
+  return rows(inputs_.back());
+}
+
+FlashScalars FlashCall::scalars(const Tensor& given) const {
+  if (!given.defined()) return {};
+  return {static_cast<float*>(const_cast<void*>(given.const_data_ptr())), given.stride(0), given.stride(1),
+          given.size(2) / frames_};
+}
+
+void FlashCall::launch(FlashKernel kernel) const {
+  device_.launch(kernel, params, is_half_ ? FrameElement::float16 : FrameElement::bfloat16);
+}
+
+void FlashCall::finish() const {
+  for (const auto& [buffer, given, add] : results_) {
+    const Tensor found = buffer.narrow(3, 0, given.size(3));
+    add ? given.add_(found) : given.copy_(found);
+  }
+}
+
+FlashRows FlashCall::rows(const Tensor& t) const {
+  return {const_cast<void*>(t.const_data_ptr()), t.stride(0), t.stride(1), t.size(2) / frames_ * t.stride(2),
+          t.stride(2)};
+}
+
+FlashRows FlashCall::result(const Tensor& given, bool add) {
+  if (flash_rows_are_aligned(given)) return rows(given);
+  results_.push_back({padded_flash_rows(given), given, add});
+  return rows(results_.back().buffer);
+}
+
+}  // namespace frameattn

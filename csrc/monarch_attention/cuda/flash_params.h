@@ -1,0 +1,52 @@
+// From the tensors of a step to what the flash kernels take: pointers and strides (kernels/flash_attention.h).
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <vector>
+
+#include "csrc/monarch_attention/cuda/flash_device.h"
+
+namespace frameattn {
+
+bool flash_rows_are_aligned(const at::Tensor& rows);
+
+// A buffer for rows that do not fit.
+at::Tensor padded_flash_rows(const at::Tensor& rows);
+
+// The tensors of one call as the kernels take them. What does not fit is in a buffer whose columns are padded by zeros,
+// which change no product; outputs are copied out of theirs by finish().
+class FlashCall {
+ public:
+  FlashCall(const FlashDevice& device, const at::Tensor& query, const at::Tensor& key, int64_t frames, double scale);
+
+  void set_value(const at::Tensor& value);
+  void set_mask(const at::Tensor& mask);
+
+  FlashRows input(const at::Tensor& given);
+  FlashRows output(const at::Tensor& given) { return result(given, /*add=*/false); }
+  FlashRows sums(const at::Tensor& given) { return result(given, /*add=*/true); }
+  FlashScalars scalars(const at::Tensor& given) const;
+
+  void launch(FlashKernel kernel) const;
+  void finish() const;
+
+  FlashParams params;
+
+ private:
+  struct Result {
+    at::Tensor buffer, given;
+    bool add;
+  };
+
+  FlashRows rows(const at::Tensor& t) const;
+  FlashRows result(const at::Tensor& given, bool add);
+
+  const FlashDevice& device_;
+  int64_t frames_;
+  bool is_half_;
+  std::vector<at::Tensor> inputs_;  // alive until the kernels are launched
+  std::vector<Result> results_;
+};
+
+}  // namespace frameattn
