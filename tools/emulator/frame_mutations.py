@@ -9,7 +9,8 @@ ALL = ["attention_forward", "attention_backward", "update_forward", "update_back
 
 
 def frame_mutation(name: str, kernel: str, file: str, *rest) -> Mutation:
-    return Mutation(name, FOLDER / f"frame_{kernel}_sm80.cu", kernel, "T17-", str(FOLDER / file), *rest)
+    path = file if "/" in file else str(FOLDER / file)
+    return Mutation(name, FOLDER / f"frame_{kernel}_sm80.cu", kernel, "T17-", path, *rest)
 
 
 def everywhere(name: str, file: str, old: str, new: str, sanitized: bool = False) -> list[Mutation]:
@@ -23,7 +24,7 @@ def inside(kernel: str, *faults: tuple, cases: str = "") -> list[Mutation]:
     return [frame_mutation(f"{kernel}: {name}", kernel, file, *rest)._replace(cases=cases) for name, *rest in faults]
 
 
-TILES, SOFTMAX = "frame_tiles.cuh", "frame_softmax.cuh"
+TILES, SOFTMAX, FRAGMENTS = "frame_tiles.cuh", "frame_softmax.cuh", "csrc/shared/kernels/fragments.cuh"
 FRAMES = [
     # Waiting and meeting
     *everywhere("no wait for copies", TILES, "ptx::wait_copies<kAhead - 1>();", ""),
@@ -35,7 +36,7 @@ FRAMES = [
     *everywhere("a ring of one place less", TILES, "stage % kRing)", "stage % (kRing - 1))"),
     *everywhere("items share a barrier", TILES, "barrier = 1 + of_block;", "barrier = 1;"),
     *everywhere("barrier of too few threads", TILES, "ptx::sync_threads(barrier, 32 * tiles);", "ptx::sync_threads(barrier, 32);"),
-    *everywhere("one lane skips a shuffle", TILES, "  x += ptx::shuffle_xor(x, 1);\n", "  if (ptx::thread_index() % 32 != 5) x += ptx::shuffle_xor(x, 1);\n"),
+    *everywhere("one lane skips a shuffle", FRAGMENTS, "  x += ptx::shuffle_xor(x, 1);\n", "  if (ptx::thread_index() % 32 != 5) x += ptx::shuffle_xor(x, 1);\n"),
     *everywhere("items overlap in shared memory", TILES, "of_block * params.item_bytes", "of_block * (params.item_bytes - 256)"),
     # Addresses
     *everywhere("rows follow each other without a gap", "frame_layout.h", "kRowBytes = 2 * kSlabColumns + 16;", "kRowBytes = 2 * kSlabColumns;"),
@@ -47,7 +48,7 @@ FRAMES = [
     *everywhere("segments run on", TILES, "column / rows.segment * rows.segment_stride + column % rows.segment", "column"),
     *everywhere("strides of items exchanged", TILES, "index[0] * strides[0] + index[1] * strides[1]", "index[1] * strides[0] + index[0] * strides[1]"),
     *everywhere("item beyond the last", TILES, "exists = item < params.item_count;", "exists = true;", True),
-    *everywhere("transpose of results by half", TILES, "for (int bit = 1; bit <= 2; bit *= 2)", "for (int bit = 1; bit <= 1; bit *= 2)"),
+    *everywhere("transpose of results by half", FRAGMENTS, "for (int bit = 1; bit <= 2; bit *= 2)", "for (int bit = 1; bit <= 1; bit *= 2)"),
     # Bounds and masks
     *everywhere("a row beyond the last is loaded", TILES, "valid = inside && row < rows.frames;", "valid = inside && row <= rows.frames;", True),
     *everywhere("columns beyond the last are loaded", TILES, "inside = column < rows.columns;\n  const uint16_t* const base", "inside = column < rows.columns + 8;\n  const uint16_t* const base"),
@@ -58,8 +59,8 @@ FRAMES = [
     *everywhere("mask keeps one key out", SOFTMAX, "k < p.key.frames ? z : -kInfinity", "k < p.key.frames - 1 ? z : -kInfinity"),
     *everywhere("no mask", SOFTMAX, "k < p.key.frames ? z : -kInfinity", "z"),
     # Softmax
-    *everywhere("largest over two lanes of four", TILES, "return fmaxf(x, ptx::shuffle_xor(x, 2));", "return x;"),
-    *everywhere("sum over two lanes of four", TILES, "return x + ptx::shuffle_xor(x, 2);", "return x;"),
+    *everywhere("largest over two lanes of four", FRAGMENTS, "return fmaxf(x, ptx::shuffle_xor(x, 2));", "return x;"),
+    *everywhere("sum over two lanes of four", FRAGMENTS, "return x + ptx::shuffle_xor(x, 2);", "return x;"),
     *everywhere("nothing subtracted", SOFTMAX, "most = row_max(most);", "most = 0;"),
     *everywhere("masked rows are NaN", SOFTMAX, "most = most == -kInfinity ? 0 : most;", ""),
     *everywhere("no entropy", SOFTMAX, "const float entropy = given ?", "const float entropy = false ?"),

@@ -23,10 +23,9 @@ struct alignas(16) Piece {
   uint32_t pairs[4];
 };
 
-// In: this lane's pairs of four tiles of 8 columns. Out: all eight columns of tile lane % 4. A 4 x 4 transpose between
-// the lanes of a row, one bit of the indices after the other.
-__device__ __forceinline__ void gather_tile(Piece& piece) {
-  const int mine = ptx::thread_index() % 4;
+// In: this lane's pairs of four tiles of 8 columns. Out: all eight columns of tile `mine`, which is lane % 4. A 4 x 4
+// transpose between the lanes of a row, one bit of the indices after the other.
+__device__ __forceinline__ void gather_tile(Piece& piece, int mine) {
 #pragma unroll
   for (int bit = 1; bit <= 2; bit *= 2)
 #pragma unroll

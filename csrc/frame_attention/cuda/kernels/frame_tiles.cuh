@@ -4,12 +4,10 @@
 #pragma once
 
 #include "csrc/frame_attention/cuda/kernels/frame_layout.h"
+#include "csrc/shared/kernels/fragments.cuh"
 #include "csrc/shared/kernels/ptx.h"
 
 namespace frameattn {
-
-constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
-constexpr float kInfinity = __builtin_inff(), kLargest = 3.402823466e38f;
 
 struct FrameKernelParams {
   FrameAttentionParams problem;
@@ -190,18 +188,6 @@ __device__ __forceinline__ void pack_weights(const float (&sums)[2 * tiles][4], 
   }
 }
 
-// ---- Rows of sums ---------------------------------------------------------------------------------------------------
-
-// Over the four lanes that hold one row.
-__device__ __forceinline__ float row_max(float x) {
-  x = fmaxf(x, ptx::shuffle_xor(x, 1));
-  return fmaxf(x, ptx::shuffle_xor(x, 2));
-}
-__device__ __forceinline__ float row_sum(float x) {
-  x += ptx::shuffle_xor(x, 1);
-  return x + ptx::shuffle_xor(x, 2);
-}
-
 // Gradients may exceed float16 where their products do not: their rows are packed divided by their largest element,
 // which multiplies the product again. bfloat16 has the range of float32.
 template <FrameElement element, int tiles>
@@ -233,9 +219,6 @@ __device__ __forceinline__ void pack_gradients(float (&sums)[2 * tiles][4], Weig
 template <FrameElement element, int tiles>
 __device__ __forceinline__ void store_rows(const Item<tiles>& item, const FrameRows& rows, int column,
                                            const float (&sums)[4][4], const float (&factor)[2]) {
-  struct alignas(16) Piece {
-    uint32_t pairs[4];
-  };
   const int mine = item.lane % 4;
   column += 8 * mine;
 #pragma unroll
@@ -245,15 +228,7 @@ __device__ __forceinline__ void store_rows(const Item<tiles>& item, const FrameR
     for (int tile = 0; tile < 4; ++tile)
       piece.pairs[tile] =
           ptx::pack<element>(sums[tile][2 * half] * factor[half], sums[tile][2 * half + 1] * factor[half]);
-#pragma unroll
-    for (int bit = 1; bit <= 2; bit *= 2)  // a 4 x 4 transpose, one bit of the indices after the other
-#pragma unroll
-      for (int tile = 0; tile < 4; ++tile) {
-        if (tile & bit) continue;
-        uint32_t &low = piece.pairs[tile], &high = piece.pairs[tile + bit];
-        const uint32_t received = ptx::shuffle_xor(mine & bit ? low : high, bit);
-        (mine & bit ? low : high) = received;
-      }
+    gather_tile(piece, mine);
     const int frame = item.frame(half);
     if (frame < rows.frames && column < rows.columns)
       *reinterpret_cast<Piece*>(item.rows(rows) + frame * rows.frame_stride + column_offset(rows, column)) = piece;

@@ -38,7 +38,7 @@ __device__ __forceinline__ void store_tile(const float (&sums)[width / 8][4], co
         const float* const pair = &sums[4 * group + i][2 * half];
         piece.pairs[i] = ptx::pack<element>(pair[0] * factor[half], pair[1] * factor[half]);
       }
-      gather_tile(piece);
+      gather_tile(piece, ptx::thread_index() % 4);
       const int column = 32 * group + 8 * (lane % 4);
       if (j < count && column < columns) *reinterpret_cast<Piece*>(out + j * stride + column) = piece;
     }
