@@ -53,7 +53,8 @@ void bind_composed(py::module_& m) {
           int64_t bytes) {
         const at::NoGradGuard no_grad;
         check_temporal_step_inputs("temporal_update", query, weighted_key, entropy, std::nullopt, frames);
-        return temporal_update_by(composed(bytes), query, weighted_key, entropy, frames, mass_floor);
+        return temporal_update_on(temporal_implementation(composed(bytes)), query, weighted_key, entropy, frames,
+                                  mass_floor);
       },
       py::arg("query"), py::arg("weighted_key"), py::arg("entropy"), py::arg("frames"), py::arg("mass_floor"), options,
       bytes);
@@ -63,8 +64,8 @@ void bind_composed(py::module_& m) {
           const Tensor& mass, int64_t frames, double mass_floor, int64_t bytes) {
         const at::NoGradGuard no_grad;
         check_temporal_step_inputs("temporal_update_backward", query, weighted_key, entropy, std::nullopt, frames);
-        return temporal_update_backward_by(composed(bytes), grad_surrogate, query, weighted_key, entropy, mass, frames,
-                                           mass_floor);
+        return temporal_update_backward_on(temporal_implementation(composed(bytes)), grad_surrogate, query,
+                                           weighted_key, entropy, mass, frames, mass_floor);
       },
       py::arg("grad_surrogate"), py::arg("query"), py::arg("weighted_key"), py::arg("entropy"), py::arg("mass"),
       py::arg("frames"), py::arg("mass_floor"), options, bytes);
@@ -74,7 +75,8 @@ void bind_composed(py::module_& m) {
           int64_t bytes) {
         const at::NoGradGuard no_grad;
         check_temporal_step_inputs("temporal_output", query, weighted_key, entropy, value, frames);
-        return temporal_output_by(composed(bytes), query, weighted_key, entropy, value, frames);
+        return temporal_output_on(temporal_implementation(composed(bytes)), query, weighted_key, entropy, value,
+                                  frames);
       },
       py::arg("query"), py::arg("weighted_key"), py::arg("entropy"), py::arg("value"), py::arg("frames"), options,
       bytes);
@@ -84,8 +86,8 @@ void bind_composed(py::module_& m) {
           const Tensor& weighted_key, const Tensor& entropy, const Tensor& value, int64_t frames, int64_t bytes) {
         const at::NoGradGuard no_grad;
         check_temporal_step_inputs("temporal_output_backward", query, weighted_key, entropy, value, frames);
-        return temporal_output_backward_by(composed(bytes), grad_out, grad_lse, query, weighted_key, entropy, value,
-                                           frames);
+        return temporal_output_backward_on(temporal_implementation(composed(bytes)), grad_out, grad_lse, query,
+                                           weighted_key, entropy, value, frames);
       },
       py::arg("grad_out"), py::arg("grad_lse"), py::arg("query"), py::arg("weighted_key"), py::arg("entropy"),
       py::arg("value"), py::arg("frames"), options, bytes);

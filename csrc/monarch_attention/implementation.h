@@ -9,6 +9,7 @@
 #include <ATen/ops/zeros.h>
 
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -61,27 +62,30 @@ struct TemporalBackwardStep {
   int64_t frames;
   double mass_floor;
   at::Tensor value, grad_out, grad_lse, row_lse, row_offset;  // output form
-  at::Tensor mass, grad_surrogate;  // update form: what forward gave, and the gradient in acc dtype
-  at::Tensor grad_query;            // acc dtype, added to
+  at::Tensor mass, grad_surrogate;  // update form: what forward gave, and the gradient in acc or query's dtype
+  at::Tensor grad_query;            // acc dtype, added to; or, unless add, of query's dtype, written
+  bool add = true;
   at::Tensor grad_weighted_key, grad_entropy, grad_value;
 };
 
 // What a device does.
 struct Implementation {
-  void (*spatial_forward)(const SpatialForwardStep&);
-  void (*spatial_backward)(const SpatialBackwardStep&);
+  std::function<void(const SpatialForwardStep&)> spatial_forward;
+  std::function<void(const SpatialBackwardStep&)> spatial_backward;
   // Backward of dense rows (frames = 1) that may be cut into `parts` equal parts of keys, or with split_queries
   // queries.
-  void (*dense_backward)(const SpatialBackwardStep&, int64_t parts, bool split_queries);
-  void (*temporal_forward)(const TemporalForwardStep&);
-  void (*temporal_backward)(const TemporalBackwardStep&);
+  std::function<void(const SpatialBackwardStep&, int64_t parts, bool split_queries)> dense_backward;
+  std::function<void(const TemporalForwardStep&)> temporal_forward;
+  std::function<void(const TemporalBackwardStep&)> temporal_backward;
   // sum over the last dimension of a * b, in acc dtype: [B, H, rows]
-  at::Tensor (*row_dots)(const at::Tensor& a, const at::Tensor& b);
+  std::function<at::Tensor(const at::Tensor& a, const at::Tensor& b)> row_dots;
   // Rows that attend to two sets of keys, from what they got of each: contiguous; out and lse take the result.
-  void (*join)(const at::Tensor& out, const at::Tensor& lse, const at::Tensor& other, const at::Tensor& other_lse);
+  std::function<void(const at::Tensor& out, const at::Tensor& lse, const at::Tensor& other,
+                     const at::Tensor& other_lse)>
+      join;
 };
 
-// ---- The operators (spatial_step.h, vmonarch_attention.h) by the steps of a device ----------------------------------
+// ---- The operators (spatial_step.h, temporal_step.h, vmonarch_attention.h) by the steps of a device -----------------
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> spatial_step_on(const Implementation& device, const at::Tensor& query,
                                                                const at::Tensor& key,
@@ -95,6 +99,28 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> spatial_step_backward_on(
     const at::Tensor& query, const at::Tensor& key, const std::optional<at::Tensor>& value,
     const std::optional<at::Tensor>& key_mask, const at::Tensor& weighted_key, const at::Tensor& weighted_value,
     const at::Tensor& lse, int64_t frames, double scale);
+
+// surrogate, mass
+std::tuple<at::Tensor, at::Tensor> temporal_update_on(const Implementation& device, const at::Tensor& query,
+                                                      const at::Tensor& weighted_key, const at::Tensor& entropy,
+                                                      int64_t frames, double mass_floor);
+
+// Gradients of query, weighted_key, entropy.
+std::tuple<at::Tensor, at::Tensor, at::Tensor> temporal_update_backward_on(
+    const Implementation& device, const at::Tensor& grad_surrogate, const at::Tensor& query,
+    const at::Tensor& weighted_key, const at::Tensor& entropy, const at::Tensor& mass, int64_t frames,
+    double mass_floor);
+
+// out, lse
+std::tuple<at::Tensor, at::Tensor> temporal_output_on(const Implementation& device, const at::Tensor& query,
+                                                      const at::Tensor& weighted_key, const at::Tensor& entropy,
+                                                      const at::Tensor& value, int64_t frames);
+
+// Gradients of query, weighted_key, entropy, value.
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> temporal_output_backward_on(
+    const Implementation& device, const std::optional<at::Tensor>& grad_out, const std::optional<at::Tensor>& grad_lse,
+    const at::Tensor& query, const at::Tensor& weighted_key, const at::Tensor& entropy, const at::Tensor& value,
+    int64_t frames);
 
 std::tuple<at::Tensor, at::Tensor, std::vector<at::Tensor>> vmonarch_attention_forward_on(
     const Implementation& device, const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,

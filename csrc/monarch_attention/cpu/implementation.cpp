@@ -4,11 +4,11 @@
 #include <ATen/Functions.h>
 #include <ATen/OpMathType.h>
 #include <ATen/Parallel.h>
-#include <torch/library.h>
 
 #include <cmath>
 
 #include "csrc/monarch_attention/cpu/kernels.h"
+#include "csrc/monarch_attention/register_on_device.h"
 #include "csrc/shared/cpu/row_kernels.h"
 #include "csrc/shared/cpu/tasks.h"
 
@@ -256,7 +256,10 @@ void run_temporal_forward(const TemporalForwardStep& step) {
   });
 }
 
-void run_temporal_backward(const TemporalBackwardStep& step) {
+void run_temporal_backward(const TemporalBackwardStep& given) {
+  TemporalBackwardStep step = given;
+  if (step.grad_surrogate.defined()) step.grad_surrogate = step.grad_surrogate.to(acc_dtype(step.query)).contiguous();
+  if (!given.add) step.grad_query = sums_like(step.query);
   DISPATCH(step.query, "temporal_backward", [&] {
     using acc_t = at::opmath_type<scalar_t>;
     for_positions(step.query, step.frames, [&](int64_t head, int64_t first, int64_t last) {
@@ -282,6 +285,7 @@ void run_temporal_backward(const TemporalBackwardStep& step) {
       temporal_backward(problem, first, last);
     });
   });
+  if (!given.add) given.grad_query.copy_(step.grad_query);
 }
 
 const Implementation& cpu_implementation() {
@@ -295,11 +299,6 @@ const Implementation& cpu_implementation() {
   return implementation;
 }
 
-TORCH_LIBRARY_IMPL(frameattn, CPU, m) {
-  m.impl("spatial_step", &OnDevice<&spatial_step_on, &cpu_implementation>::call);
-  m.impl("spatial_step_backward", &OnDevice<&spatial_step_backward_on, &cpu_implementation>::call);
-  m.impl("vmonarch_attention_forward", &OnDevice<&vmonarch_attention_forward_on, &cpu_implementation>::call);
-  m.impl("vmonarch_attention_backward", &OnDevice<&vmonarch_attention_backward_on, &cpu_implementation>::call);
-}
+TORCH_LIBRARY_IMPL(frameattn, CPU, m) { register_on_device<&cpu_implementation>(m); }
 
 }  // namespace frameattn

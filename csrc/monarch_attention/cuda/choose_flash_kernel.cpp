@@ -32,11 +32,9 @@ FlashKernelChoice choose_flash_kernel(const char* op, const Tensor& query, const
         false, c10::str(op, " of ", dtype, " runs on torch's operators, not on a kernel of frameattn: ", words...)};
   };
   if (capability < 80) return because("compute capability ", capability / 10, ".", capability % 10, " is below 8.0");
-  constexpr int64_t kLargestInt = std::numeric_limits<int32_t>::max(), kLeastRows = 32;  // of a block
   const int64_t rows = std::max(query.size(2), key.size(2)) / frames;
-  if (rows > kLargestInt) return because("a frame has more than 2^31 - 1 tokens");
-  const int64_t blocks = (rows + kLeastRows - 1) / kLeastRows * frames;
-  if (query.size(0) * query.size(1) > kLargestInt / std::max<int64_t>(1, blocks))
+  if (rows > std::numeric_limits<int32_t>::max()) return because("a frame has more than 2^31 - 1 tokens");
+  if (!flash_blocks_fit(rows, frames, query.size(0) * query.size(1)))
     return because("there are more than 2^31 - 1 blocks of rows");
   return {true, ""};
 }

@@ -5,7 +5,8 @@
 
 #include <vector>
 
-#include "csrc/monarch_attention/cuda/flash_device.h"
+#include "csrc/device/launch_context.h"
+#include "csrc/monarch_attention/cuda/kernels/flash_attention.h"
 
 namespace frameattn {
 
@@ -18,7 +19,9 @@ at::Tensor padded_flash_rows(const at::Tensor& rows);
 // which change no product; outputs are copied out of theirs by finish().
 class FlashCall {
  public:
-  FlashCall(const FlashDevice& device, const at::Tensor& query, const at::Tensor& key, int64_t frames, double scale);
+  // op: for messages.
+  FlashCall(const LaunchContext& context, const char* op, const at::Tensor& query, const at::Tensor& key,
+            int64_t frames, double scale);
 
   void set_value(const at::Tensor& value);
   void set_mask(const at::Tensor& mask);
@@ -42,7 +45,8 @@ class FlashCall {
   FlashRows rows(const at::Tensor& t) const;
   FlashRows result(const at::Tensor& given, bool add);
 
-  const FlashDevice& device_;
+  const LaunchContext& context_;
+  const char* op_;
   int64_t frames_;
   bool is_half_;
   std::vector<at::Tensor> inputs_;  // alive until the kernels are launched

@@ -2,8 +2,6 @@
 
 #include <ATen/Functions.h>
 
-#include <algorithm>
-
 #include "csrc/monarch_attention/cuda/composed_spatial_step.h"
 #include "csrc/monarch_attention/cuda/flash_params.h"
 
@@ -12,20 +10,12 @@ namespace {
 
 using at::Tensor;
 
-constexpr int64_t kTileKeys = 64;  // whole tiles of keys in a part of split ones
-
 // Dense rows are few and their keys many: parts of the keys go to different blocks, and the results are joined.
-bool forward_of_split_keys(const FlashDevice& device, const SpatialForwardStep& step, FlashCall& call) {
+bool forward_of_split_keys(const LaunchContext& context, const SpatialForwardStep& step, FlashCall& call) {
   if (step.frames != 1 || step.weighted_key.defined()) return false;
   FlashParams& p = call.params;
-  constexpr int64_t kBlockRows = 128;
-  const int64_t blocks = (p.queries + kBlockRows - 1) / kBlockRows * p.heads * p.batches;
-  // No more than keep the results of all parts smaller than the keys are.
-  const int64_t most = std::max<int64_t>(1, p.all_keys / p.queries);
-  const int64_t wanted = std::min(most, split_keys(blocks, p.all_keys, device.multiprocessors));
-  const int64_t keys = ((p.all_keys + wanted - 1) / wanted + kTileKeys - 1) / kTileKeys * kTileKeys;
-  const int64_t parts = (p.all_keys + keys - 1) / keys;
-  if (parts <= 1) return false;
+  const auto [parts, keys] = split_keys(p.queries, p.heads * p.batches, p.all_keys, context.multiprocessors);
+  if (parts == 1) return false;
 
   const Tensor weighted = at::empty({p.batches, p.heads, parts * p.queries, p.value_dim}, step.query.options());
   const Tensor lse = at::empty({p.batches, p.heads, parts * p.queries}, step.lse.options());
@@ -33,7 +23,7 @@ bool forward_of_split_keys(const FlashDevice& device, const SpatialForwardStep& 
   p.parts = static_cast<int32_t>(parts);
   p.keys = static_cast<int32_t>(keys);
   p.query.part_stride = 0;
-  for (FlashRows* rows : {&p.key, &p.value}) rows->part_stride = keys * rows->row_stride;
+  for (FlashRows* rows : {&p.key, &p.value}) rows->part_stride = p.keys * rows->row_stride;
   p.weighted_value = {weighted.data_ptr(), weighted.stride(0), weighted.stride(1), p.queries * weighted.stride(2),
                       weighted.stride(2)};
   p.lse = {lse.data_ptr<float>(), lse.stride(0), lse.stride(1), p.queries};
@@ -47,12 +37,12 @@ bool forward_of_split_keys(const FlashDevice& device, const SpatialForwardStep& 
 
 }  // namespace
 
-void flash_spatial_forward(const FlashDevice& device, const SpatialForwardStep& step) {
+void flash_spatial_forward(const LaunchContext& context, const SpatialForwardStep& step) {
   if (step.key.size(2) == 0) return composed_spatial_forward(step);  // zeros
-  FlashCall call(device, step.query, step.key, step.frames, step.scale);
+  FlashCall call(context, "spatial_step", step.query, step.key, step.frames, step.scale);
   call.set_mask(step.key_mask);
   if (step.weighted_value.defined()) call.set_value(step.value);
-  if (forward_of_split_keys(device, step, call)) return;
+  if (forward_of_split_keys(context, step, call)) return;
   FlashParams& p = call.params;
   if (step.weighted_value.defined()) p.weighted_value = call.output(step.weighted_value);
   if (step.weighted_key.defined()) p.weighted_key = call.output(step.weighted_key);
@@ -62,9 +52,9 @@ void flash_spatial_forward(const FlashDevice& device, const SpatialForwardStep& 
   call.finish();
 }
 
-void flash_spatial_backward(const FlashDevice& device, const SpatialBackwardStep& step) {
+void flash_spatial_backward(const LaunchContext& context, const SpatialBackwardStep& step) {
   if (step.key.size(2) == 0) return;  // results do not depend on the queries
-  FlashCall call(device, step.query, step.key, step.frames, step.scale);
+  FlashCall call(context, "spatial_step_backward", step.query, step.key, step.frames, step.scale);
   FlashParams& p = call.params;
   call.set_mask(step.key_mask);
   const bool values = step.grad_weighted_value.defined(), keys = step.grad_weighted_key.defined();
@@ -97,8 +87,8 @@ void flash_spatial_backward(const FlashDevice& device, const SpatialBackwardStep
   call.finish();
 }
 
-Tensor flash_row_dots(const FlashDevice& device, const Tensor& a, const Tensor& b) {
-  FlashCall call(device, a, a, 1, 1);
+Tensor flash_row_dots(const LaunchContext& context, const Tensor& a, const Tensor& b) {
+  FlashCall call(context, "vmonarch_attention_backward", a, a, 1, 1);
   const Tensor dots = at::empty(a.sizes().slice(0, 3), a.options().dtype(at::kFloat));
   FlashParams& p = call.params;
   p.value_dim = p.dim;
@@ -109,9 +99,9 @@ Tensor flash_row_dots(const FlashDevice& device, const Tensor& a, const Tensor& 
   return dots;
 }
 
-void flash_join(const FlashDevice& device, const Tensor& out, const Tensor& lse, const Tensor& other,
+void flash_join(const LaunchContext& context, const Tensor& out, const Tensor& lse, const Tensor& other,
                 const Tensor& other_lse) {
-  FlashCall call(device, other, other, 1, 1);
+  FlashCall call(context, "vmonarch_attention_forward", other, other, 1, 1);
   FlashParams& p = call.params;
   p.value_dim = p.dim;
   p.weighted_value = p.query;

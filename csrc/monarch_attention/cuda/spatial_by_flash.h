@@ -1,17 +1,16 @@
-// The spatial step by the flash kernels (kernels/flash_attention.h): which of them a step needs. What launches them is
-// given, so that this runs wherever the kernels do.
+// The spatial step by the flash kernels (kernels/flash_attention.h): which of them a step needs.
 #pragma once
 
-#include "csrc/monarch_attention/cuda/flash_device.h"
+#include "csrc/device/launch_context.h"
 #include "csrc/monarch_attention/implementation.h"
 
 namespace frameattn {
 
 // For bfloat16 and float16. Rows whose addresses, strides or widths are not multiples of 16 bytes are copied.
-void flash_spatial_forward(const FlashDevice& device, const SpatialForwardStep& step);
-void flash_spatial_backward(const FlashDevice& device, const SpatialBackwardStep& step);
-at::Tensor flash_row_dots(const FlashDevice& device, const at::Tensor& a, const at::Tensor& b);
-void flash_join(const FlashDevice& device, const at::Tensor& out, const at::Tensor& lse, const at::Tensor& other,
+void flash_spatial_forward(const LaunchContext& context, const SpatialForwardStep& step);
+void flash_spatial_backward(const LaunchContext& context, const SpatialBackwardStep& step);
+at::Tensor flash_row_dots(const LaunchContext& context, const at::Tensor& a, const at::Tensor& b);
+void flash_join(const LaunchContext& context, const at::Tensor& out, const at::Tensor& lse, const at::Tensor& other,
                 const at::Tensor& other_lse);
 
 }  // namespace frameattn

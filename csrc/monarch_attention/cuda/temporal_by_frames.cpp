@@ -1,13 +1,11 @@
 #include "csrc/monarch_attention/cuda/temporal_by_frames.h"
 
 #include <ATen/Functions.h>
-#include <c10/core/DeviceGuard.h>
 
 #include <algorithm>
 #include <limits>
 
 #include "csrc/monarch_attention/statistics.h"
-#include "csrc/monarch_attention/temporal_step.h"
 
 namespace frameattn {
 namespace {
@@ -113,7 +111,7 @@ void temporal_backward_by(const FrameRunner& run, const TemporalBackwardStep& gi
     if (step.grad_lse.defined()) step.grad_lse = step.grad_lse.masked_fill(apart, 0);
     step.row_lse.reset();
   }
-  const Tensor grad_query = empty_of(step.query);
+  const Tensor grad_query = step.add ? empty_of(step.query) : step.grad_query;
   FrameProblem problem = backward_problem(step, grad_query);
   if (step.row_lse.defined()) {
     const Items items(step.query, step.frames);
@@ -121,64 +119,12 @@ void temporal_backward_by(const FrameRunner& run, const TemporalBackwardStep& gi
     problem.row_offset = items.scalars(step.row_offset);
   }
   run(problem);
-  step.grad_query.add_(grad_query);
+  if (step.add) step.grad_query.add_(grad_query);
 }
 
-std::tuple<Tensor, Tensor> temporal_update_by(const FrameRunner& run, const Tensor& query, const Tensor& weighted_key,
-                                              const Tensor& entropy, int64_t frames, double mass_floor) {
-  check_temporal_step_inputs("temporal_update", query, weighted_key, entropy, std::nullopt, frames);
-  const c10::DeviceGuard guard(query.device());
-  TemporalForwardStep step{query, weighted_key, entropy, frames, mass_floor};
-  step.out = empty_of(query);
-  step.mass = empty_statistic(query);
-  run(forward_problem(step));
-  return {step.out, step.mass};
-}
-
-std::tuple<Tensor, Tensor, Tensor> temporal_update_backward_by(const FrameRunner& run, const Tensor& grad_surrogate,
-                                                               const Tensor& query, const Tensor& weighted_key,
-                                                               const Tensor& entropy, const Tensor& mass,
-                                                               int64_t frames, double mass_floor) {
-  check_temporal_step_inputs("temporal_update_backward", query, weighted_key, entropy, std::nullopt, frames);
-  const c10::DeviceGuard guard(query.device());
-  TemporalBackwardStep step{query, weighted_key, entropy, frames, mass_floor};
-  step.mass = mass;
-  step.grad_surrogate = grad_surrogate;
-  step.grad_weighted_key = empty_of(query);
-  step.grad_entropy = empty_statistic(query);
-  const Tensor grad_query = empty_of(query);
-  run(backward_problem(step, grad_query));
-  return {grad_query, step.grad_weighted_key, step.grad_entropy};
-}
-
-std::tuple<Tensor, Tensor> temporal_output_by(const FrameRunner& run, const Tensor& query, const Tensor& weighted_key,
-                                              const Tensor& entropy, const Tensor& value, int64_t frames) {
-  check_temporal_step_inputs("temporal_output", query, weighted_key, entropy, value, frames);
-  const c10::DeviceGuard guard(query.device());
-  TemporalForwardStep step{query, weighted_key, entropy, frames};
-  step.value = value;
-  step.out = empty_of(value);
-  step.lse = empty_statistic(query);
-  run(forward_problem(step));
-  return {step.out, step.lse};
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor> temporal_output_backward_by(
-    const FrameRunner& run, const std::optional<Tensor>& grad_out, const std::optional<Tensor>& grad_lse,
-    const Tensor& query, const Tensor& weighted_key, const Tensor& entropy, const Tensor& value, int64_t frames) {
-  check_temporal_step_inputs("temporal_output_backward", query, weighted_key, entropy, value, frames);
-  const c10::DeviceGuard guard(query.device());
-  TemporalBackwardStep step{query, weighted_key, entropy, frames};
-  step.value = value;
-  // No gradient is one row of zeros for all.
-  step.grad_out = grad_out ? *grad_out : at::zeros({value.size(3)}, value.options()).expand_as(value);
-  if (grad_lse) step.grad_lse = *grad_lse;
-  step.grad_weighted_key = empty_of(query);
-  step.grad_entropy = empty_statistic(query);
-  step.grad_value = empty_of(value);
-  const Tensor grad_query = empty_of(query);
-  run(backward_problem(step, grad_query));
-  return {grad_query, step.grad_weighted_key, step.grad_entropy, step.grad_value};
+Implementation temporal_implementation(const FrameRunner& run) {
+  return {.temporal_forward = [run](const TemporalForwardStep& step) { temporal_forward_by(run, step); },
+          .temporal_backward = [run](const TemporalBackwardStep& step) { temporal_backward_by(run, step); }};
 }
 
 FrameKernelChoice choose_temporal_step_kernel(const Tensor& query, const std::optional<Tensor>& value, int64_t frames,

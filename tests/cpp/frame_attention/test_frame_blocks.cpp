@@ -6,9 +6,10 @@
 #include "csrc/frame_attention/cuda/composed_frame_attention.h"
 #include "csrc/frame_attention/cuda/frame_blocks.h"
 #include "csrc/frame_attention/cuda/frame_params.h"
+#include "csrc/frame_attention/cuda/run_frame_problem.h"
 #include "csrc/matrix_attention/cuda/matrix_attention_problem.h"
 #include "csrc/monarch_attention/cuda/temporal_by_frames.h"
-#include "tools/emulator/implementation.h"
+#include "tools/emulator/context.h"
 
 namespace frameattn {
 namespace {
@@ -16,10 +17,13 @@ namespace {
 using at::Tensor;
 using Tensors = std::vector<Tensor>;
 
+// Without a question.
+void launch_emulated(const FrameProblem& problem) { launch_frame_kernel(emulated_gpu(), problem); }
+
 FrameRunner by_blocks(int64_t most) {
   return [most](const FrameProblem& problem) {
     const AlignedProblem aligned(problem);
-    run_frame_blocks(aligned.problem(), launch_emulated_frames, most);
+    run_frame_blocks(aligned.problem(), launch_emulated, most);
     aligned.copy_outputs();
   };
 }
@@ -72,14 +76,15 @@ Tensors temporal_inputs(int64_t frames, int64_t positions, int64_t dim, at::Scal
   return x;
 }
 Tensors temporal_update(const FrameRunner& run, const Tensors& x, int64_t frames, double mass_floor) {
-  const auto [surrogate, mass] = temporal_update_by(run, x[0], x[1], x[2], frames, mass_floor);
-  const auto [query, key, entropy] = temporal_update_backward_by(run, x[4], x[0], x[1], x[2], mass, frames, mass_floor);
+  const auto [surrogate, mass] = temporal_update_on(temporal_implementation(run), x[0], x[1], x[2], frames, mass_floor);
+  const auto [query, key, entropy] =
+      temporal_update_backward_on(temporal_implementation(run), x[4], x[0], x[1], x[2], mass, frames, mass_floor);
   return {surrogate, mass, query, key, entropy};
 }
 Tensors temporal_output(const FrameRunner& run, const Tensors& x, int64_t frames) {
-  const auto [out, lse] = temporal_output_by(run, x[0], x[1], x[2], x[3], frames);
+  const auto [out, lse] = temporal_output_on(temporal_implementation(run), x[0], x[1], x[2], x[3], frames);
   const auto [query, key, entropy, value] =
-      temporal_output_backward_by(run, x[5], x[6], x[0], x[1], x[2], x[3], frames);
+      temporal_output_backward_on(temporal_implementation(run), x[5], x[6], x[0], x[1], x[2], x[3], frames);
   return {out, lse, query, key, entropy, value};
 }
 
@@ -134,16 +139,17 @@ TEST(FrameBlocks, OfALargerSoftmax) {
       run(problem);
     };
     const auto [query, key, entropy, value] =
-        temporal_output_backward_by(shared, x[5], x[6], x[0], x[1], x[2], x[3], frames);
+        temporal_output_backward_on(temporal_implementation(shared), x[5], x[6], x[0], x[1], x[2], x[3], frames);
     return Tensors{query, key, entropy, value};
   };
   Tensors x = temporal_inputs(frames, 1, 16, at::kBFloat16);
-  Tensor lse = std::get<1>(temporal_output_by(composed(), x[0], x[1], x[2], x[3], frames)) + 0.7;
+  Tensor lse =
+      std::get<1>(temporal_output_on(temporal_implementation(composed()), x[0], x[1], x[2], x[3], frames)) + 0.7;
   lse.flatten()[3].fill_(INFINITY);  // a row that takes no part
   x.push_back(lse);
   x.push_back(at::randn_like(lse));
   const Tensors exact = outputs(composed(), doubles(x));
-  expect_close(outputs(launch_emulated_frames, x), exact, 0x1p-7);
+  expect_close(outputs(launch_emulated, x), exact, 0x1p-7);
   expect_close(outputs(by_blocks(8), x), exact, 0x1p-7);
   expect_close(outputs(composed(), x), exact, 0x1p-7);
 }

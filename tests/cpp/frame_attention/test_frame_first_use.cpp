@@ -17,10 +17,11 @@ std::vector<FrameProblem> problems(at::ScalarType dtype) {
   const auto value = at::randn({2, 3, 20, 24}, dtype), scalars = at::randn({2, 3, 20});
   matrix_attention_by(keep, x, x, x, 3, 2, 0.0);
   matrix_attention_backward_by(keep, x, x, x, x, 3, 2, std::nullopt);
-  temporal_update_by(keep, query, query, scalars, 5, 0.1);
-  temporal_update_backward_by(keep, query.to(at::kFloat), query, query, scalars, scalars, 5, 0.1);
-  temporal_output_by(keep, query, query, scalars, value, 5);
-  temporal_output_backward_by(keep, value, scalars, query, query, scalars, value, 5);
+  temporal_update_on(temporal_implementation(keep), query, query, scalars, 5, 0.1);
+  temporal_update_backward_on(temporal_implementation(keep), query.to(at::kFloat), query, query, scalars, scalars, 5,
+                              0.1);
+  temporal_output_on(temporal_implementation(keep), query, query, scalars, value, 5);
+  temporal_output_backward_on(temporal_implementation(keep), value, scalars, query, query, scalars, value, 5);
   return all;
 }
 

@@ -50,7 +50,8 @@ TEST(FrameParams, OfTheTemporalStepFollowTheMemory) {
   const int64_t batch = 2, heads = 3, frames = 5, positions = 7, dim = 16, tokens = frames * positions;
   const auto entropy = at::zeros({batch, heads, tokens});
   const auto params_of = [&](const Tensor& x) {
-    return frame_params(problem_of([&](auto run) { temporal_output_by(run, x, x, entropy, x, frames); }));
+    return frame_params(
+        problem_of([&](auto run) { temporal_output_on(temporal_implementation(run), x, x, entropy, x, frames); }));
   };
   const auto by_head = params_of(randn({batch, heads, tokens, dim}));
   EXPECT_EQ(by_head.items[1], heads);
@@ -106,8 +107,9 @@ TEST(AlignedProblem, CopiesWhatAKernelCannotRead) {
 TEST(AlignedProblem, ConvertsTheGradientOfASurrogate) {
   const auto x = randn({1, 2, 10, 16});
   const auto scalars = at::ones({1, 2, 10});
-  const auto problem =
-      problem_of([&](auto run) { temporal_update_backward_by(run, x.to(at::kFloat), x, x, scalars, scalars, 5, 0.1); });
+  const auto problem = problem_of([&](auto run) {
+    temporal_update_backward_on(temporal_implementation(run), x.to(at::kFloat), x, x, scalars, scalars, 5, 0.1);
+  });
   const AlignedProblem aligned(problem);
   EXPECT_EQ(aligned.problem().grad_out.scalar_type(), at::kBFloat16);
   EXPECT_TRUE(at::equal(aligned.problem().grad_out, problem.query));

@@ -227,10 +227,18 @@ TEST(FlashPlan, WidthIsTheNextThatHoldsBoth) {
 }
 
 TEST(FlashPlan, SplitsOnlyWhatLeavesMultiprocessorsIdle) {
-  EXPECT_EQ(split_keys(144, 23296, 132), 4);   // the first frame of 16 x 28 x 52, 12 heads
-  EXPECT_EQ(split_keys(5000, 23296, 132), 1);  // enough blocks
-  EXPECT_EQ(split_keys(1, 700, 132), 1);       // too few keys
-  EXPECT_EQ(split_keys(0, 0, 132), 1);
+  const auto parts = [](int64_t queries, int64_t heads, int64_t keys) {
+    return split_keys(queries, heads, keys, 132).parts;
+  };
+  EXPECT_EQ(parts(1456, 12, 23296), 4);              // the first frame of 16 x 28 x 52
+  EXPECT_EQ(parts(1456, 500, 23296), 1);             // enough blocks
+  EXPECT_EQ(parts(10, 1, 700), 1);                   // too few keys
+  EXPECT_EQ(parts(300, 1, 1100), 2);                 // results no larger than the keys: at most three parts
+  EXPECT_EQ(split_keys(5, 1, 1100, 132).keys, 576);  // whole tiles
+  EXPECT_EQ(parts(0, 0, 0), 1);
+  EXPECT_TRUE(flash_blocks_fit(1456, 16, 12));
+  EXPECT_TRUE(flash_blocks_fit(32, 1, 0x7fffffff));
+  EXPECT_FALSE(flash_blocks_fit(33, 1, 0x7fffffff));
 }
 
 // ---- The trial ------------------------------------------------------------------------------------------------------

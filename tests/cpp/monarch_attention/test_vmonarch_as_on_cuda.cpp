@@ -5,7 +5,8 @@
 #include <gtest/gtest.h>
 
 #include "csrc/monarch_attention/cpu/implementation.h"
-#include "tools/emulator/implementation.h"
+#include "csrc/monarch_attention/cuda/gpu_implementation.h"
+#include "tools/emulator/context.h"
 
 namespace frameattn {
 namespace {
@@ -75,7 +76,7 @@ void check(const Implementation& device, const Case& c, double out_eps, double g
   }
   for (const Tensor& t : inputs) wide.push_back(t.to(at::kDouble));
   const Tensor grad_out = rows(tokens, c.value_dim), grad_lse = at::randn({batch, heads, tokens});
-  const Results found = run(steps, c, inputs, mask, grad_out, grad_lse);
+  const Results found = run(device, c, inputs, mask, grad_out, grad_lse);
   const Results right = run(cpu_implementation(), c, wide, mask, grad_out, grad_lse);
   expect_close(found.out, right.out, out_eps, "out");
   expect_close(found.lse, right.lse, out_eps, "lse");
@@ -84,17 +85,21 @@ void check(const Implementation& device, const Case& c, double out_eps, double g
     expect_close(found.gradients[i], right.gradients[i], gradient_eps, names[i]);
 }
 
-class VMonarchAsOnCuda : public testing::TestWithParam<Case> {};
+class VMonarchAsOnCuda : public testing::TestWithParam<Case> {
+ protected:
+  void SetUp() override { setenv("FRAMEATTN_KERNELS", "unchecked", 1); }
+  void TearDown() override { unsetenv("FRAMEATTN_KERNELS"); }
+};
 
 TEST_P(VMonarchAsOnCuda, ByKernels) {
   const double eps = GetParam().dtype == at::kHalf ? 0x1p-11 : 0x1p-8;
-  check(emulated_implementation(), GetParam(), 2 * eps, 4 * eps);
+  check(gpu_implementation<&emulated_context>(), GetParam(), 2 * eps, 4 * eps);
 }
 
 TEST_P(VMonarchAsOnCuda, ByTorchsOperators) {
   Case c = GetParam();
   c.dtype = at::kDouble;
-  check(emulated_implementation(), c, 1e-12, 1e-11);
+  check(gpu_implementation<&emulated_context>(), c, 1e-12, 1e-11);
 }
 
 INSTANTIATE_TEST_SUITE_P(, VMonarchAsOnCuda,

@@ -6,19 +6,13 @@
 #include <thread>
 
 #include "csrc/trust/kernel_trust.h"
+#include "tests/cpp/warnings.h"
 
 namespace frameattn {
 namespace {
 
 const KernelUse kUse{"frame_attention_forward", 1, 90, "bfloat16", "16 frames", 0};
 
-class Warnings : public c10::WarningHandler {
- public:
-  void process(const c10::Warning& warning) override { texts.push_back(warning.msg()); }
-  std::vector<std::string> texts;
-
- private:
-  c10::WarningUtils::WarningHandlerGuard guard_{this};
 };
 
 class KernelTrustTest : public testing::Test {

@@ -63,9 +63,15 @@ enum class FlashKernel { forward, join, offset, backward_query, backward_key };
 // Columns that a kernel computes with: the fewest of 64, 96, 128, 256 that hold both dims. 0: too many.
 int flash_width(int64_t dim, int64_t value_dim);
 
-// Into how many parts of keys dense rows are split so that all multiprocessors have work, where without it they make
-// `blocks` blocks.
-int64_t split_keys(int64_t blocks, int64_t keys, int64_t multiprocessors);
+// The keys of dense rows, which are few, are split so that all multiprocessors have work: into `parts` parts of `keys`
+// keys, the last of them smaller.
+struct KeyParts {
+  int64_t parts, keys;
+};
+KeyParts split_keys(int64_t queries, int64_t heads, int64_t keys, int64_t multiprocessors);
+
+// Whether a grid holds the blocks of so many rows in each of so many parts of each head.
+bool flash_blocks_fit(int64_t rows, int64_t parts, int64_t heads);
 
 // Launches on `stream` (a cudaStream_t) and returns a cudaError_t. Nothing to do: nothing is launched.
 int launch_flash_kernel_sm80(FlashKernel kernel, const FlashParams& params, FrameElement element, void* stream);

@@ -1,0 +1,17 @@
+// Computes the spatial step, and what else of VMonarch is attention of rows to rows, on a GPU: by the flash kernels
+// where they take it and may be trusted (choose_flash_kernel.h, kernel_trust.h), else by torch's operators
+// (composed_spatial_step.h).
+#pragma once
+
+#include "csrc/device/launch_context.h"
+#include "csrc/monarch_attention/implementation.h"
+
+namespace frameattn {
+
+void run_spatial_forward(const LaunchContext& context, const SpatialForwardStep& step);
+void run_spatial_backward(const LaunchContext& context, const SpatialBackwardStep& step);
+at::Tensor run_row_dots(const LaunchContext& context, const at::Tensor& a, const at::Tensor& b);
+void run_join(const LaunchContext& context, const at::Tensor& out, const at::Tensor& lse, const at::Tensor& other,
+              const at::Tensor& other_lse);
+
+}  // namespace frameattn

@@ -1,0 +1,23 @@
+// The operators' kernels for a device, by its steps: TORCH_LIBRARY_IMPL(frameattn, CPU, m)
+// { register_on_device<&cpu_implementation>(m); }
+#pragma once
+
+#include <torch/library.h>
+
+#include "csrc/monarch_attention/implementation.h"
+
+namespace frameattn {
+
+template <const Implementation& (*implementation)()>
+void register_on_device(torch::Library& m) {
+  m.impl("spatial_step", &OnDevice<&spatial_step_on, implementation>::call);
+  m.impl("spatial_step_backward", &OnDevice<&spatial_step_backward_on, implementation>::call);
+  m.impl("temporal_update", &OnDevice<&temporal_update_on, implementation>::call);
+  m.impl("temporal_update_backward", &OnDevice<&temporal_update_backward_on, implementation>::call);
+  m.impl("temporal_output", &OnDevice<&temporal_output_on, implementation>::call);
+  m.impl("temporal_output_backward", &OnDevice<&temporal_output_backward_on, implementation>::call);
+  m.impl("vmonarch_attention_forward", &OnDevice<&vmonarch_attention_forward_on, implementation>::call);
+  m.impl("vmonarch_attention_backward", &OnDevice<&vmonarch_attention_backward_on, implementation>::call);
+}
+
+}  // namespace frameattn

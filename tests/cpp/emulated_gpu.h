@@ -1,0 +1,50 @@
+// The emulator's GPU for one test: as the test changes it, counting launches, and as it was afterwards.
+#pragma once
+
+#include <cstdlib>
+
+#include "csrc/frame_attention/cuda/kernels/frame_attention.h"
+#include "csrc/monarch_attention/cuda/kernels/flash_attention.h"
+#include "csrc/trust/kernel_trust.h"
+#include "tools/emulator/context.h"
+
+namespace frameattn {
+
+class EmulatedGpu {
+ public:
+  EmulatedGpu() {
+    unsetenv("FRAMEATTN_KERNELS");
+    launches = fails_with = 0;
+    scale_of_results = 1;
+    gpu().trust = &trust_;
+    gpu().launch_frames = &launch_frames;
+    gpu().launch_flash = &launch_flash;
+  }
+  ~EmulatedGpu() { gpu() = before_; }
+
+  LaunchContext& gpu() { return emulated_gpu(); }
+  void trust_everything() { setenv("FRAMEATTN_KERNELS", "unchecked", 1); }
+
+  static inline int launches, fails_with;
+  static inline float scale_of_results;  // other than 1: kernels that err on purpose
+
+ private:
+  static int launch_frames(FrameKernel kernel, const FrameAttentionParams& params, const FramePlan& plan,
+                           FrameElement element, void* stream) {
+    ++launches;
+    FrameAttentionParams wrong = params;
+    wrong.scale *= scale_of_results;
+    return fails_with ? fails_with : launch_frame_kernel_sm80(kernel, wrong, plan, element, stream);
+  }
+  static int launch_flash(FlashKernel kernel, const FlashParams& params, FrameElement element, void* stream) {
+    ++launches;
+    FlashParams wrong = params;
+    wrong.scale *= scale_of_results;
+    return fails_with ? fails_with : launch_flash_kernel_sm80(kernel, wrong, element, stream);
+  }
+
+  const LaunchContext before_ = emulated_gpu();
+  KernelTrust trust_{{}};
+};
+
+}  // namespace frameattn
