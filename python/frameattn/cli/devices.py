@@ -2,7 +2,7 @@
 
 import torch
 
-from frameattn.cli.errors import UsageError
+from frameattn._errors import UsageError
 
 
 def choose_device(name: str) -> torch.device:

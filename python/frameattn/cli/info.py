@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 
 import frameattn
+from frameattn._errors import UsageError
 from frameattn._load import kernel_choice, trusted_kernels
-from frameattn.cli.errors import UsageError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

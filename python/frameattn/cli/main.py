@@ -4,9 +4,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from frameattn._errors import UsageError
 from frameattn._optional import MissingExtra
 from frameattn.cli import bench_swap, info, sample, train
-from frameattn.cli.errors import UsageError
 
 COMMANDS = {"train": train, "sample": sample, "bench-swap": bench_swap, "info": info}
 

@@ -26,13 +26,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from frameattn._errors import UsageError, as_usage_error
 from frameattn._optional import require
 from frameattn.cli.arguments import positive
-from frameattn.cli.config import Sampling, parse_overrides
 from frameattn.cli.devices import choose_device
-from frameattn.cli.draws import seed_of
-from frameattn.cli.errors import UsageError, as_usage_error
 from frameattn.diffusion import METHODS, GaussianDiffusion, classifier_free_guidance
+from frameattn.training.config import Sampling, parse_overrides
+from frameattn.training.draws import seed_of
 
 FORMATS = ("gif", "mp4", "png")
 

@@ -1,7 +1,7 @@
 """Train a model; run again with the same --out, it resumes.
 
 Every key of the configuration is an option: --key value or --section.key value. With --config they replace
-values of the file. Keys and defaults: frameattn/cli/config.py and config.yaml in the output folder.
+values of the file. Keys and defaults: frameattn/training/config.py and config.yaml in the output folder.
 
 examples:
   frameattn train --config demo/moving_digits.yaml --out runs/digits
@@ -23,11 +23,19 @@ from pickle import UnpicklingError
 
 import torch
 
+from frameattn._errors import UsageError, as_usage_error
 from frameattn._optional import require
-from frameattn.cli.config import Config, build_config, config_values, load_yaml, merge, parse_overrides, save_config
 from frameattn.cli.devices import choose_device
-from frameattn.cli.errors import UsageError, as_usage_error
-from frameattn.cli.trainer import Trainer
+from frameattn.training.config import (
+    Config,
+    build_config,
+    config_values,
+    load_yaml,
+    merge,
+    parse_overrides,
+    save_config,
+)
+from frameattn.training.trainer import Trainer
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

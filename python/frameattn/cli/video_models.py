@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from frameattn._errors import UsageError
 from frameattn._optional import require
-from frameattn.cli.errors import UsageError
 
 Grid = tuple[int, int, int]  # tokens in time, height and width
 

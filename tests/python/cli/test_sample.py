@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from frameattn._errors import UsageError
 from frameattn.cli import sample
-from frameattn.cli.errors import UsageError
 from frameattn.cli.main import main
 from frameattn.cli.sample import choose_labels, generate, load
 

@@ -7,11 +7,11 @@ import signal
 import pytest
 import torch
 
-from frameattn.cli.config import Config, Named, Stage, read_config
-from frameattn.cli.draws import Draws, draw_timesteps, seed_of, stage_at
 from frameattn.cli.main import main
 from frameattn.cli.train import create_trainer
-from frameattn.cli.trainer import Trainer
+from frameattn.training.config import Config, Named, Stage, read_config
+from frameattn.training.draws import Draws, draw_timesteps, seed_of, stage_at
+from frameattn.training.trainer import Trainer
 
 
 def train(config, folder, *options) -> int:

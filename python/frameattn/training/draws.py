@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from frameattn.cli.config import Config, Stage
+from frameattn.training.config import Config, Stage
 
 
 class Draw(NamedTuple):

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from frameattn._errors import UsageError
 from frameattn._optional import require
-from frameattn.cli.config import Config, Stage, config_values
-from frameattn.cli.draws import Draw, Draws, seed_of, stage_at
-from frameattn.cli.errors import UsageError
-from frameattn.cli.log import Log
 from frameattn.diffusion import GaussianDiffusion
+from frameattn.training.config import Config, Stage, config_values
+from frameattn.training.draws import Draw, Draws, seed_of, stage_at
+from frameattn.training.log import Log
 
 
 class Trainer:

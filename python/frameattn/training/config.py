@@ -12,8 +12,8 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from frameattn._errors import UsageError
 from frameattn._optional import require
-from frameattn.cli.errors import UsageError
 
 
 @dataclass

@@ -2,7 +2,8 @@
 
 import pytest
 
-from frameattn.cli.config import (
+from frameattn._errors import UsageError
+from frameattn.training.config import (
     Config,
     Named,
     Stage,
@@ -12,7 +13,6 @@ from frameattn.cli.config import (
     read_config,
     save_config,
 )
-from frameattn.cli.errors import UsageError
 
 MINIMAL = {"data": {"name": "moving_digits"}}
 

@@ -1,0 +1,1 @@
+"""What ``frameattn train`` runs: the configuration, what a step draws, the loop and its files."""
