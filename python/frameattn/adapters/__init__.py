@@ -32,7 +32,7 @@ where they are, how they form query, key and value, and what the grid of their t
 
 With text in the same attention, ``self.attend_jointly(video, text, text_mask)`` takes the place of ``attend``. Where
 video and text come to the processor apart, ``JointProcessor`` is the class to start from: it has the ``__call__``.
-``frameattn/adapters/diffusers_*.py`` are such classes. **Code that calls F.scaled_dot_product_attention itself** takes
+``frameattn/adapters/diffusers/*.py`` are such classes. **Code that calls F.scaled_dot_product_attention itself** takes
 ``attention_fn(grid)`` in its place.
 """
 
@@ -59,17 +59,17 @@ from frameattn.adapters.swap import Handle, apply
 
 # Each registers its adapters; none imports the library that it is for.
 FAMILIES = (
-    "diffusers_allegro",
-    "diffusers_cogvideox",
-    "diffusers_cosmos",
-    "diffusers_easyanimate",
-    "diffusers_hunyuan_video",
-    "diffusers_kandinsky",
-    "diffusers_ltx",
-    "diffusers_ltx2",
-    "diffusers_mochi",
-    "diffusers_motif",
-    "diffusers_wan",
+    "diffusers.allegro",
+    "diffusers.cogvideox",
+    "diffusers.cosmos",
+    "diffusers.easyanimate",
+    "diffusers.hunyuan_video",
+    "diffusers.kandinsky",
+    "diffusers.ltx",
+    "diffusers.ltx2",
+    "diffusers.mochi",
+    "diffusers.motif",
+    "diffusers.wan",
 )
 for _family in FAMILIES:
     import_module(f"frameattn.adapters.{_family}")

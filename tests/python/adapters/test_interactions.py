@@ -15,7 +15,7 @@ from adapters.test_models import relative_error, value_and_gradients
 from adapters.tiny_models import CASES, HUNYUAN_CASE, WAN_CASE, output, reference_attention
 
 from frameattn.adapters import Handle, apply
-from frameattn.adapters.diffusers_wan import WanProcessor
+from frameattn.adapters.diffusers.wan import WanProcessor
 
 diffusers = pytest.importorskip("diffusers")
 

@@ -19,13 +19,14 @@ from adapters.tiny_models import (
     reference_attention,
 )
 
-from frameattn.adapters import apply, attention, diffusers_cosmos, diffusers_kandinsky, joint, processor
-from frameattn.adapters.diffusers_allegro import AllegroProcessor
-from frameattn.adapters.diffusers_cogvideox import CogVideoXProcessor
-from frameattn.adapters.diffusers_hunyuan_video import HunyuanVideoProcessor
-from frameattn.adapters.diffusers_ltx2 import LTX2Processor
-from frameattn.adapters.diffusers_mochi import MochiProcessor
-from frameattn.adapters.diffusers_wan import WanProcessor
+from frameattn.adapters import apply, attention, joint, processor
+from frameattn.adapters.diffusers import cosmos, kandinsky
+from frameattn.adapters.diffusers.allegro import AllegroProcessor
+from frameattn.adapters.diffusers.cogvideox import CogVideoXProcessor
+from frameattn.adapters.diffusers.hunyuan_video import HunyuanVideoProcessor
+from frameattn.adapters.diffusers.ltx2 import LTX2Processor
+from frameattn.adapters.diffusers.mochi import MochiProcessor
+from frameattn.adapters.diffusers.wan import WanProcessor
 
 
 @torch.no_grad()
@@ -148,9 +149,7 @@ def frequencies_of_one_head(monkeypatch):
 
 
 def angles_of_neighbours_not_halves(monkeypatch):
-    monkeypatch.setattr(
-        diffusers_cosmos, "rotate", lambda query, key, angles, **options: joint.rotate(query, key, angles)
-    )
+    monkeypatch.setattr(cosmos, "rotate", lambda query, key, angles, **options: joint.rotate(query, key, angles))
 
 
 def angles_of_halves_not_neighbours(monkeypatch):
@@ -160,7 +159,7 @@ def angles_of_halves_not_neighbours(monkeypatch):
 
 def rotary_embedding_not_rounded(monkeypatch):
     rotated = lambda x, matrices: (matrices * x.unflatten(-1, (-1, 1, 2))).sum(-1).flatten(-2).type_as(x)  # noqa: E731
-    monkeypatch.setattr(diffusers_kandinsky, "_rotated", rotated)
+    monkeypatch.setattr(kandinsky, "_rotated", rotated)
 
 
 def temb_forgotten(monkeypatch):

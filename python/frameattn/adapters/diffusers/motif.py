@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from frameattn.adapters.diffusers_hunyuan_video import HunyuanVideoProcessor
+from frameattn.adapters.diffusers.hunyuan_video import HunyuanVideoProcessor
 from frameattn.adapters.registry import register
 
 

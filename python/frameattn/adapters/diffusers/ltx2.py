@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from frameattn.adapters.diffusers_ltx import LTXVideoProcessor
+from frameattn.adapters.diffusers.ltx import LTXVideoProcessor
 from frameattn.adapters.projections import project, project_out, split_heads
 from frameattn.adapters.registry import register
 
