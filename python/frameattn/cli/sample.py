@@ -30,8 +30,9 @@ from frameattn._errors import UsageError, as_usage_error
 from frameattn._optional import require
 from frameattn.cli.arguments import positive
 from frameattn.cli.devices import choose_device
+from frameattn.cli.overrides import parse_overrides
 from frameattn.diffusion import METHODS, GaussianDiffusion, classifier_free_guidance
-from frameattn.training.config import Sampling, parse_overrides
+from frameattn.training.config import Sampling
 from frameattn.training.draws import seed_of
 
 FORMATS = ("gif", "mp4", "png")

@@ -5,11 +5,8 @@ that is random is seeded by that number (draws.py). Stopped and resumed on a CPU
 """
 
 import math
-import os
-import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +17,12 @@ from torch.utils.data import DataLoader
 from frameattn._errors import UsageError
 from frameattn._optional import require
 from frameattn.diffusion import GaussianDiffusion
-from frameattn.training.config import Config, Stage, config_values
+from frameattn.training.config import Config, Stage
+from frameattn.training.config_io import config_values
 from frameattn.training.draws import Draw, Draws, seed_of, stage_at
+from frameattn.training.files import replacing
 from frameattn.training.log import Log
+from frameattn.training.signals import leave_signals_to_parent, stop_signals
 
 
 class Trainer:
@@ -132,7 +132,7 @@ class Trainer:
                 batch_size=None,
                 sampler=range(self.step * accumulation, self.total_steps * accumulation),
                 num_workers=self.config.workers,
-                worker_init_fn=_leave_signals_to_parent,
+                worker_init_fn=leave_signals_to_parent,
                 pin_memory=self.device.type == "cuda",
             )
         )
@@ -198,35 +198,3 @@ class Trainer:
             print(f"step {self.step}/{self.total_steps} {text} lr {rate:.2e} {self.seconds:.0f} s", flush=True)
         else:
             bar.set_postfix_str(text)
-
-
-@contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """A list that SIGINT or SIGTERM puts its number into; a second one acts as it did before."""
-    received: list[int] = []
-    before = {}
-
-    def remember(number: int, frame) -> None:
-        received.append(number)
-        signal.signal(number, before[number])
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        before[number] = signal.signal(number, remember)
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A file to write that takes the place of path at the end: a kill leaves the old or the new one, whole."""
-    temporary = path.with_name(f"{path.stem}.partial{path.suffix}")
-    yield temporary
-    os.replace(temporary, path)
-
-
-def _leave_signals_to_parent(worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -8,10 +8,7 @@ import pytest
 import torch
 
 from frameattn.cli.main import main
-from frameattn.cli.train import create_trainer
-from frameattn.training.config import Config, Named, Stage, read_config
-from frameattn.training.draws import Draws, draw_timesteps, seed_of, stage_at
-from frameattn.training.trainer import Trainer
+from frameattn.training import Trainer, read_config
 
 
 def train(config, folder, *options) -> int:
@@ -132,101 +129,10 @@ def test_resume_refuses_another_run(tiny_config, trained, fails):
     assert "another diffusion: predict_xstart False there, True now" in message
 
 
-def test_interrupted_save_leaves_the_old_state(trained, tmp_path, monkeypatch):
-    trainer = create_trainer(read_config(trained / "config.yaml"), tmp_path)
-    trainer.save()
-    monkeypatch.setattr(torch, "save", lambda state, path: (path.write_bytes(b"half"), exec("raise OSError")))
-    with pytest.raises(OSError):
-        trainer.save()
-    assert read_state(tmp_path)["step"] == 0
-
-
-def test_accumulated_micro_batches_have_the_mean_gradient(tiny_config, tmp_path):
-    config = read_config(tiny_config, ["--accumulation", "2", "--stages", "null", "--batch", "2", "--steps", "4"])
-    config.model.arguments["class_dropout_prob"] = 0.0
-    trainer = create_trainer(config, tmp_path)
-    first, second = trainer.draws[0], trainer.draws[1]
-    assert not torch.equal(first.x, second.x)
-    losses = [
-        trainer.diffusion.training_losses(trainer.model, d.x, d.t, {"y": d.labels}, d.noise)["loss"].mean()
-        for d in (first, second)
-    ]
-    expected = torch.autograd.grad(sum(losses) / 2, list(trainer.parameters.values()), allow_unused=True)
-    expected_norm = torch.nn.utils.get_total_norm([g for g in expected if g is not None])
-    totals, norm = trainer._train_step(iter([first, second]))
-    torch.testing.assert_close(norm, expected_norm, rtol=1e-4, atol=0)
-    torch.testing.assert_close(totals[0], (sum(losses) / 2).detach())
-
-
 def test_bf16_keeps_weights_in_float32(tiny_config, tmp_path):
     assert train(tiny_config, tmp_path, "--precision", "bf16") == 0
     state = read_state(tmp_path)
     assert {p.dtype for p in state["ema"].values()} == {torch.float32}
-
-
-def test_learning_rate_schedule(tiny_config, tmp_path):
-    trainer = create_trainer(read_config(tiny_config, ["--learning_rate", "1", "--final_fraction", "0.1"]), tmp_path)
-    trainer.total_steps = 100
-    assert trainer.learning_rate(0) == pytest.approx(0.5 * 1.0)  # warmup: 2
-    assert trainer.learning_rate(50) == pytest.approx(0.55)
-    assert trainer.learning_rate(100) == pytest.approx(0.1)
-    trainer.config.schedule = "constant"
-    assert trainer.learning_rate(99) == 1.0
-
-
-def test_average_follows_faster_in_the_beginning(tiny_config, tmp_path):
-    trainer = create_trainer(read_config(tiny_config), tmp_path)
-    name = next(iter(trainer.ema))
-    start = trainer.ema[name].clone()
-    with torch.no_grad():
-        trainer.parameters[name].add_(1.0)
-    trainer._update_average()
-    torch.testing.assert_close(trainer.ema[name], start + (1 - 1 / 10))
-
-
-class Ramp:
-    """A data set whose clips are all one number, drawn from the generator."""
-
-    channels, size, num_classes = 1, 2, 10
-
-    def draw(self, count, frames, generator):
-        values = torch.rand(count, 1, 1, 1, 1, generator=generator)
-        return values.expand(count, frames, 1, 2, 2).clone(), torch.randint(10, (count,), generator=generator)
-
-
-def test_draws_depend_on_seed_and_step_alone():
-    stages = [Stage(steps=2, batch=3, frames=0, images=2), Stage(steps=2, batch=2, frames=4, images=1)]
-    draws = Draws(Ramp(), Config(data=Named("x"), stages=stages, accumulation=2), stages, 1000)
-    other = Draws(Ramp(), Config(data=Named("x"), stages=stages, accumulation=2, seed=1), stages, 1000)
-    images, video = draws[0], draws[5]
-    assert images.x.shape == (3, 2, 1, 2, 2) and images.image_labels.shape == (3, 2) and images.t.shape == (3,)
-    assert video.x.shape == (2, 5, 1, 2, 2) and video.labels.shape == (2,) and video.image_labels.shape == (2, 1)
-    assert (video.x[:, 0] == video.x[:, 3]).all() and (video.x[:, 0] != video.x[:, 4]).all()
-    assert all(torch.equal(a, b) for a, b in zip(draws[5], video, strict=True))
-    for different in (draws[4], draws[6], draws[7], other[5]):
-        assert not torch.equal(different.noise, video.noise)
-
-
-def test_stage_at():
-    stages = [Stage(steps=2, batch=1, frames=1), Stage(steps=3, batch=1, frames=2)]
-    assert [stage_at(stages, step).frames for step in range(5)] == [1, 1, 2, 2, 2]
-    with pytest.raises(IndexError, match="step 5 is behind the last stage"):
-        stage_at(stages, 5)
-
-
-def test_stratified_timesteps_visit_every_part():
-    generator = torch.Generator().manual_seed(0)
-    t = torch.stack([draw_timesteps(8, 1000, True, generator) for _ in range(500)])
-    assert (t.sort(dim=1).values // 125 == torch.arange(8)).all()
-    assert not torch.equal(t.sort(dim=1).values, t)
-    assert t.min() < 3 and t.max() > 996 and abs(t[:, 0].float().mean() - 499.5) < 40
-    t = draw_timesteps(4000, 1000, False, generator)
-    assert t.min() >= 0 and t.max() <= 999 and abs(t.float().mean() - 499.5) < 20
-
-
-def test_seeds_of_neighbours_differ():
-    seeds = {seed_of(seed, step, micro) for seed in range(5) for step in range(50) for micro in range(4)}
-    assert len(seeds) == 1000
 
 
 @pytest.mark.parametrize(

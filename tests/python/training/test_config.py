@@ -1,37 +1,12 @@
-"""Configurations: files, options over them, types, and what a wrong key is answered with."""
+"""Configurations: files, values over them, types, and what a wrong key is answered with."""
 
 import pytest
 
 from frameattn._errors import UsageError
-from frameattn.training.config import (
-    Config,
-    Named,
-    Stage,
-    build_config,
-    config_values,
-    parse_overrides,
-    read_config,
-    save_config,
-)
+from frameattn.training.config import Config, Named, Stage
+from frameattn.training.config_io import build_config, config_values, read_config, save_config
 
 MINIMAL = {"data": {"name": "moving_digits"}}
-
-
-def test_options_replace_values_of_the_file(tiny_config):
-    config = read_config(
-        tiny_config, ["--learning-rate", "3e-4", "--model.depth=4", "--sampling.cfg", "3", "--seed", "5"]
-    )
-    assert config.learning_rate == 3e-4
-    assert config.model.arguments["depth"] == 4 and config.model.arguments["hidden_size"] == 16
-    assert config.sampling.cfg == 3.0 and config.sampling.steps == 3
-    assert config.seed == 5
-    assert config.stages[1] == Stage(steps=2, batch=2, frames=2, images=1)
-
-
-def test_names_are_short_for_sections(tiny_config):
-    config = read_config(None, ["--data", "folder", "--model", "FrameDiTH", "--data.size", "64"])
-    assert config.data == Named("folder", {"size": 64}) and config.model == Named("FrameDiTH")
-    assert read_config(tiny_config, ["--model", "Other"]).model.arguments["depth"] == 2
 
 
 def test_plan_without_stages():
@@ -47,47 +22,43 @@ def test_survives_a_file(tiny_config, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("values", "message"),
     [
-        (["--learning_rat", "1"], "unknown key learning_rat: did you mean learning_rate?"),
-        (["--diffusion.sigma", "1"], "unknown key diffusion.sigma: did you mean diffusion"),
-        (["--stages", "[{step: 1}]"], r"unknown key stages\[0\].step: did you mean stages\[0\].steps?"),
-        (["--stages", "[{steps: 1}]"], r"stages\[0\].batch is missing"),
-        (["--stages", "[{steps: 1, batch: 1, frames: 0}]"], r"stages\[0\] needs .* frames \+ images >= 1"),
-        (["--stages", "5"], r"stages must be a list like \[{steps: 1000, batch: 4, frames: 16}\], got 5"),
-        (["--steps", "1.5"], "steps must be a whole number, got 1.5"),
-        (["--steps", "true"], "steps must be a whole number, got True"),
-        (["--steps", "0"], "steps must be at least 1, got 0"),
-        (["--learning_rate", "fast"], "learning_rate must be a number, got 'fast'"),
-        (["--compile", "1"], "compile must be true or false, got 1"),
-        (["--betas", "[0.9]"], r"betas must be a list of 2 numbers, got \[0.9\]"),
-        (["--schedule", "linear"], "schedule must be constant or cosine, got 'linear'"),
-        (["--sampling.method", "euler"], "sampling.method must be ddpm or ddim or dpm, got 'euler'"),
+        (dict(learning_rat=1), "unknown key learning_rat: did you mean learning_rate?"),
+        (dict(diffusion=dict(sigma=1)), "unknown key diffusion.sigma: did you mean diffusion"),
+        (dict(stages=[dict(step=1)]), r"unknown key stages\[0\].step: did you mean stages\[0\].steps?"),
+        (dict(stages=[dict(steps=1)]), r"stages\[0\].batch is missing"),
+        (dict(stages=[dict(steps=1, batch=1, frames=0)]), r"stages\[0\] needs .* frames \+ images >= 1"),
+        (dict(stages=5), r"stages must be a list like \[{steps: 1000, batch: 4, frames: 16}\], got 5"),
+        (dict(steps=1.5), "steps must be a whole number, got 1.5"),
+        (dict(steps=True), "steps must be a whole number, got True"),
+        (dict(steps=0), "steps must be at least 1, got 0"),
+        (dict(learning_rate="fast"), "learning_rate must be a number, got 'fast'"),
+        (dict(compile=1), "compile must be true or false, got 1"),
+        (dict(betas=[0.9]), r"betas must be a list of 2 numbers, got \[0.9\]"),
+        (dict(schedule="linear"), "schedule must be constant or cosine, got 'linear'"),
+        (dict(sampling=dict(method="euler")), "sampling.method must be ddpm or ddim or dpm, got 'euler'"),
         (
-            ["--diffusion", "5"],
+            dict(diffusion=5),
             "diffusion must be a section with learn_sigma, predict_xstart, sigma_small, max_snr_weight, got 5",
         ),
-        (["--ema_decay", "1"], "ema_decay must be 0 or more, less than 1, got 1.0"),
-        (["--seed", "-1"], "seed must be at least 0, got -1"),
-        (["--learning_rate", "0"], "learning_rate must be more than 0, got 0.0"),
-        (["--model.depth", "["], "--model.depth .: the value is not YAML"),
-        (["--steps"], "--steps needs a value"),
-        (["--steps", "--batch", "4"], "--steps needs a value"),
-        (["5"], "unexpected argument '5'"),
+        (dict(ema_decay=1), "ema_decay must be 0 or more, less than 1, got 1.0"),
+        (dict(seed=-1), "seed must be at least 0, got -1"),
+        (dict(learning_rate=0), "learning_rate must be more than 0, got 0.0"),
     ],
 )
-def test_rejects_bad_options(tiny_config, options, message):
+def test_rejects_bad_values(tiny_config, values, message):
     with pytest.raises(UsageError, match=message):
-        read_config(tiny_config, options)
+        read_config(tiny_config, values)
 
 
 def test_null_is_none():
-    assert build_config({**MINIMAL, **parse_overrides(["--clip_norm", "null"])}).clip_norm is None
+    assert build_config({**MINIMAL, "clip_norm": None}).clip_norm is None
 
 
 def test_data_is_required():
     with pytest.raises(UsageError, match="data is missing"):
-        read_config(None)
+        build_config({})
 
 
 def test_rejects_files_that_are_not_configurations(tmp_path):

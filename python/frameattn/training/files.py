@@ -1,0 +1,44 @@
+"""The files that a run resumes from: written whole or not at all, and read again."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+
+from frameattn._errors import UsageError
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file to write that takes the place of path at the end: a kill leaves the old or the new one, whole."""
+    temporary = path.with_name(f"{path.stem}.partial{path.suffix}")
+    yield temporary
+    os.replace(temporary, path)
+
+
+def load_state(path: Path) -> dict | None:
+    if not path.exists():
+        return None
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, RuntimeError, UnpicklingError) as error:
+        raise UsageError(f"{path} is not a state that frameattn wrote: move it away to start anew") from error
+
+
+def check_same_run(values: dict, saved: dict, folder: Path) -> None:
+    """Steps, rates and intervals may change when a run is resumed; what the weights mean may not."""
+    for key in ("model", "data", "diffusion", "seed"):
+        if values[key] != saved[key]:
+            raise UsageError(
+                f"{folder} holds a run with another {key}: {_difference(saved[key], values[key])}; choose another --out"
+            )
+
+
+def _difference(old, new) -> str:
+    if not isinstance(old, dict):
+        return f"{old} there, {new} now"
+    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    return ", ".join(f"{key} {old.get(key)} there, {new.get(key)} now" for key in keys)
