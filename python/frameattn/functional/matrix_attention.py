@@ -2,9 +2,6 @@
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
-
-from frameattn import _C
 
 
 def matrix_linear(x: Tensor, u: Tensor | None, w: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -70,43 +67,3 @@ def matrix_attention(
     torch.Size([1, 16, 512, 384])
     """
     return torch.ops.frameattn.matrix_attention(query, key, value, row_heads, col_heads, scale)
-
-
-# Operation counts for torch.utils.flop_counter (a multiply-add counts as two).
-
-
-def _sizes(x_shape, u_shape, w_shape) -> tuple[int, dict[str, int]]:
-    """Number of frames, and the sizes of one."""
-    *leading, n, d = x_shape
-    return torch.Size(leading).numel(), {"n": n, "d": d, "m": u_shape[1], "e": w_shape[1]}
-
-
-@register_flop_formula(torch.ops.frameattn.matrix_linear_forward)
-def _(x_shape, u_shape, w_shape, bias_shape, save, *, out_shape=None, **kwargs) -> int:
-    if u_shape is None:
-        return 2 * torch.Size(x_shape).numel() * w_shape[1]
-    frames, sizes = _sizes(x_shape, u_shape, w_shape)
-    return 2 * frames * _C.matrix_linear_cost(**sizes)
-
-
-@register_flop_formula(torch.ops.frameattn.matrix_linear_backward)
-def _(grad_shape, x_shape, u_shape, w_shape, bias_shape, product_shape, wanted, *, out_shape=None, **kwargs) -> int:
-    if u_shape is None:
-        return 2 * torch.Size(x_shape).numel() * w_shape[1] * (wanted[0] + wanted[2])
-    frames, sizes = _sizes(x_shape, u_shape, w_shape)
-    plan = _C.plan_matrix_linear_backward(**sizes, wanted=wanted[:3], saved=product_shape is not None)
-    return 2 * frames * plan.cost
-
-
-@register_flop_formula(torch.ops.frameattn.matrix_attention)
-def _(query_shape, key_shape, value_shape, row_heads, col_heads, scale=None, *, out_shape=None, **kwargs) -> int:
-    batch, frames, rows, channels = query_shape
-    return 2 * batch * frames**2 * channels * (rows + value_shape[2])
-
-
-@register_flop_formula(torch.ops.frameattn.matrix_attention_backward)
-def _(
-    grad_shape, query_shape, key_shape, value_shape, row_heads, col_heads, scale=None, *, out_shape=None, **kw
-) -> int:
-    batch, frames, rows, channels = query_shape
-    return 2 * batch * frames**2 * channels * (3 * rows + 2 * value_shape[2])

@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 
 def vmonarch_attention(
@@ -81,81 +80,3 @@ def vmonarch_attention(
         return_lse,
     )
     return (out, lse) if return_lse else out
-
-
-# Operation counts for torch.utils.flop_counter (a multiply-add counts as two). Backward computes the logits again.
-
-
-def _spatial(heads: int, queries: int, keys: int, dim: int, weighted_dims: int) -> int:
-    return 2 * heads * queries * keys * (dim + weighted_dims)
-
-
-@register_flop_formula(torch.ops.frameattn.spatial_step)
-def _(query_shape, key_shape, value_shape, frames, scale, weigh_keys, *args, out_shape=None, **kwargs) -> int:
-    batch, heads, queries, dim = query_shape
-    weighted = dim * bool(weigh_keys) + (value_shape[3] if value_shape is not None else 0)
-    return _spatial(batch * heads, queries, key_shape[2] // frames, dim, weighted)
-
-
-@register_flop_formula(torch.ops.frameattn.spatial_step_backward)
-def _(grad_weighted_key, grad_weighted_value, grad_lse, query, key, value, key_mask, weighted_key, weighted_value, lse,
-      frames, scale, *, out_shape=None, **kwargs) -> int:  # fmt: skip
-    batch, heads, queries, dim = query
-    columns = 3 * dim  # the logits, and what they give to query and key
-    if grad_weighted_key:
-        columns += 2 * dim
-    if grad_weighted_value:
-        columns += 2 * value[3]
-    return _spatial(batch * heads, queries, key[2] // frames, columns, 0)
-
-
-@register_flop_formula(torch.ops.frameattn.temporal_update)
-def _(query_shape, key_shape, entropy_shape, frames, mass_floor, *, out_shape=None, **kwargs) -> int:
-    batch, heads, tokens, dim = query_shape
-    return 4 * batch * heads * tokens * frames * dim
-
-
-@register_flop_formula(torch.ops.frameattn.temporal_output)
-def _(query_shape, key_shape, entropy_shape, value_shape, frames, *, out_shape=None, **kwargs) -> int:
-    batch, heads, tokens, dim = query_shape
-    return 2 * batch * heads * tokens * frames * (dim + value_shape[3])
-
-
-@register_flop_formula(torch.ops.frameattn.temporal_update_backward)
-def _(grad_surrogate, query, weighted_key, entropy, mass, frames, mass_floor, *, out_shape=None, **kwargs) -> int:
-    batch, heads, tokens, dim = query
-    return 2 * batch * heads * tokens * frames * 5 * dim
-
-
-@register_flop_formula(torch.ops.frameattn.temporal_output_backward)
-def _(grad_out, grad_lse, query, weighted_key, entropy, value, frames, *, out_shape=None, **kwargs) -> int:
-    batch, heads, tokens, dim = query
-    return 2 * batch * heads * tokens * frames * (3 * dim + 2 * value[3])
-
-
-def _vmonarch_flops(query, value, frames, steps, dense_first_frame, extra_key, spatial, update, keys, values) -> int:
-    """From how many products of D channels a spatial step and a temporal update take, and attention with values (dense
-    rows, temporal output) of D channels of the keys and Dv of the values."""
-    batch, heads, tokens, dim = query
-    positions = tokens // frames
-    attention = keys * dim + values * value[3]
-    operations = tokens * extra_key[2] * attention if extra_key else 0
-    if dense_first_frame:
-        operations += positions * tokens * attention
-    if not (dense_first_frame and frames == 1):  # else every row is dense
-        operations += tokens * positions * (steps * spatial * dim + values * value[3])
-        operations += tokens * frames * ((steps - 1) * update * dim + attention)
-    return 2 * batch * heads * operations
-
-
-@register_flop_formula(torch.ops.frameattn.vmonarch_attention_forward)
-def _(query, key, value, frames, steps, first, floor, scale, extra_key, *args, out_shape=None, **kwargs) -> int:
-    return _vmonarch_flops(query, value, frames, steps, first, extra_key, spatial=2, update=2, keys=1, values=1)
-
-
-@register_flop_formula(torch.ops.frameattn.vmonarch_attention_backward)
-def _(
-    grad_out, grad_lse, query, key, value, out, lse, saved, frames, steps, first, floor, scale, entropy, extra_key,
-    *args, out_shape=None, **kwargs,
-) -> int:  # fmt: skip
-    return _vmonarch_flops(query, value, frames, steps, first, extra_key, spatial=5, update=7, keys=3, values=2)
