@@ -6,15 +6,12 @@ readable definitions in ``frameattn.reference``, layers in ``frameattn.modules``
 """
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 
 from frameattn._load import build_info, cuda_devices, library_path
+from frameattn._version import find_version
 from frameattn.functional import matrix_attention, matrix_linear, vmonarch_attention
 
-try:
-    __version__ = version("frameattn")
-except PackageNotFoundError:  # run from a source folder that was never installed
-    __version__ = "unknown"
+__version__ = find_version()
 
 
 def __getattr__(name: str):

@@ -1,1 +1,1 @@
-"""The command line: ``frameattn train | sample | info``."""
+"""The command line: each command of ``frameattn`` is a module here."""
