@@ -1,9 +1,45 @@
 """VMonarch attention (arXiv 2601.22275): attention of a video restricted to Monarch matrices over frames x space."""
 
+from typing import Literal, overload
+
 import torch
 from torch import Tensor
 
 
+@overload
+def vmonarch_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    frames: int,
+    *,
+    steps: int = ...,
+    dense_first_frame: bool = ...,
+    mass_floor: float = ...,
+    scale: float | None = ...,
+    entropy_gradient: bool = ...,
+    extra_key: Tensor | None = ...,
+    extra_value: Tensor | None = ...,
+    extra_mask: Tensor | None = ...,
+    return_lse: Literal[False] = ...,
+) -> Tensor: ...
+@overload
+def vmonarch_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    frames: int,
+    *,
+    steps: int = ...,
+    dense_first_frame: bool = ...,
+    mass_floor: float = ...,
+    scale: float | None = ...,
+    entropy_gradient: bool = ...,
+    extra_key: Tensor | None = ...,
+    extra_value: Tensor | None = ...,
+    extra_mask: Tensor | None = ...,
+    return_lse: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
 def vmonarch_attention(
     query: Tensor,
     key: Tensor,

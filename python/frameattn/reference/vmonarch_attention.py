@@ -11,10 +11,46 @@ Half precision is computed as eager code would: matrix products in the dtype of 
 log-sum-exp in float32.
 """
 
+from typing import Literal, overload
+
 import torch
 from torch import Tensor
 
 
+@overload
+def vmonarch_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    frames: int,
+    *,
+    steps: int = ...,
+    dense_first_frame: bool = ...,
+    mass_floor: float = ...,
+    scale: float | None = ...,
+    entropy_gradient: bool = ...,
+    extra_key: Tensor | None = ...,
+    extra_value: Tensor | None = ...,
+    extra_mask: Tensor | None = ...,
+    return_lse: Literal[False] = ...,
+) -> Tensor: ...
+@overload
+def vmonarch_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    frames: int,
+    *,
+    steps: int = ...,
+    dense_first_frame: bool = ...,
+    mass_floor: float = ...,
+    scale: float | None = ...,
+    entropy_gradient: bool = ...,
+    extra_key: Tensor | None = ...,
+    extra_value: Tensor | None = ...,
+    extra_mask: Tensor | None = ...,
+    return_lse: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
 def vmonarch_attention(
     query: Tensor,
     key: Tensor,
@@ -50,6 +86,7 @@ def vmonarch_attention(
     weights = torch.softmax(logits, dim=-1).to(v.dtype)
     out = weights[..., :frames] @ y  # [B, H, S, T, Dv]
     if extra_key is not None:
+        assert extra_value is not None
         out = out + weights[..., frames:] @ extra_value.unsqueeze(2)
     out = _by_position(out).flatten(2, 3)
     lse = _by_position(torch.logsumexp(logits, dim=-1)).flatten(2, 3)
@@ -57,6 +94,7 @@ def vmonarch_attention(
     if dense_first_frame:
         first, logits, values = q[:, :, 0], _products(q[:, :, 0], key, scale), value
         if extra_key is not None:
+            assert extra_value is not None
             logits = torch.cat([logits, _masked(_products(first, extra_key, scale), extra_mask)], dim=-1)
             values = torch.cat([value, extra_value], dim=-2)
         size = first.size(2)
