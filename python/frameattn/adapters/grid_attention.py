@@ -1,5 +1,7 @@
 """attention_fn: VMonarch with the signature of F.scaled_dot_product_attention, for models that are not diffusers'."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -72,18 +74,20 @@ class GridAttention:
             return F.scaled_dot_product_attention(
                 query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
             )
-        options = dict(steps=self.steps, mass_floor=self.mass_floor, scale=scale)
+        options: dict[str, Any] = dict(steps=self.steps, mass_floor=self.mass_floor, scale=scale)
         if not self.text_tokens:
             return video_attention((query, key, value), self.grid[0], **options)
 
         length = self.text_tokens if self.text_first else query.size(2) - self.text_tokens
-        heads = tuple(x[:, :, :length] for x in (query, key, value))
-        tails = tuple(x[:, :, length:] for x in (query, key, value))
+        heads = query[:, :, :length], key[:, :, :length], value[:, :, :length]
+        tails = query[:, :, length:], key[:, :, length:], value[:, :, length:]
         video, text = (tails, heads) if self.text_first else (heads, tails)
-        video, text = joint_attention(video, text, self.grid[0], **options)
-        return torch.cat([text, video] if self.text_first else [video, text], dim=2)
+        for_video, for_text = joint_attention(video, text, self.grid[0], **options)
+        return torch.cat([for_text, for_video] if self.text_first else [for_video, for_text], dim=2)
 
-    def _problem(self, query, key, attn_mask, dropout_p, is_causal) -> str | None:
+    def _problem(
+        self, query: Tensor, key: Tensor, attn_mask: Tensor | None, dropout_p: float, is_causal: bool
+    ) -> str | None:
         t, h, w = self.grid
         if attn_mask is not None or is_causal:
             return "a mask is given"

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from frameattn.adapters.attention import Streams
 from frameattn.adapters.processor import VMonarchProcessor
@@ -13,6 +13,7 @@ from frameattn.adapters.projections import (
     project_out_added,
     rotate,
 )
+from frameattn.adapters.state import ForeignModule
 
 
 class JointProcessor(VMonarchProcessor):
@@ -24,7 +25,7 @@ class JointProcessor(VMonarchProcessor):
 
     def __call__(
         self,
-        attn: nn.Module,
+        attn: ForeignModule,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor,
         attention_mask: Tensor | None = None,
@@ -37,15 +38,15 @@ class JointProcessor(VMonarchProcessor):
         (query, key, value), text = self.project(attn, hidden_states, encoder_hidden_states)
         if image_rotary_emb is not None:
             query, key = self.rotate(query, key, image_rotary_emb)
-        video, text = self.attend_jointly((query, key, value), text, text_mask)
-        return self.project_out(attn, video, text)
+        outputs = self.attend_jointly((query, key, value), text, text_mask)
+        return self.project_out(attn, *outputs)
 
     @staticmethod
     def text_mask(attention_mask: Tensor | None, tokens: int) -> tuple[Tensor | None, Tensor | None]:
         """[B, L] bool: the text tokens that are keys, or None for all; and a mask that only dense attention applies."""
         return None, attention_mask
 
-    def project(self, attn: nn.Module, video: Tensor, text: Tensor) -> tuple[Streams, Streams]:
+    def project(self, attn: ForeignModule, video: Tensor, text: Tensor) -> tuple[Streams, Streams]:
         """Query, key and value of both, [B, N, H, D]."""
         two_streams = attn.add_q_proj is not None
         return project_heads(attn, video), (project_heads_added if two_streams else project_heads)(attn, text)
@@ -54,5 +55,5 @@ class JointProcessor(VMonarchProcessor):
     def rotate(query: Tensor, key: Tensor, rotary_emb: Any) -> tuple[Tensor, Tensor]:
         return rotate(query, key, rotary_emb)
 
-    def project_out(self, attn: nn.Module, video: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+    def project_out(self, attn: ForeignModule, video: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
         return project_out(attn, video), project_out_added(attn, text)

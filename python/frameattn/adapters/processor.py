@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from frameattn.adapters.attention import Streams, joint_attention, video_attention
-from frameattn.adapters.state import Grid, State
+from frameattn.adapters.state import ForeignModule, Grid, State
 
 
 class VMonarchProcessor:
@@ -38,26 +38,26 @@ class VMonarchProcessor:
         self._own_parallel_config = None
 
     @staticmethod
-    def grid(model: nn.Module, arguments: Mapping[str, Any]) -> Grid | None:
+    def grid(model: ForeignModule, arguments: Mapping[str, Any]) -> Grid | None:
         """The token grid (T, H, W) of a call of the model, whose arguments come by name; None if it does not say."""
         raise NotImplementedError
 
     @staticmethod
-    def refusal(model: nn.Module) -> str | None:
+    def refusal(model: ForeignModule) -> str | None:
         """Why this model must stay dense, although its class can be swapped; None if it need not."""
         return None
 
     @staticmethod
-    def module_refusal(model: nn.Module, name: str) -> str | None:
+    def module_refusal(model: ForeignModule, name: str) -> str | None:
         """Why the module ``name`` must stay dense, although others of this model need not; None if it need not."""
         return None
 
     @staticmethod
-    def block(model: nn.Module, name: str, index: int) -> int:
+    def block(model: ForeignModule, name: str, index: int) -> int:
         """The block, in the order in which they run, of the module ``name``, the ``index``-th that matches."""
         return index
 
-    def __call__(self, attn: nn.Module, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, attn: ForeignModule, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError
 
     # ---- What subclasses call ----------------------------------------------------------------------------------------
@@ -90,14 +90,16 @@ class VMonarchProcessor:
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """[B, N, H, D] each -> [B, N, H * D]."""
         state = self.state
-        video = tuple(x.transpose(1, 2) for x in (query, key, value))
+        assert state.grid is not None  # swaps() has seen it
+        video = _heads_first((query, key, value))
         return _merge_heads(video_attention(video, state.grid[0], steps=state.steps, mass_floor=state.mass_floor))
 
     def attend_jointly(self, video: Streams, text: Streams, text_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Query, key, value of the video, [B, N, H, D] each, and of the text, [B, L, H, D] -> [B, N, H * D] and
         [B, L, H * D]. text_mask [B, L] bool: the text tokens that are keys."""
         state = self.state
-        video, text = (tuple(x.transpose(1, 2) for x in streams) for streams in (video, text))
+        assert state.grid is not None
+        video, text = _heads_first(video), _heads_first(text)
         outputs = joint_attention(video, text, state.grid[0], text_mask, steps=state.steps, mass_floor=state.mass_floor)
         return _merge_heads(outputs[0]), _merge_heads(outputs[1])
 
@@ -121,6 +123,12 @@ class VMonarchProcessor:
         self._own_parallel_config = config
         if hasattr(self.original, "_parallel_config"):
             self.original._parallel_config = config
+
+
+def _heads_first(streams: Streams) -> Streams:
+    """[B, N, H, D] each -> [B, H, N, D]"""
+    query, key, value = (x.transpose(1, 2) for x in streams)
+    return query, key, value
 
 
 def _merge_heads(x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from frameattn.adapters.attention import Streams
-from frameattn.adapters.state import Grid
+from frameattn.adapters.state import ForeignModule, Grid
 
 
 def latent_grid(sizes: Sequence[int], patch: Sequence[int]) -> Grid:
@@ -20,7 +20,7 @@ def latent_grid(sizes: Sequence[int], patch: Sequence[int]) -> Grid:
     return t, h, w
 
 
-def project(attn: nn.Module, x: Tensor, fused: bool = False) -> Streams:
+def project(attn: ForeignModule, x: Tensor, fused: bool = False) -> Streams:
     """Query, key and value of x, [B, N, H * D]. fused: by ``to_qkv`` once the model's projections are fused, which not
     every original does."""
     if fused and getattr(attn, "fused_projections", False):
@@ -29,15 +29,16 @@ def project(attn: nn.Module, x: Tensor, fused: bool = False) -> Streams:
 
 
 def split_heads(streams: Sequence[Tensor], heads: int) -> Streams:
-    return tuple(x.unflatten(2, (heads, -1)) for x in streams)
+    query, key, value = (x.unflatten(2, (heads, -1)) for x in streams)
+    return query, key, value
 
 
-def project_heads(attn: nn.Module, x: Tensor, fused: bool = False) -> Streams:
+def project_heads(attn: ForeignModule, x: Tensor, fused: bool = False) -> Streams:
     """Query, key and value of x, [B, N, H, D], the first two through the norms over a head, if there are."""
     return _normed(split_heads(project(attn, x, fused), attn.heads), attn.norm_q, attn.norm_k)
 
 
-def project_heads_added(attn: nn.Module, x: Tensor) -> Streams:
+def project_heads_added(attn: ForeignModule, x: Tensor) -> Streams:
     """The same of tokens that have projections and norms of their own: the text of two-stream blocks."""
     streams = split_heads((attn.add_q_proj(x), attn.add_k_proj(x), attn.add_v_proj(x)), attn.heads)
     return _normed(streams, attn.norm_added_q, attn.norm_added_k)
@@ -67,14 +68,14 @@ def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return turned.flatten(-2).type_as(x)
 
 
-def project_out(attn: nn.Module, x: Tensor) -> Tensor:
+def project_out(attn: ForeignModule, x: Tensor) -> Tensor:
     """The output projection and its dropout; x as it is where the block projects it itself."""
     if getattr(attn, "to_out", None) is None:
         return x
     return attn.to_out[1](attn.to_out[0](x))
 
 
-def project_out_added(attn: nn.Module, x: Tensor) -> Tensor:
+def project_out_added(attn: ForeignModule, x: Tensor) -> Tensor:
     """The output projection of the text of two-stream blocks, if there is one."""
     return x if getattr(attn, "to_add_out", None) is None else attn.to_add_out(x)
 

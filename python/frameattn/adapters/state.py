@@ -2,7 +2,8 @@
 
 import inspect
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,13 @@ from torch import Tensor, nn
 from frameattn.adapters.warnings_once import Warnings
 
 Grid = tuple[int, int, int]  # tokens in time, height, width
+ForeignModule = Any  # an nn.Module of another library, whose attributes are known by their names alone
+
+
+class GridReader(Protocol):
+    """What a State needs of an adapter: where a call of the model has its token grid."""
+
+    def grid(self, model: ForeignModule, arguments: Mapping[str, Any]) -> Grid | None: ...
 
 
 class Clock:
@@ -19,7 +27,7 @@ class Clock:
     in Mochi: the first change says which, and a change the other way is a new video.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.timestep: float | None = None
         self.direction = 0.0
         self.step = 0
@@ -47,7 +55,7 @@ class State:
 
     def __init__(
         self,
-        adapter: type,
+        adapter: GridReader,
         model: nn.Module,
         *,
         steps: int,

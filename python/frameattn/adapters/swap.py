@@ -128,8 +128,11 @@ def apply(
     ):
         if not value >= least:
             raise ValueError(f"apply: {name} must be at least {least}, got {value}")
-    if grid is not None and not (len(grid) == 3 and all(isinstance(size, int) and size > 0 for size in grid)):
-        raise ValueError(f"apply: grid must be three numbers (T, H, W) of tokens, got {grid}")
+    if grid is not None:
+        if not (len(grid) == 3 and all(isinstance(size, int) and size > 0 for size in grid)):
+            raise ValueError(f"apply: grid must be three numbers (T, H, W) of tokens, got {grid}")
+        t, h, w = grid
+        grid = t, h, w  # a list of them would do
 
     clock = Clock()  # one for a pipeline: its second transformer goes on where the first one stopped
     plans, declined = {}, {}
@@ -146,10 +149,10 @@ def apply(
             steps=steps,
             mass_floor=mass_floor,
             dense_steps=dense_steps,
-            grid=None if grid is None else tuple(grid),
+            grid=grid,
             clock=clock,
         )
-        processors = _plan(transformer, state, dense_layers)
+        processors = _plan(transformer, adapter, state, dense_layers)
         if processors:
             plans[part] = transformer, state, processors
         else:
@@ -163,9 +166,11 @@ def apply(
     return Handle({part: state for part, (_, state, _) in plans.items()}, declined)
 
 
-def _plan(model: nn.Module, state: State, dense_layers: int) -> list[tuple[str, nn.Module, VMonarchProcessor]]:
+def _plan(
+    model: nn.Module, adapter: type[VMonarchProcessor], state: State, dense_layers: int
+) -> list[tuple[str, nn.Module, VMonarchProcessor]]:
     """The processors to put into a model; state.declined gets the reasons against the others."""
-    adapter, processors = state.adapter, []
+    processors = []
     matching = [
         (name, module) for name, module in model.named_modules() if re.fullmatch(adapter.modules, _plain_name(name))
     ]
@@ -190,8 +195,8 @@ def _transformers(model: Any) -> Iterator[tuple[str, nn.Module]]:
     if isinstance(model, nn.Module):
         yield "", _unwrapped(model)
         return
-    parts = [(part, getattr(model, part, None)) for part in PIPELINE_PARTS]
-    parts = [(part, _unwrapped(module)) for part, module in parts if isinstance(module, nn.Module)]
+    modules = {part: getattr(model, part, None) for part in PIPELINE_PARTS}
+    parts = [(part, _unwrapped(module)) for part, module in modules.items() if isinstance(module, nn.Module)]
     if not parts:
         raise ValueError(f"apply: needs a model, or a pipeline with a transformer, got {type(model).__name__}")
     yield from parts

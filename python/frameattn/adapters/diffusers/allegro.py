@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from frameattn.adapters.processor import VMonarchProcessor
 from frameattn.adapters.projections import latent_grid, project_heads, project_out
 from frameattn.adapters.registry import register
-from frameattn.adapters.state import Grid
+from frameattn.adapters.state import ForeignModule, Grid
 
 
 @register
@@ -19,13 +19,13 @@ class AllegroProcessor(VMonarchProcessor):
     notes = "a mask over padding of the video: dense"
 
     @staticmethod
-    def grid(model: nn.Module, arguments: Mapping[str, Any]) -> Grid:
+    def grid(model: ForeignModule, arguments: Mapping[str, Any]) -> Grid:
         patch = model.config.patch_size
         return latent_grid(arguments["hidden_states"].shape[2:], (model.config.patch_size_t, patch, patch))
 
     def __call__(
         self,
-        attn: nn.Module,
+        attn: ForeignModule,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,

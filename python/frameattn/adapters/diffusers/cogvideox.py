@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from frameattn.adapters.attention import Streams
 from frameattn.adapters.joint import JointProcessor
 from frameattn.adapters.projections import latent_grid, project_heads, project_out
 from frameattn.adapters.registry import register
-from frameattn.adapters.state import Grid
+from frameattn.adapters.state import ForeignModule, Grid
 
 
 @register
@@ -20,15 +20,15 @@ class CogVideoXProcessor(JointProcessor):
     notes = "the latent is [B, T, C, H, W]; apply() after fuse_qkv_projections(), which replaces processors"
 
     @staticmethod
-    def grid(model: nn.Module, arguments: Mapping[str, Any]) -> Grid:
+    def grid(model: ForeignModule, arguments: Mapping[str, Any]) -> Grid:
         _, t, _, h, w = arguments["hidden_states"].shape
         patch, patch_t = model.config.patch_size, getattr(model.config, "patch_size_t", None)
         return latent_grid((t, h, w), (patch_t or 1, patch, patch))
 
-    def project(self, attn: nn.Module, video: Tensor, text: Tensor) -> tuple[Streams, Streams]:
+    def project(self, attn: ForeignModule, video: Tensor, text: Tensor) -> tuple[Streams, Streams]:
         # What unfuse_qkv_projections() puts back are processors; the modules still say that they are fused.
         fused = type(self.original).__name__.startswith("Fused")
         return project_heads(attn, video, fused), project_heads(attn, text, fused)
 
-    def project_out(self, attn: nn.Module, video: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+    def project_out(self, attn: ForeignModule, video: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
         return project_out(attn, video), project_out(attn, text)

@@ -3,12 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
-
 from frameattn.adapters.joint import JointProcessor
 from frameattn.adapters.projections import latent_grid
 from frameattn.adapters.registry import register
-from frameattn.adapters.state import Grid
+from frameattn.adapters.state import ForeignModule, Grid
 
 
 @register
@@ -19,6 +17,6 @@ class EasyAnimateProcessor(JointProcessor):
     notes = "also for inpainting and with control"
 
     @staticmethod
-    def grid(model: nn.Module, arguments: Mapping[str, Any]) -> Grid:
+    def grid(model: ForeignModule, arguments: Mapping[str, Any]) -> Grid:
         patch = model.config.patch_size
         return latent_grid(arguments["hidden_states"].shape[2:], (1, patch, patch))

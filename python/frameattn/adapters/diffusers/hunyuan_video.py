@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from frameattn.adapters.joint import JointProcessor
 from frameattn.adapters.projections import key_mask, latent_grid
 from frameattn.adapters.registry import register
-from frameattn.adapters.state import Grid
+from frameattn.adapters.state import ForeignModule, Grid
 
 
 @register
@@ -19,7 +19,7 @@ class HunyuanVideoProcessor(JointProcessor):
     notes = "text to video and image to video; the mask over text is applied"
 
     @staticmethod
-    def grid(model: nn.Module, arguments: Mapping[str, Any]) -> Grid:
+    def grid(model: ForeignModule, arguments: Mapping[str, Any]) -> Grid:
         patch = model.config.patch_size
         return latent_grid(arguments["hidden_states"].shape[2:], (model.config.patch_size_t, patch, patch))
 
@@ -36,7 +36,7 @@ class HunyuanVideo15Processor(HunyuanVideoProcessor):
     notes = "text to video and image to video; the mask over text and image tokens is applied"
 
     @staticmethod
-    def text_mask(attention_mask: Tensor, tokens: int) -> tuple[Tensor, None]:
+    def text_mask(attention_mask: Tensor | None, tokens: int) -> tuple[Tensor | None, Tensor | None]:
         """[B, L] as it comes. The original makes it N x N, to leave rows of padding without keys; nothing reads them,
         so that they may as well have some."""
-        return attention_mask.bool(), None
+        return (None if attention_mask is None else attention_mask.bool()), None

@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from frameattn.adapters.processor import VMonarchProcessor
 from frameattn.adapters.projections import latent_grid, split_heads
 from frameattn.adapters.registry import register
-from frameattn.adapters.state import Grid
+from frameattn.adapters.state import ForeignModule, Grid
 
 
 @register
@@ -20,12 +20,12 @@ class Kandinsky5Processor(VMonarchProcessor):
     notes = "the latent is [B, T, H, W, C]; a model with sparse attention of its own (sparse_params) keeps that"
 
     @staticmethod
-    def grid(model: nn.Module, arguments: Mapping[str, Any]) -> Grid:
+    def grid(model: ForeignModule, arguments: Mapping[str, Any]) -> Grid:
         return latent_grid(arguments["hidden_states"].shape[1:4], model.config.patch_size)
 
     def __call__(
         self,
-        attn: nn.Module,
+        attn: ForeignModule,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         rotary_emb: Tensor | None = None,

@@ -1,25 +1,25 @@
 """LTX-Video: RMSNorm and rotary embedding span all heads, ahead of the split; text enters by cross-attention."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from frameattn.adapters.processor import VMonarchProcessor
 from frameattn.adapters.projections import project, project_out, split_heads
 from frameattn.adapters.registry import register
-from frameattn.adapters.state import Grid
+from frameattn.adapters.state import ForeignModule, Grid
 
 
 @register
 class LTXVideoProcessor(VMonarchProcessor):
     models = ("diffusers.LTXVideoTransformer3DModel",)
     modules = r"transformer_blocks\.\d+\.attn1"
-    processors = ("LTXVideoAttnProcessor",)
+    processors: ClassVar[tuple[str, ...]] = ("LTXVideoAttnProcessor",)
     notes = "calls with condition tokens ahead of the video have no grid: dense"
 
     @staticmethod
-    def grid(model: nn.Module, arguments: Mapping[str, Any]) -> Grid | None:
+    def grid(model: ForeignModule, arguments: Mapping[str, Any]) -> Grid | None:
         """The latent comes as tokens; num_frames, height and width say the grid. With video_coords they may be absent,
         or 1 each: then the tokens have places of their own."""
         sizes = tuple(arguments[name] for name in ("num_frames", "height", "width"))
@@ -27,7 +27,7 @@ class LTXVideoProcessor(VMonarchProcessor):
 
     def __call__(
         self,
-        attn: nn.Module,
+        attn: ForeignModule,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,

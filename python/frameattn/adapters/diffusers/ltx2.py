@@ -1,11 +1,12 @@
 """LTX-2: video attention as in LTX-Video, in blocks that have a sound beside the video, with a gate for each head."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from frameattn.adapters.diffusers.ltx import LTXVideoProcessor
 from frameattn.adapters.projections import project, project_out, split_heads
 from frameattn.adapters.registry import register
+from frameattn.adapters.state import ForeignModule
 
 Angles = tuple[Tensor, Tensor]  # cos, sin
 
@@ -18,7 +19,7 @@ class LTX2Processor(LTXVideoProcessor):
 
     def __call__(
         self,
-        attn: nn.Module,
+        attn: ForeignModule,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,

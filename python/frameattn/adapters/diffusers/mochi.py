@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from frameattn.adapters.attention import Streams
 from frameattn.adapters.joint import JointProcessor
 from frameattn.adapters.projections import latent_grid, rotate_pairs
 from frameattn.adapters.registry import register
-from frameattn.adapters.state import Grid
+from frameattn.adapters.state import ForeignModule, Grid
 
 
 @register
@@ -20,13 +20,13 @@ class MochiProcessor(JointProcessor):
     notes = "the mask over text is applied, all samples in one call"
 
     @staticmethod
-    def grid(model: nn.Module, arguments: Mapping[str, Any]) -> Grid:
+    def grid(model: ForeignModule, arguments: Mapping[str, Any]) -> Grid:
         patch = model.config.patch_size
         return latent_grid(arguments["hidden_states"].shape[2:], (1, patch, patch))
 
     @staticmethod
-    def text_mask(attention_mask: Tensor, tokens: int) -> tuple[Tensor, None]:
-        return attention_mask.bool(), None
+    def text_mask(attention_mask: Tensor | None, tokens: int) -> tuple[Tensor | None, Tensor | None]:
+        return (None if attention_mask is None else attention_mask.bool()), None
 
     @staticmethod
     def rotate(query: Tensor, key: Tensor, rotary_emb: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -34,7 +34,7 @@ class MochiProcessor(JointProcessor):
         query, key = (rotate_pairs(x.float(), *rotary_emb).type_as(x) for x in (query, key))
         return query, key
 
-    def attend_jointly(self, video: Streams, text: Streams, text_mask: Tensor) -> tuple[Tensor, Tensor]:
+    def attend_jointly(self, video: Streams, text: Streams, text_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Padding is behind the text. The original leaves it out, and fills up with zeros."""
-        video, text = super().attend_jointly(video, text, text_mask)
-        return video, text * text_mask.unsqueeze(2)
+        for_video, for_text = super().attend_jointly(video, text, text_mask)
+        return for_video, for_text if text_mask is None else for_text * text_mask.unsqueeze(2)

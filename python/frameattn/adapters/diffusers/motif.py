@@ -1,9 +1,8 @@
 """Motif-Video: its blocks attend as those of HunyuanVideo; its last ones may be a decoder, which attends to no text."""
 
-from torch import nn
-
 from frameattn.adapters.diffusers.hunyuan_video import HunyuanVideoProcessor
 from frameattn.adapters.registry import register
+from frameattn.adapters.state import ForeignModule
 
 
 @register
@@ -13,7 +12,7 @@ class MotifVideoProcessor(HunyuanVideoProcessor):
     notes = "not the blocks of the decoder (num_decoder_layers); the mask over text is applied"
 
     @staticmethod
-    def module_refusal(model: nn.Module, name: str) -> str | None:
+    def module_refusal(model: ForeignModule, name: str) -> str | None:
         stack, number = name.split(".")[:2]
         encoder = model.config.num_single_layers - model.config.num_decoder_layers
         in_decoder = stack == "single_transformer_blocks" and int(number) >= encoder

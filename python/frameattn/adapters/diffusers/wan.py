@@ -4,32 +4,35 @@ Text and images enter by cross-attention, ``attn2``, which is left alone. RMSNor
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from frameattn.adapters.processor import VMonarchProcessor
 from frameattn.adapters.projections import latent_grid, project, project_out, rotate_pairs, split_heads
 from frameattn.adapters.registry import register
-from frameattn.adapters.state import Grid
+from frameattn.adapters.state import ForeignModule, Grid
 
 
 @register
 class WanProcessor(VMonarchProcessor):
-    models = ("diffusers.WanTransformer3DModel", "diffusers.ChronoEditTransformer3DModel")
+    models: ClassVar[tuple[str | type, ...]] = (
+        "diffusers.WanTransformer3DModel",
+        "diffusers.ChronoEditTransformer3DModel",
+    )
     modules = r"blocks\.\d+\.attn1"
-    processors = ("WanAttnProcessor",)
+    processors: ClassVar[tuple[str, ...]] = ("WanAttnProcessor",)
     notes = "text to video, image to video, and both in one"
     fuses = True  # fuse_qkv_projections() is heard
 
     @staticmethod
-    def grid(model: nn.Module, arguments: Mapping[str, Any]) -> Grid:
+    def grid(model: ForeignModule, arguments: Mapping[str, Any]) -> Grid:
         return latent_grid(arguments["hidden_states"].shape[2:], model.config.patch_size)
 
     def __call__(
         self,
-        attn: nn.Module,
+        attn: ForeignModule,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -45,7 +48,7 @@ class WanProcessor(VMonarchProcessor):
         return project_out(attn, self.attend(query, key, value))
 
     @staticmethod
-    def rotate(query: Tensor, key: Tensor, rotary_emb: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def rotate(query: Tensor, key: Tensor, rotary_emb: Any) -> tuple[Tensor, Tensor]:
         """cos and sin [1, N, 1, D] hold each angle twice."""
         cos, sin = rotary_emb[0][..., 0::2], rotary_emb[1][..., 1::2]
         return rotate_pairs(query, cos, sin), rotate_pairs(key, cos, sin)
@@ -64,7 +67,7 @@ class WanVACEProcessor(WanProcessor):
     notes = "the control branch, too; reference images are the first frames"
 
     @staticmethod
-    def block(model: nn.Module, name: str, index: int) -> int:
+    def block(model: ForeignModule, name: str, index: int) -> int:
         """A block of the control branch counts as the block that its output is for."""
         branch, number = name.split(".")[:2]
         return model.config.vace_layers[int(number)] if branch == "vace_blocks" else int(number)
@@ -77,7 +80,7 @@ class SkyReelsV2Processor(WanProcessor):
     notes = "not with causal blocks (num_frame_per_block > 1)"
 
     @staticmethod
-    def refusal(model: nn.Module) -> str | None:
+    def refusal(model: ForeignModule) -> str | None:
         frames = model.config.num_frame_per_block
         return f"num_frame_per_block={frames} masks video keys, causally" if frames > 1 else None
 
@@ -102,12 +105,12 @@ class AnyFlowProcessor(WanProcessor):
     fuses = False
 
     @staticmethod
-    def grid(model: nn.Module, arguments: Mapping[str, Any]) -> Grid:
+    def grid(model: ForeignModule, arguments: Mapping[str, Any]) -> Grid:
         _, t, _, h, w = arguments["hidden_states"].shape
         return latent_grid((t, h, w), model.config.patch_size)
 
     @staticmethod
-    def rotate(query: Tensor, key: Tensor, rotary_emb: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def rotate(query: Tensor, key: Tensor, rotary_emb: Any) -> tuple[Tensor, Tensor]:
         from diffusers.models.transformers.transformer_anyflow import apply_rotary_emb
 
         pairs = ((query, rotary_emb["query"]), (key, rotary_emb["key"]))
