@@ -85,7 +85,7 @@ def optional_packages() -> dict[str, str]:
         requirements = requires("frameattn") or []
     except PackageNotFoundError:  # run from a source folder that was never installed
         requirements = []
-    names = [re.match(r"[\w.-]+", line)[0] for line in requirements if re.search(r"extra == ['\"]video", line)]
+    names = re.findall(r"^([\w.-]+).*extra == ['\"]video", "\n".join(requirements), re.MULTILINE)
     return {name: _version(name) for name in names}
 
 
