@@ -21,7 +21,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -88,7 +88,9 @@ class Recorder(TorchFunctionMode):
         self.tokens = tokens
         self.found: list[Attention] = []
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
             call = {**dict(zip(("query", "key", "value", "attn_mask"), args, strict=False)), **kwargs}
@@ -113,7 +115,7 @@ class Bench:
     device: torch.device
     dtype: torch.dtype
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.call = self.entry.call(self.grid, self.batch, self.device, self.dtype)
         self.tokens = math.prod(self.grid)
         with Recorder(self.tokens + self.entry.joint_text) as recorder, torch.no_grad():
@@ -142,7 +144,7 @@ class Bench:
             warnings.filterwarnings("error", message="frameattn.adapters")  # dense must not pass for swapped
             for _ in range(1 + repeat):
                 for name, function in candidates.items():
-                    swap = nullcontext()
+                    swap: AbstractContextManager[Any] = nullcontext()
                     if name == ("model", "swapped"):
                         swap = frameattn.adapters.apply(self.model, steps=self.steps)
                     with swap:
@@ -159,9 +161,9 @@ class Bench:
 
         self.model.zero_grad()
         if self.device.type == "cpu":
-            start = time.perf_counter()
+            started = time.perf_counter()
             run()
-            return time.perf_counter() - start
+            return time.perf_counter() - started
         start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize(self.device)
         start.record()

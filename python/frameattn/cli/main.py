@@ -20,12 +20,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="{" + ",".join(COMMANDS) + "}")
     for name, module in COMMANDS.items():
-        summary, _, rest = module.__doc__.partition("\n")
+        summary, _, details = (module.__doc__ or "").partition("\n")
         subparser = subparsers.add_parser(
             name,
             help=summary,
             description=summary,
-            epilog=rest.strip("\n"),
+            epilog=details.strip("\n"),
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )

@@ -24,7 +24,7 @@ from itertools import cycle, islice
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from frameattn._errors import UsageError, as_usage_error
 from frameattn._optional import require
@@ -32,6 +32,8 @@ from frameattn.cli.arguments import positive
 from frameattn.cli.devices import choose_device
 from frameattn.cli.overrides import parse_overrides
 from frameattn.diffusion import METHODS, GaussianDiffusion, classifier_free_guidance
+from frameattn.models import from_checkpoint, read_metadata
+from frameattn.models.framedit import FrameDiT
 from frameattn.training.config import Sampling
 from frameattn.training.draws import seed_of
 
@@ -60,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 class Checkpoint:
     """A model and what its file says about sampling from it."""
 
-    model: nn.Module
+    model: FrameDiT
     diffusion: GaussianDiffusion
     sampling: Sampling
 
@@ -102,8 +104,6 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
 
 def load(path: Path, name: str | None, overrides: Sequence[str], device: torch.device) -> Checkpoint:
     """The model of a checkpoint, ready to sample, and how to sample it."""
-    from frameattn.models import from_checkpoint, read_metadata
-
     values = parse_overrides(overrides)
     if unknown := [key for key in values if key != "model"]:
         raise UsageError(f"unknown option --{unknown[0]}; frameattn sample --help lists them")
@@ -112,8 +112,6 @@ def load(path: Path, name: str | None, overrides: Sequence[str], device: torch.d
     with as_usage_error(f"--ckpt {path}"):
         metadata = read_metadata(path)
         model = from_checkpoint(path, name, **values.get("model", {}))
-    if not hasattr(model, "num_frames"):
-        raise UsageError(f"{type(model).__name__} is guided by text: sample it with the LattePipeline of diffusers")
     diffusion = metadata.get("diffusion", {"learn_sigma": model.config["learn_sigma"]})
     return Checkpoint(
         model.to(device).eval(),
@@ -122,7 +120,7 @@ def load(path: Path, name: str | None, overrides: Sequence[str], device: torch.d
     )
 
 
-def choose_labels(model: nn.Module, classes: list[int] | None, count: int | None, cfg: float) -> list[int | None]:
+def choose_labels(model: FrameDiT, classes: list[int] | None, count: int | None, cfg: float) -> list[int | None]:
     """The class of every video; None for a model without classes."""
     if model.config["extras"] == 78:
         raise UsageError("the model is guided by text embeddings: call frameattn.diffusion from Python")

@@ -6,16 +6,30 @@ A data set has ``channels``, ``size`` (side of a frame), ``num_classes`` (0: wit
 """
 
 from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
 
 from frameattn.data.moving_digits import MovingDigits
 from frameattn.data.video_folder import VideoFolder
 
 DATASETS = {"moving_digits": MovingDigits}
 
-__all__ = ["DATASETS", "MovingDigits", "VideoFolder", "create_dataset"]
+__all__ = ["DATASETS", "MovingDigits", "VideoDataset", "VideoFolder", "create_dataset"]
 
 
-def create_dataset(name: str, **arguments):
+class VideoDataset(Protocol):
+    """What every data set has, as said above."""
+
+    channels: int
+    size: int
+    num_classes: int
+
+    def draw(self, count: int, frames: int, generator: torch.Generator) -> tuple[Tensor, Tensor]: ...
+
+
+def create_dataset(name: str, **arguments: Any) -> VideoDataset:
     """The data set called name, or the videos of the folder name (``./moving_digits`` is a folder of that name).
 
     Raises:

@@ -5,6 +5,8 @@ sub-pixel, so that slow movement is smooth. Frames are the canvas averaged over 
 The digits are those of scikit-learn (1,797 of 8x8 pixels), which come with it: nothing is downloaded.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -93,7 +95,7 @@ def render(digits: Tensor, corners: Tensor) -> Tensor:
     return 2 * F.avg_pool2d(canvas, 2)[:, :, None] - 1
 
 
-def _check_speed(speed) -> tuple[float, float]:
+def _check_speed(speed: Any) -> tuple[float, float]:
     try:
         lowest, highest = map(float, speed)
     except (TypeError, ValueError):

@@ -129,7 +129,7 @@ class VideoFolder:
             raise ValueError(f"{self.folder} holds no readable video ({' '.join(SUFFIXES)})")
         return videos
 
-    def _warn(self, path: Path, message) -> None:
+    def _warn(self, path: Path, message: object) -> None:
         if path not in self._warned:
             self._warned.add(path)
             warnings.warn(f"video skipped: {message}", stacklevel=3)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from fractions import Fraction
 from itertools import chain, pairwise
 from os import PathLike
+from typing import Any
 
 import numpy as np
 import torch
@@ -122,7 +123,7 @@ def write_contact_sheet(path: str | PathLike, videos: Tensor, labels: Sequence[i
 
 
 @contextmanager
-def _open_video(path: str | PathLike):
+def _open_video(path: str | PathLike) -> Iterator[tuple[Any, Any]]:
     """The container and its first video stream; whatever FFmpeg reports meanwhile names the file."""
     av = require("av")
     try:
@@ -134,13 +135,13 @@ def _open_video(path: str | PathLike):
         raise UnreadableVideo(f"{path}: {error.strerror}") from error
 
 
-def _rate(stream) -> Fraction:
+def _rate(stream: Any) -> Fraction:
     """Frames a second. The mean alone would be off where the last frame's duration is; the guess, where rates vary."""
     guess, mean = stream.guessed_rate, stream.average_rate
     return mean if mean and (not guess or guess > 1.5 * mean) else guess or Fraction(25)
 
 
-def _pick_frames(container, stream, indices: Sequence[int]) -> Iterator:
+def _pick_frames(container: Any, stream: Any, indices: Sequence[int]) -> Iterator[Any]:
     """The frames of ascending indices."""
     remaining = list(reversed(indices))
     shown, position = None, -1
@@ -157,13 +158,13 @@ def _pick_frames(container, stream, indices: Sequence[int]) -> Iterator:
     yield from [shown] * len(remaining)
 
 
-def _decode_from(container, stream, index: int) -> Iterator:
+def _decode_from(container: Any, stream: Any, index: int) -> Iterator[tuple[int, Any]]:
     """Pairs of position and frame, the first at or before index."""
     if container.format.name not in TIMED_FORMATS:
         return enumerate(container.decode(stream))
     start, rate = stream.start_time or 0, _rate(stream)
 
-    def decode():
+    def decode() -> Iterator[tuple[int, Any]]:
         return ((round((f.pts - start) * stream.time_base * rate), f) for f in container.decode(stream))
 
     for seconds in (0, 1, 10):  # files say which frames are key frames in decoding order: one may come after index
@@ -176,7 +177,7 @@ def _decode_from(container, stream, index: int) -> Iterator:
     return decode()
 
 
-def _to_image(frame, size: int | None) -> np.ndarray:
+def _to_image(frame: Any, size: int | None) -> np.ndarray:
     """A decoded frame as bytes [H, W, 3], upright."""
     height, width = frame.height, frame.width
     if size:
@@ -220,7 +221,7 @@ def _tile(videos: np.ndarray, columns: int) -> np.ndarray:
     return grid
 
 
-def _to_picture(frame: np.ndarray):
+def _to_picture(frame: np.ndarray) -> Any:
     return require("PIL.Image").fromarray(frame[..., 0] if frame.shape[-1] == 1 else frame)
 
 

@@ -150,7 +150,7 @@ class GaussianDiffusion:
             x = self._step(scheduler, output, step, x, generator if method == "ddpm" else None)
         return x
 
-    def _step(self, scheduler, output: Tensor, step: int, x: Tensor, generator: torch.Generator | None) -> Tensor:
+    def _step(self, scheduler: Any, output: Tensor, step: int, x: Tensor, generator: torch.Generator | None) -> Tensor:
         # diffusers looks for the variance in dimension 1: frames are folded into the batch.
         fold = self.channel_dim - 1
         previous = scheduler.step(output.flatten(0, fold), step, x.flatten(0, fold), generator=generator).prev_sample
@@ -158,8 +158,9 @@ class GaussianDiffusion:
 
     def _call(self, model: Model, x: Tensor, t: Tensor, kwargs: dict[str, Any]) -> Tensor:
         """The model's output in the dtype of x: the prediction and, with learn_sigma, behind it v."""
-        output = model(x, t, **kwargs)
-        output = getattr(output, "sample", output).to(x.dtype)
+        returned = model(x, t, **kwargs)
+        sample: Any = getattr(returned, "sample", returned)
+        output = sample.to(x.dtype)
         expected = list(x.shape)
         expected[self.channel_dim] *= 2 if self.learn_sigma else 1
         if list(output.shape) != expected:

@@ -5,6 +5,8 @@ passed (its own spacings round differently), the table of alphas is float64, and
 (its DDIMScheduler assumes that the previous step is t - 1000 // steps).
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -37,7 +39,7 @@ def sampling_timesteps(steps: int, total: int = 1000) -> list[int]:
     return ascending[::-1]
 
 
-def create_scheduler(method: str, steps: int, learn_sigma: bool, predict_xstart: bool, sigma_small: bool):
+def create_scheduler(method: str, steps: int, learn_sigma: bool, predict_xstart: bool, sigma_small: bool) -> Any:
     """The diffusers scheduler of a method ("ddpm", "ddim" or "dpm"), with its timesteps set."""
     if method not in METHODS:
         raise ValueError(f"GaussianDiffusion: method must be one of {', '.join(METHODS)}, got {method!r}")

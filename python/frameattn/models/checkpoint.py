@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from frameattn._optional import require
+from frameattn.models.framedit import FrameDiT
 from frameattn.models.registry import create_model
 
 _METADATA = "frameattn"
@@ -62,7 +63,7 @@ def load_checkpoint(model: nn.Module, path: str | Path, weights: str = "auto", s
     _load(model, _read_weights(path, weights), path, strict)
 
 
-def from_checkpoint(path: str | Path, name: str | None = None, weights: str = "auto", **overrides: Any) -> nn.Module:
+def from_checkpoint(path: str | Path, name: str | None = None, weights: str = "auto", **overrides: Any) -> FrameDiT:
     """The model of a checkpoint with its weights, in evaluation mode.
 
     Args:
@@ -94,7 +95,7 @@ def _read_weights(path: str | Path, weights: str) -> dict[str, Tensor]:
         read_metadata(path)  # a damaged file is reported with its name
         from safetensors.torch import load_file
 
-        state = load_file(path)
+        state: Mapping[str, Any] = load_file(path)
     else:
         state = _read_pickle(path)
         if any(isinstance(state.get(key), Mapping) for key in ("ema", "model")):

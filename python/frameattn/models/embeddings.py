@@ -15,7 +15,8 @@ class PatchEmbed(nn.Module):
         super().__init__()
         self.proj = nn.Conv2d(in_channels, dim, kernel_size=patch_size, stride=patch_size)
         nn.init.xavier_uniform_(self.proj.weight.view(dim, -1))
-        nn.init.zeros_(self.proj.bias)
+        if self.proj.bias is not None:
+            nn.init.zeros_(self.proj.bias)
 
     def forward(self, frames: Tensor) -> Tensor:
         return self.proj(frames).flatten(2).transpose(1, 2)
@@ -26,8 +27,9 @@ class TimestepEmbedder(nn.Module):
 
     def __init__(self, dim: int):
         super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(SINUSOID_WIDTH, dim), nn.SiLU(), nn.Linear(dim, dim))
-        for layer in (self.mlp[0], self.mlp[2]):
+        first, last = nn.Linear(SINUSOID_WIDTH, dim), nn.Linear(dim, dim)
+        self.mlp = nn.Sequential(first, nn.SiLU(), last)
+        for layer in (first, last):
             nn.init.normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)
 
@@ -37,7 +39,7 @@ class TimestepEmbedder(nn.Module):
         frequencies = torch.exp(-math.log(10_000) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
         angles = t.float().unsqueeze(1) * frequencies
         sinusoid = torch.cat([angles.cos(), angles.sin()], dim=1)
-        return self.mlp(sinusoid.to(self.mlp[0].weight.dtype))
+        return self.mlp(sinusoid.to(self.mlp[0].weight.dtype))  # type: ignore[arg-type]  # mlp[0] is a Linear
 
 
 class LabelEmbedder(nn.Module):

@@ -47,7 +47,8 @@ class Modulation(nn.Sequential):
         super().__init__(nn.SiLU(), nn.Linear(dim, parts * dim))
         self.parts = parts
 
-    def forward(self, condition: Tensor, condition_of_frame: Tensor | None) -> tuple[Tensor, ...]:
+    # A Sequential for the official names of its parameters alone.
+    def forward(self, condition: Tensor, condition_of_frame: Tensor | None) -> tuple[Tensor, ...]:  # type: ignore[override]
         parts = super().forward(condition)
         if condition_of_frame is not None:
             parts = parts.index_select(1, condition_of_frame)
@@ -111,6 +112,9 @@ class FrameDiT(nn.Module):
     Raises:
         ValueError: arguments do not fit together.
     """
+
+    pos_embed: Tensor
+    temp_embed: Tensor
 
     def __init__(
         self,
@@ -267,7 +271,15 @@ class FrameDiT(nn.Module):
         guided = unconditional + cfg_scale * (conditional - unconditional)
         return torch.cat([torch.cat([guided, guided]), out[:, :, channels:]], dim=2)
 
-    def _check_input(self, x, t, y, text_embedding, y_image, use_image_num: int) -> None:
+    def _check_input(
+        self,
+        x: Tensor,
+        t: Tensor,
+        y: Tensor | None,
+        text_embedding: Tensor | None,
+        y_image: Tensor | None,
+        use_image_num: int,
+    ) -> None:
         config, name = self.config, type(self).__name__
         size, channels, made_for = config["input_size"], config["in_channels"], self.temp_embed.size(1)
         if use_image_num < 0 or self.num_frames + use_image_num < 1:
@@ -298,16 +310,25 @@ class FrameDiT(nn.Module):
             if use_image_num:
                 check_shape("y_image", y_image, "labels [B, use_image_num]", len(x), use_image_num)
 
-    def _conditions(self, t, y, text_embedding, y_image, use_image_num: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _conditions(
+        self,
+        t: Tensor,
+        y: Tensor | None,
+        text_embedding: Tensor | None,
+        y_image: Tensor | None,
+        use_image_num: int,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Conditions [B, K, D] of the blocks and of the final layer; which of the K each frame has (None: K = 1)."""
         step = self.t_embedder(t).unsqueeze(1)
         if self.config["extras"] == TEXT:
+            assert text_embedding is not None  # _check_input saw to this and the other two
             text = self.text_embedding_projection(text_embedding.flatten(1)).unsqueeze(1)
             return step + text, step, None
         if self.config["extras"] != CLASSES:
             return step, step, None
         embedded = []
         if self.num_frames:
+            assert y is not None
             embedded.append(self.y_embedder(y.unsqueeze(1)))
         if use_image_num:
             embedded.append(self.y_embedder(y_image))
@@ -317,7 +338,7 @@ class FrameDiT(nn.Module):
         index = torch.arange(self.num_frames + use_image_num, device=t.device)
         return condition, condition, (index - max(0, self.num_frames - 1)).clamp(min=0)
 
-    def _run(self, block: Block, *arguments) -> Tensor:
+    def _run(self, block: nn.Module, *arguments: Tensor | None) -> Tensor:
         if self.gradient_checkpointing and torch.is_grad_enabled():
             return checkpoint(block, *arguments, use_reentrant=False)
         return block(*arguments)
@@ -333,7 +354,7 @@ class FrameDiT(nn.Module):
 class FrameDiTG(FrameDiT):
     """FrameDiT-G: the temporal blocks attend by Matrix Attention alone. Arguments: see FrameDiT."""
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs, _temporal_attention=MatrixAttention)
 
 
@@ -346,6 +367,6 @@ class FrameDiTH(FrameDiT):
     The other arguments are those of FrameDiT.
     """
 
-    def __init__(self, *args, fuse_mode: str = "concat", **kwargs):
+    def __init__(self, *args: Any, fuse_mode: str = "concat", **kwargs: Any):
         super().__init__(*args, **kwargs, _temporal_attention=partial(LocalGlobalAttention, fuse_mode=fuse_mode))
         self.config["fuse_mode"] = fuse_mode

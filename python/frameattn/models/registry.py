@@ -19,7 +19,7 @@ _TEXT_TO_VIDEO = "FrameDiTHT2V-XL/256-2-1-2-concat"
 
 
 def _build_registry() -> dict[str, tuple[type[FrameDiT], dict[str, Any]]]:
-    registry = {}
+    registry: dict[str, tuple[type[FrameDiT], dict[str, Any]]] = {}
     # Image joint training (IMG) is an argument of forward, so these names build the same classes.
     for family, images in itertools.product("GH", ("", "IMG")):
         for (size, of_size), (dims, of_dims), (u, of_u) in itertools.product(

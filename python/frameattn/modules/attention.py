@@ -14,8 +14,8 @@ SHORT = 64
 LARGEST_HEAD = 256  # of vmonarch_attention
 
 
-class _SelfAttention(nn.Module):
-    """qkv, attention, proj. The packed qkv is (query, key, value) x heads x channels of a head."""
+class Projections(nn.Module):
+    """qkv and proj, around an attention. The packed qkv is (query, key, value) x heads x channels of a head."""
 
     def __init__(
         self,
@@ -32,14 +32,18 @@ class _SelfAttention(nn.Module):
         self.qkv = Linear(dim, 3 * dim, bias=bias, device=device, dtype=dtype)
         self.proj = Linear(dim, dim, device=device, dtype=dtype)
 
+    def extra_repr(self) -> str:
+        return f"num_heads={self.num_heads}"
+
+
+class _SelfAttention(Projections):
+    """Of x alone, in the place where x is."""
+
     def forward(self, x: Tensor) -> Tensor:
         return self.proj(self.attend(*self.qkv(x).chunk(3, dim=-1)))
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         raise NotImplementedError
-
-    def extra_repr(self) -> str:
-        return f"num_heads={self.num_heads}"
 
 
 class SpatialAttention(_SelfAttention):

@@ -1,6 +1,7 @@
 """LocalGlobalAttention: temporal attention at each position beside Matrix Attention of whole frames (FrameDiT-H)."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +42,7 @@ class LocalGlobalAttention(nn.Module):
         fuse_mode: str = "concat",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        **matrix_options,
+        **matrix_options: Any,
     ):
         super().__init__()
         if fuse_mode not in FUSE_MODES:
@@ -49,7 +50,7 @@ class LocalGlobalAttention(nn.Module):
                 f"LocalGlobalAttention: fuse_mode must be one of {', '.join(FUSE_MODES)}, got {fuse_mode!r}"
             )
         self.fuse_mode = fuse_mode
-        place = {"device": device, "dtype": dtype}
+        place: dict[str, Any] = {"device": device, "dtype": dtype}
         self.vanilla_attention = TemporalAttention(dim, num_row_heads, bias, **place)
         if fuse_mode == "local":
             return

@@ -1,6 +1,7 @@
 """MatrixLinear: the parameters of Y = U^T X W + bias, with every form that FrameDiT gives to U and to the bias."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +40,10 @@ class MatrixLinear(nn.Module):
     torch.Size([2, 16, 128, 384])
     """
 
+    u: Tensor  # a buffer or a parameter
+    u_mask: Tensor
+    bias: nn.Parameter | None
+
     def __init__(
         self,
         in_size: tuple[int, int],
@@ -64,7 +69,7 @@ class MatrixLinear(nn.Module):
         self.in_size, self.out_size = (n, d), (m, e)
         self.u_type, self.bias_type = u_type, bias_type if bias else None
         self.u_norm_eps_outside = u_norm_eps_outside
-        place = {"device": device, "dtype": dtype}
+        place: dict[str, Any] = {"device": device, "dtype": dtype}
 
         if u_type == "identity":
             self.register_buffer("u", torch.empty(n, n, **place))
@@ -100,7 +105,7 @@ class MatrixLinear(nn.Module):
         if self.bias_type == "col_row":
             nn.init.kaiming_uniform_(self.bias_col, a=math.sqrt(5))
             nn.init.zeros_(self.bias_row)
-        elif self.bias_type:
+        elif self.bias is not None:
             nn.init.zeros_(self.bias)
 
     def mixing_matrix(self) -> Tensor:

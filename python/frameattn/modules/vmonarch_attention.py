@@ -5,12 +5,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from frameattn import functional
-from frameattn.modules.attention import _SelfAttention
+from frameattn.modules.attention import Projections
 
 ATTENTIONS = ("vmonarch", "dense")
 
 
-class VMonarchAttention(_SelfAttention):
+class VMonarchAttention(Projections):
     r"""``proj(attention(query, key, value))`` with query, key, value = ``qkv(x)``, over all tokens of a clip.
 
     Args:
@@ -67,7 +67,7 @@ class VMonarchAttention(_SelfAttention):
         self.attention = attention
         self.steps, self.dense_first_frame, self.mass_floor = steps, dense_first_frame, mass_floor
 
-        def norm() -> nn.Module | None:
+        def norm() -> nn.RMSNorm | None:
             return nn.RMSNorm(dim // num_heads, eps=1e-6, device=device, dtype=dtype) if qk_norm else None
 
         self.norm_q, self.norm_k = norm(), norm()
@@ -90,7 +90,8 @@ class VMonarchAttention(_SelfAttention):
         # [B, N, 3 D] -> three views [B, heads, N, d] of it
         packed = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
         query, key, value = packed.transpose(1, 3).unbind(2)
-        if self.norm_q is not None:  # in the dtype of its weight, which autocast does not see to
+        if self.norm_q is not None and self.norm_k is not None:
+            # In the dtype of the weight, which autocast does not see to.
             wide = self.norm_q.weight.dtype
             query, key = self.norm_q(query.to(wide)), self.norm_k(key.to(wide))
         if rotary is not None:

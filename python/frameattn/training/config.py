@@ -83,7 +83,7 @@ class Config:
     checkpoint_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     sampling: Sampling = field(default_factory=Sampling)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         requirements = {
             "at least 0": [("seed", self.seed >= 0), ("images", self.images >= 0), ("warmup", self.warmup >= 0)],
             "at least 1": [

@@ -82,11 +82,10 @@ def _build(kind: type, values: dict[str, Any], prefix: str) -> Any:
 def _convert(value: Any, kind: Any, key: str) -> Any:
     """value as kind, or an error that says what key expects."""
     if kind is Named and isinstance(value, dict):
-        arguments = {k: _number(v) for k, v in value.items() if k != "name"}
         if "name" not in value:
             raise UsageError(f"{key}.name is missing")
-        return Named(str(value["name"]), arguments)
-    if dataclasses.is_dataclass(kind) and isinstance(value, dict):
+        return Named(str(value["name"]), {k: _number(v) for k, v in value.items() if k != "name"})
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind) and isinstance(value, dict):
         return _build(kind, value, key + ".")
     origin, arguments = get_origin(kind), get_args(kind)
     if origin in (UnionType, Union):  # int | None is the second from Python 3.14 on

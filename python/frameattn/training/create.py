@@ -2,19 +2,19 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from frameattn._errors import UsageError, as_usage_error
+from frameattn.data import VideoDataset, create_dataset
+from frameattn.models import create_model, load_checkpoint
 from frameattn.training.config import Config
 from frameattn.training.trainer import Trainer
 
 
 def create_trainer(config: Config, folder: Path, device: torch.device) -> Trainer:
     """The trainer at step 0; its config names every argument of the model that the data decided."""
-    from frameattn.data import create_dataset
-    from frameattn.models import create_model, load_checkpoint
-
     with as_usage_error(f"data {config.data.name}"):
         dataset = create_dataset(config.data.name, **config.data.arguments)
     arguments = complete_model_arguments(config, dataset)
@@ -34,7 +34,7 @@ def create_trainer(config: Config, folder: Path, device: torch.device) -> Traine
     return Trainer(config, model, dataset, folder, device)
 
 
-def complete_model_arguments(config: Config, dataset) -> dict:
+def complete_model_arguments(config: Config, dataset: VideoDataset) -> dict[str, Any]:
     """The model's arguments, with those that follow from data, stages and diffusion filled in or checked."""
     arguments = dict(config.model.arguments)
     derived = {

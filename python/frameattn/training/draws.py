@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from frameattn.data import VideoDataset
 from frameattn.training.config import Config, Stage
 
 
@@ -42,7 +43,7 @@ def stage_at(stages: Sequence[Stage], step: int) -> Stage:
 class Draws(Dataset):
     """Item i is micro-batch i % accumulation of step i // accumulation."""
 
-    def __init__(self, dataset, config: Config, stages: Sequence[Stage], num_timesteps: int):
+    def __init__(self, dataset: VideoDataset, config: Config, stages: Sequence[Stage], num_timesteps: int):
         self.dataset = dataset
         self.seed = config.seed
         self.accumulation = config.accumulation

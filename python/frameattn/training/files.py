@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
 
@@ -19,7 +20,7 @@ def replacing(path: Path) -> Iterator[Path]:
     os.replace(temporary, path)
 
 
-def load_state(path: Path) -> dict | None:
+def load_state(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
@@ -28,7 +29,7 @@ def load_state(path: Path) -> dict | None:
         raise UsageError(f"{path} is not a state that frameattn wrote: move it away to start anew") from error
 
 
-def check_same_run(values: dict, saved: dict, folder: Path) -> None:
+def check_same_run(values: dict[str, Any], saved: dict[str, Any], folder: Path) -> None:
     """Steps, rates and intervals may change when a run is resumed; what the weights mean may not."""
     for key in ("model", "data", "diffusion", "seed"):
         if values[key] != saved[key]:
@@ -37,7 +38,7 @@ def check_same_run(values: dict, saved: dict, folder: Path) -> None:
             )
 
 
-def _difference(old, new) -> str:
+def _difference(old: Any, new: Any) -> str:
     if not isinstance(old, dict):
         return f"{old} there, {new} now"
     keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]

@@ -3,20 +3,22 @@
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
+from typing import Any
 
 
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:
     """A list that SIGINT or SIGTERM puts its number into; a second one acts as it did before."""
     received: list[int] = []
-    before = {}
+    before: dict[int, Any] = {}
 
-    def remember(number: int, frame) -> None:
+    def remember(number: int, frame: FrameType | None) -> None:
         received.append(number)
         signal.signal(number, before[number])
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        before[number] = signal.signal(number, remember)
+    for stopping in (signal.SIGINT, signal.SIGTERM):
+        before[stopping] = signal.signal(stopping, remember)
     try:
         yield received
     finally:

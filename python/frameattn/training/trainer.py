@@ -16,7 +16,10 @@ from torch.utils.data import DataLoader
 
 from frameattn._errors import UsageError
 from frameattn._optional import require
+from frameattn.data import VideoDataset
 from frameattn.diffusion import GaussianDiffusion
+from frameattn.models import save_checkpoint
+from frameattn.models.framedit import FrameDiT
 from frameattn.training.config import Config, Stage
 from frameattn.training.config_io import config_values
 from frameattn.training.draws import Draw, Draws, seed_of, stage_at
@@ -28,7 +31,7 @@ from frameattn.training.signals import leave_signals_to_parent, stop_signals
 class Trainer:
     """Trains model on dataset as config says and keeps its files in folder."""
 
-    def __init__(self, config: Config, model: nn.Module, dataset, folder: Path, device: torch.device):
+    def __init__(self, config: Config, model: FrameDiT, dataset: VideoDataset, folder: Path, device: torch.device):
         self.config = config
         self.model = model.to(device).train()
         self.folder = folder
@@ -88,8 +91,6 @@ class Trainer:
 
     def save(self) -> None:
         """Writes state.pt, to resume from, and checkpoint.safetensors, the averaged weights to sample from."""
-        from frameattn.models import save_checkpoint
-
         state = {
             "model": self.model.state_dict(),
             "ema": self.ema,
@@ -141,7 +142,7 @@ class Trainer:
         """One step of the optimizer. Returns the means of the losses and the norm of the gradient before clipping."""
         config, stage = self.config, stage_at(self.stages, self.step)
         self.model.num_frames = stage.frames
-        totals = 0
+        totals = torch.zeros(len(self._loss_names()), device=self.device)
         for micro in range(config.accumulation):
             batch = Draw(*(part.to(self.device, non_blocking=True) for part in next(batches)))
             torch.manual_seed(seed_of(config.seed, self.step, micro, 1))  # for what the model draws: dropped labels
@@ -185,7 +186,7 @@ class Trainer:
     def _loss_names(self) -> list[str]:
         return ["loss", "mse", "vb"] if self.config.diffusion.learn_sigma else ["loss", "mse"]
 
-    def _report(self, log: Log, bar, means: dict[str, float], gradient_norm: float) -> None:
+    def _report(self, log: Log, bar: Any, means: dict[str, float], gradient_norm: float) -> None:
         if not all(map(math.isfinite, [*means.values(), gradient_norm])):
             raise UsageError(
                 f"loss or gradient is not finite at step {self.step} (loss {means['loss']}, gradient norm "
