@@ -31,7 +31,7 @@ help:
 	@echo 'make gpu-check     build, check and time everything on a machine with a GPU; OUT=DIR gets the results'
 	@echo 'make gpu-report    what gpu-check left in DIR=DIR, as files of the repository'
 	@echo 'make format        bring the sources into their format'
-	@echo 'make lint          check format and style'
+	@echo 'make lint          check format, style and types'
 	@echo 'make clean         remove what was built; make distclean removes .venv too'
 	@echo
 	@echo 'TORCH="$(TORCH)" goes into .venv; PYTHON=python uses an environment that has torch instead.'
@@ -171,6 +171,7 @@ format: $(INSTALLED)/video,dev
 lint: $(INSTALLED)/video,dev
 	ruff format --check .
 	ruff check .
+	$(PYTHON) -m mypy
 	clang-format --dry-run -Werror $(CPP_FILES)
 
 clean:

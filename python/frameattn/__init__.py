@@ -6,6 +6,7 @@ readable definitions in ``frameattn.reference``, layers in ``frameattn.modules``
 """
 
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 from frameattn._load import build_info, cuda_devices, library_path
 from frameattn._version import find_version
@@ -14,10 +15,14 @@ from frameattn.functional import matrix_attention, matrix_linear, vmonarch_atten
 __version__ = find_version()
 
 
-def __getattr__(name: str):
-    if name == "adapters":  # at its first use: it takes torch's compiler, which takes a second
-        return import_module("frameattn.adapters")
-    raise AttributeError(f"module 'frameattn' has no attribute {name!r}")
+if TYPE_CHECKING:
+    from frameattn import adapters
+else:
+
+    def __getattr__(name: str):
+        if name == "adapters":  # at its first use: it takes torch's compiler, which takes a second
+            return import_module("frameattn.adapters")
+        raise AttributeError(f"module 'frameattn' has no attribute {name!r}")
 
 
 __all__ = [
