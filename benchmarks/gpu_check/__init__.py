@@ -11,6 +11,7 @@ before a time limit is kept.
 import argparse
 import json
 import os
+import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,8 +24,9 @@ DEVICE_PROGRAM = ROOT / "build" / "device" / "kernels"
 
 # What trust is given to, kernel by kernel and dtype by dtype.
 KERNELS = (
-    "frame_attention_forward", "frame_attention_backward", "frame_update_forward", "frame_update_backward",
-    "flash_forward", "flash_backward", "flash_offset", "flash_join",
+    "frame_attention_forward_sm80", "frame_attention_backward_sm80",
+    "frame_update_forward_sm80", "frame_update_backward_sm80",
+    "flash_forward_sm80", "flash_backward_sm80", "flash_offset_sm80", "flash_join_sm80",
 )  # fmt: skip
 KERNEL_DTYPES = ("bfloat16", "float16")
 # A kernel is trusted if it passed in the first two; a failure in any of them keeps it from that.
@@ -46,7 +48,7 @@ FAMILIES = {
 def kernels_behind(operation: str, of_gradients: bool) -> list[str]:
     """Those that its outputs come from, or its gradients."""
     own = [kernel for kernel in KERNELS if kernel.startswith(FAMILIES.get(operation, ("none",)))]
-    return [kernel for kernel in own if kernel.endswith(("backward", "offset")) == of_gradients]
+    return [kernel for kernel in own if bool(re.search("backward|offset", kernel)) == of_gradients]
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """csrc/trust/trusted_kernels.inc: which kernel of which version passed its checks on which capability and dtype.
 
-    {"frame_attention_forward", 1, 90, "bfloat16"},
+    {"frame_attention_forward_sm80", 1, 90, "bfloat16"},
 
 A kernel is trusted for a dtype if both stages `elements` and `tests` say that it passed, and no stage that it failed.
 """
@@ -14,14 +14,15 @@ from benchmarks.gpu_check import NEEDED
 LINE = re.compile(r'\s*\{"(\w+)", (\d+), (\d+), "(\w+)"\},\s*')
 HEADER = (
     "// Kernels that passed their checks on a GPU: name, version, compute capability, dtype. Written by gpu-report.\n"
+    "// clang-format off\n"
 )
 
 
 def missing(results: dict[str, Any], versions: dict[str, int]) -> list[str]:
     """Why kernels are not trusted. versions: of the checkout."""
     return [
-        f"{kernel}, version {results['kernel_versions'][kernel]} ran, this checkout has {version}"
-        for kernel, version in versions.items()
+        f"{kernel}, version {version} ran, this checkout has {versions.get(kernel, 'no such kernel')}"
+        for kernel, version in results["kernel_versions"].items()
         if not is_current(results, kernel, versions)
     ] + [
         f"{kernel}, {dtype}: " + ", ".join(f"{stage} {status}" for stage, status in stages.items())
@@ -44,7 +45,7 @@ def verdicts(results: dict[str, Any]) -> list[tuple[str, str, dict[str, str]]]:
 
 
 def is_current(results: dict[str, Any], kernel: str, versions: dict[str, int]) -> bool:
-    return results["kernel_versions"][kernel] == versions[kernel]
+    return results["kernel_versions"].get(kernel) == versions.get(kernel)
 
 
 def passed(stages: dict[str, str]) -> bool:

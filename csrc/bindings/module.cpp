@@ -96,7 +96,8 @@ void bind_composed(py::module_& m) {
 // Which CUDA kernel a problem gets, from sizes and dtypes only (meta tensors will do).
 void bind_choices(py::module_& m) {
   py::class_<FrameKernelChoice>(m, "FrameKernelChoice")
-      .def_readonly("is_kernel", &FrameKernelChoice::is_kernel)
+      .def_property_readonly("kernel",
+                             [](const FrameKernelChoice& c) { return c.kernel ? frame_kernel_name(*c.kernel) : ""; })
       .def_readonly("by_blocks", &FrameKernelChoice::by_blocks)
       .def_readonly("reason", &FrameKernelChoice::reason)
       .def_property_readonly("resident", [](const FrameKernelChoice& c) { return c.plan.resident; })

@@ -14,10 +14,10 @@ class Tensor;
 namespace frameattn {
 
 class KernelTrust;
-enum class FrameKernel;
+struct FrameKernelId;
 struct FrameAttentionParams;
 struct FramePlan;
-enum class FlashKernel;
+struct FlashKernelId;
 struct FlashParams;
 
 struct LaunchContext {
@@ -28,9 +28,9 @@ struct LaunchContext {
   void* stream = nullptr;  // a cudaStream_t
   KernelTrust* trust = nullptr;
   // Launch a kernel on a stream and return a cudaError_t; and what one of these means.
-  int (*launch_frames)(FrameKernel, const FrameAttentionParams&, const FramePlan&, FrameElement,
+  int (*launch_frames)(const FrameKernelId&, const FrameAttentionParams&, const FramePlan&, FrameElement,
                        void* stream) = nullptr;
-  int (*launch_flash)(FlashKernel, const FlashParams&, FrameElement, void* stream) = nullptr;
+  int (*launch_flash)(const FlashKernelId&, const FlashParams&, FrameElement, void* stream) = nullptr;
   std::string (*describe_error)(int error) = nullptr;
 };
 

@@ -29,18 +29,18 @@ class EmulatedGpu {
   static inline float scale_of_results;  // other than 1: kernels that err on purpose
 
  private:
-  static int launch_frames(FrameKernel kernel, const FrameAttentionParams& params, const FramePlan& plan,
+  static int launch_frames(const FrameKernelId& id, const FrameAttentionParams& params, const FramePlan& plan,
                            FrameElement element, void* stream) {
     ++launches;
     FrameAttentionParams wrong = params;
     wrong.scale *= scale_of_results;
-    return fails_with ? fails_with : launch_frame_kernel_sm80(kernel, wrong, plan, element, stream);
+    return fails_with ? fails_with : launch_frame_kernel(id, wrong, plan, element, stream);
   }
-  static int launch_flash(FlashKernel kernel, const FlashParams& params, FrameElement element, void* stream) {
+  static int launch_flash(const FlashKernelId& id, const FlashParams& params, FrameElement element, void* stream) {
     ++launches;
     FlashParams wrong = params;
     wrong.scale *= scale_of_results;
-    return fails_with ? fails_with : launch_flash_kernel_sm80(kernel, wrong, element, stream);
+    return fails_with ? fails_with : launch_flash_kernel(id, wrong, element, stream);
   }
 
   const LaunchContext before_ = emulated_gpu();

@@ -12,8 +12,8 @@ LaunchContext& emulated_gpu() {
       .capability = 90,
       .multiprocessors = 3,  // few: already small problems are split over keys, and others are not
       .trust = &trust,
-      .launch_frames = &launch_frame_kernel_sm80,
-      .launch_flash = &launch_flash_kernel_sm80,
+      .launch_frames = &launch_frame_kernel,
+      .launch_flash = &launch_flash_kernel,
       .describe_error = [](int error) { return "error " + std::to_string(error); }};
   return context;
 }

@@ -249,7 +249,7 @@ FlashParams params_of(Problem& p, const FlashCase& c, const void* mask) {
 }
 
 void run(FlashKernel kernel, const FlashParams& params, const FlashCase& c) {
-  device::finish(launch_flash_kernel_sm80(kernel, params, c.element, nullptr));
+  device::finish(launch_flash_kernel({kernel, c.architecture}, params, c.element, nullptr));
 }
 
 bool check(const char* name, Tensor& tensor, const Tolerance& tolerance, FrameOutcome& outcome) {
@@ -378,9 +378,10 @@ std::string FlashCase::name() const {
   const char* tasks[] = {"forward", "join", "backward"};
   const char* kinds[] = {"random", "flat", "growing", "masked", "negative", "large"};
   char text[160];
-  std::snprintf(text, sizeof text, "flash_%s-%s-%s%s-%dx%d-D%d-V%d-%s%s", tasks[static_cast<int>(task)],
-                element == FrameElement::bfloat16 ? "bfloat16" : "float16", keys ? "k" : "", values ? "v" : "", queries,
-                key_rows, dim, value_dim, kinds[static_cast<int>(data)], split ? "-split" : "");
+  std::snprintf(text, sizeof text, "flash_%s_%s-%s-%s%s-%dx%d-D%d-V%d-%s%s", tasks[static_cast<int>(task)],
+                architecture_name(architecture), element == FrameElement::bfloat16 ? "bfloat16" : "float16",
+                keys ? "k" : "", values ? "v" : "", queries, key_rows, dim, value_dim, kinds[static_cast<int>(data)],
+                split ? "-split" : "");
   return text;
 }
 

@@ -28,6 +28,7 @@ struct FlashCase {
   int queries, key_rows, dim, value_dim;
   FlashData data;
   bool split;  // all parts have the same queries, and the last one fewer keys: dense rows split over keys
+  Architecture architecture = Architecture::sm80;
 
   std::string name() const;
 };

@@ -5,7 +5,7 @@ from pathlib import Path
 from mutation import Mutation
 
 FOLDER = Path("csrc/monarch_attention/cuda/kernels")
-TASKS = {"forward": "flash_forward", "backward_query": "flash_backward", "backward_key": "flash_backward"}
+TASKS = {kernel: f"flash_{kernel.split('_')[0]}_sm80" for kernel in ("forward", "backward_query", "backward_key")}
 
 
 def flash_mutation(kernel: str, name: str, file: str, *rest, cases: str = "", task: str | None = None) -> Mutation:
@@ -152,7 +152,7 @@ FLASH = [
         ("second of a pair", "dot += u[0] * v[0] + u[1] * v[1];", "dot += u[0] * v[0] + u[1] * v[0];"),
         ("a row beyond the last is read", "if (!gradient.data || !exists) return;", "if (!gradient.data) return;", True),
         ("an offset beyond the last row", "if (!exists || lane != 0) return;", "if (lane != 0) return;", True),
-        task="flash_backward",
+        task="flash_backward_sm80",
     ),
     *inside(
         "offset_join",
@@ -167,6 +167,6 @@ FLASH = [
         ("columns beyond 64", "exists && column < p.value_dim; column += 8 * kRowLanes", "exists && column < 64; column += 8 * kRowLanes"),
         ("log-sum in units of log2", "ptx::log2(total) * kLn2 : -kInfinity", "ptx::log2(total) : -kInfinity"),
         ("rows beyond the last", "const bool exists = row < p.queries;\n  float* const out_lse", "const bool exists = row <= p.queries;\n  float* const out_lse", True),
-        task="flash_join",
+        task="flash_join_sm80",
     ),
 ]  # fmt: skip

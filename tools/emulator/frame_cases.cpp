@@ -96,7 +96,7 @@ void launch(const FrameCase& c, FrameKernel kernel, const FrameAttentionParams& 
   const int64_t columns = c.resident ? params.key.columns : 1 << 20;
   const FramePlan plan = plan_frame_kernel(kernel, frames, columns, device::shared_memory_limit());
   if (!plan.possible) throw std::runtime_error("no plan");
-  device::finish(launch_frame_kernel_sm80(kernel, params, plan, c.element, nullptr));
+  device::finish(launch_frame_kernel({kernel, c.architecture}, params, plan, c.element, nullptr));
 }
 
 // All keys for all queries, by blocks of frames: as csrc/frame_attention/cuda/frame_blocks.cpp does with tensors.
@@ -152,10 +152,10 @@ std::string FrameCase::name() const {
   const char* kernels[] = {"attention_forward", "attention_backward", "update_forward", "update_backward"};
   const char* kinds[] = {"random", "flat", "growing", "masked"};
   char text[160];
-  std::snprintf(text, sizeof text, "%s-%s-%s-T%lld-%dx%dx%d-%s%s%s", kernels[static_cast<int>(kernel)],
-                element == FrameElement::bfloat16 ? "bfloat16" : "float16", matrix ? "matrix" : "temporal",
-                static_cast<long long>(frames), segment, segments, value_segments, kinds[static_cast<int>(data)],
-                resident ? "" : "-streamed", shared ? "-shared" : "");
+  std::snprintf(text, sizeof text, "frame_%s_%s-%s-%s-T%lld-%dx%dx%d-%s%s%s", kernels[static_cast<int>(kernel)],
+                architecture_name(architecture), element == FrameElement::bfloat16 ? "bfloat16" : "float16",
+                matrix ? "matrix" : "temporal", static_cast<long long>(frames), segment, segments, value_segments,
+                kinds[static_cast<int>(data)], resident ? "" : "-streamed", shared ? "-shared" : "");
   return text;
 }
 

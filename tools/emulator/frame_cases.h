@@ -26,6 +26,7 @@ struct FrameCase {
   FrameData data;
   bool resident = true;  // false: as if shared memory had no place to keep anything
   bool shared = false;   // the softmax goes over other keys too: attention_backward is given row_lse and row_offset
+  Architecture architecture = Architecture::sm80;
 
   bool by_blocks() const { return frames > most_frames(kernel); }
   std::string name() const;

@@ -10,7 +10,7 @@ ALL = ["attention_forward", "attention_backward", "update_forward", "update_back
 
 def frame_mutation(name: str, kernel: str, file: str, *rest) -> Mutation:
     path = file if "/" in file else str(FOLDER / file)
-    return Mutation(name, FOLDER / f"frame_{kernel}_sm80.cu", kernel, "T17-", path, *rest)
+    return Mutation(name, FOLDER / f"frame_{kernel}_sm80.cu", f"frame_{kernel}_sm80", "T17-", path, *rest)
 
 
 def everywhere(name: str, file: str, old: str, new: str, sanitized: bool = False) -> list[Mutation]:

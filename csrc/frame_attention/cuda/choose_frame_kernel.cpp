@@ -17,18 +17,21 @@ int64_t padded_columns(const at::Tensor& rows) {
 
 }  // namespace
 
-const char* frame_kernel_name(FrameKernel kernel) {
-  switch (kernel) {
-    case FrameKernel::attention_forward:
-      return "frame_attention_forward";
-    case FrameKernel::attention_backward:
-      return "frame_attention_backward";
-    case FrameKernel::update_forward:
-      return "frame_update_forward";
-    case FrameKernel::update_backward:
-      return "frame_update_backward";
-  }
-  return "";
+std::string frame_kernel_name(const FrameKernelId& id) {
+  const auto name = [&] {
+    switch (id.kernel) {
+      case FrameKernel::attention_forward:
+        return "frame_attention_forward_";
+      case FrameKernel::attention_backward:
+        return "frame_attention_backward_";
+      case FrameKernel::update_forward:
+        return "frame_update_forward_";
+      case FrameKernel::update_backward:
+        return "frame_update_backward_";
+    }
+    return "";
+  };
+  return name() + std::string(architecture_name(id.architecture));
 }
 
 FramePlan plan_of(const FrameProblem& problem, int capability) {
@@ -62,7 +65,7 @@ FrameKernelChoice choose_frame_kernel(const FrameProblem& problem, int capabilit
                    " columns");
   if (columns > kLargestInt || value_columns > kLargestInt) return because("a frame has more than 2^31 - 1 columns");
   if (problem.items() > kLargestInt) return because("there are more than 2^31 - 1 items");
-  choice.is_kernel = true;
+  choice.kernel = {problem.kernel, Architecture::sm80};
   return choice;
 }
 

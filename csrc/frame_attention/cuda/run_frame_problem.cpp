@@ -19,7 +19,9 @@ void run_kernel(const LaunchContext& context, const FrameProblem& problem, const
     warn_once(c10::str("frameattn: ", problem.op, " copies rows that a kernel cannot read where they are: it wants ",
                        "addresses and strides that are multiples of 16 bytes, and segments of ", problem.query.size(5),
                        " columns to be a multiple of 8"));
-  const auto launch = [&](const FrameProblem& part) { launch_frame_kernel(context, part); };
+  const auto launch = [&](const FrameProblem& part) {
+    launch_frame_problem(context, choice.kernel->architecture, part);
+  };
   choice.by_blocks ? run_frame_blocks(aligned.problem(), launch) : launch(aligned.problem());
   aligned.copy_outputs();
 }
@@ -37,11 +39,12 @@ std::string shape_of(const FrameProblem& problem) {
 
 }  // namespace
 
-void launch_frame_kernel(const LaunchContext& context, const FrameProblem& problem) {
+void launch_frame_problem(const LaunchContext& context, Architecture architecture, const FrameProblem& problem) {
+  const FrameKernelId id{problem.kernel, architecture};
   const bool is_half = problem.query.scalar_type() == at::kHalf;
-  const int error = context.launch_frames(problem.kernel, frame_params(problem), plan_of(problem, context.capability),
+  const int error = context.launch_frames(id, frame_params(problem), plan_of(problem, context.capability),
                                           is_half ? FrameElement::float16 : FrameElement::bfloat16, context.stream);
-  TORCH_CHECK(error == 0, problem.op, ": kernel ", frame_kernel_name(problem.kernel),
+  TORCH_CHECK(error == 0, problem.op, ": kernel ", frame_kernel_name(id),
               " could not be launched: ", context.describe_error(error),
               "; items, frames, segments, columns of a segment: ", problem.query.sizes());
 }
@@ -50,9 +53,9 @@ void run_frame_problem(const LaunchContext& context, const FrameProblem& problem
   if (problem.items() == 0 || problem.frames() == 0) return;
   const FrameKernelChoice choice = choose_frame_kernel(problem, context.capability);
   if (!choice.reason.empty()) warn_once("frameattn: " + choice.reason);
-  if (choice.is_kernel) {
+  if (choice.kernel) {
     const bool is_half = problem.query.scalar_type() == at::kHalf;
-    const KernelUse use{.name = frame_kernel_name(problem.kernel),
+    const KernelUse use{.name = frame_kernel_name(*choice.kernel),
                         .version = kFrameKernelVersion,
                         .capability = context.capability,
                         .dtype = is_half ? "float16" : "bfloat16",

@@ -10,7 +10,7 @@ namespace frameattn {
 void run_frame_problem(const LaunchContext& context, const FrameProblem& problem);
 
 // The kernel of an aligned problem with no more frames than it takes, without a question.
-void launch_frame_kernel(const LaunchContext& context, const FrameProblem& problem);
+void launch_frame_problem(const LaunchContext& context, Architecture architecture, const FrameProblem& problem);
 
 // A FrameRunner for wherever the tensors of a problem are.
 template <FindContext context_of>

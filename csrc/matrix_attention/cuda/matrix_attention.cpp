@@ -10,7 +10,7 @@ namespace {
 
 LaunchContext context_of(const at::Tensor& on) {
   LaunchContext context = current_context(on);
-  context.launch_frames = &launch_frame_kernel_sm80;
+  context.launch_frames = &launch_frame_kernel;
   return context;
 }
 

@@ -7,36 +7,45 @@ namespace frameattn {
 
 using at::Tensor;
 
-const char* flash_kernel_name(FlashKernel kernel) {
-  switch (kernel) {
-    case FlashKernel::forward:
-      return "flash_forward";
-    case FlashKernel::join:
-      return "flash_join";
-    case FlashKernel::offset:
-      return "flash_offset";
-    case FlashKernel::backward_query:
-      return "flash_backward_query";
-    case FlashKernel::backward_key:
-      return "flash_backward_key";
-  }
-  return "";
+std::string flash_kernel_name(const FlashKernelId& id) {
+  const auto name = [&] {
+    switch (id.kernel) {
+      case FlashKernel::forward:
+        return "flash_forward_";
+      case FlashKernel::join:
+        return "flash_join_";
+      case FlashKernel::offset:
+        return "flash_offset_";
+      case FlashKernel::backward_query:
+        return "flash_backward_query_";
+      case FlashKernel::backward_key:
+        return "flash_backward_key_";
+    }
+    return "";
+  };
+  return name() + std::string(architecture_name(id.architecture));
 }
 
-FlashKernelChoice choose_flash_kernel(const char* op, const Tensor& query, const Tensor& key, int64_t frames,
-                                      int capability) {
+std::string flash_trust_name(const FlashKernelId& id) {
+  const bool backward = id.kernel == FlashKernel::backward_query || id.kernel == FlashKernel::backward_key;
+  return backward ? std::string("flash_backward_") + architecture_name(id.architecture) : flash_kernel_name(id);
+}
+
+FlashKernelChoice choose_flash_kernel(FlashKernel kernel, const char* op, const Tensor& query, const Tensor& key,
+                                      int64_t frames, int capability) {
   const auto dtype = query.scalar_type();
   if (dtype != at::kBFloat16 && dtype != at::kHalf) return {};
   const auto because = [&](const auto&... words) {
     return FlashKernelChoice{
-        false, c10::str(op, " of ", dtype, " runs on torch's operators, not on a kernel of frameattn: ", words...)};
+        std::nullopt,
+        c10::str(op, " of ", dtype, " runs on torch's operators, not on a kernel of frameattn: ", words...)};
   };
   if (capability < 80) return because("compute capability ", capability / 10, ".", capability % 10, " is below 8.0");
   const int64_t rows = std::max(query.size(2), key.size(2)) / frames;
   if (rows > std::numeric_limits<int32_t>::max()) return because("a frame has more than 2^31 - 1 tokens");
   if (!flash_blocks_fit(rows, frames, query.size(0) * query.size(1)))
     return because("there are more than 2^31 - 1 blocks of rows");
-  return {true, ""};
+  return {FlashKernelId{kernel, Architecture::sm80}, ""};
 }
 
 }  // namespace frameattn

@@ -4,6 +4,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <optional>
 #include <string>
 
 #include "csrc/monarch_attention/cuda/kernels/flash_attention.h"
@@ -11,14 +12,17 @@
 namespace frameattn {
 
 struct FlashKernelChoice {
-  bool is_kernel = false;
-  std::string reason;  // why 16-bit tensors get no kernel
+  std::optional<FlashKernelId> kernel;  // none: torch's operators
+  std::string reason;                   // why 16-bit tensors get no kernel
 };
 
 // capability: 10 * major + minor of the device. float32 and float64 are for torch's operators: that needs no reason.
-FlashKernelChoice choose_flash_kernel(const char* op, const at::Tensor& query, const at::Tensor& key, int64_t frames,
-                                      int capability);
+FlashKernelChoice choose_flash_kernel(FlashKernel kernel, const char* op, const at::Tensor& query,
+                                      const at::Tensor& key, int64_t frames, int capability);
 
-const char* flash_kernel_name(FlashKernel kernel);  // "flash_forward"
+std::string flash_kernel_name(const FlashKernelId& id);  // "flash_backward_query_sm80"
+
+// As in csrc/trust/trusted_kernels.inc: the kernels of a backward pass are checked together, as "flash_backward_sm80".
+std::string flash_trust_name(const FlashKernelId& id);
 
 }  // namespace frameattn

@@ -32,9 +32,13 @@ Tensor padded_flash_rows(const Tensor& rows) {
   return at::zeros({rows.size(0), rows.size(1), rows.size(2), padded(rows.size(3))}, rows.options());
 }
 
-FlashCall::FlashCall(const LaunchContext& context, const char* op, const Tensor& query, const Tensor& key,
-                     int64_t frames, double scale)
-    : context_(context), op_(op), frames_(frames), is_half_(query.scalar_type() == at::kHalf) {
+FlashCall::FlashCall(const LaunchContext& context, Architecture architecture, const char* op, const Tensor& query,
+                     const Tensor& key, int64_t frames, double scale)
+    : context_(context),
+      architecture_(architecture),
+      op_(op),
+      frames_(frames),
+      is_half_(query.scalar_type() == at::kHalf) {
   params.batches = static_cast<int32_t>(query.size(0));
   params.heads = static_cast<int32_t>(query.size(1));
   params.parts = static_cast<int32_t>(frames);
@@ -71,7 +75,7 @@ FlashScalars FlashCall::scalars(const Tensor& given) const {
 void FlashCall::launch(FlashKernel kernel) const {
   const int error =
       context_.launch_flash(kernel, params, is_half_ ? FrameElement::float16 : FrameElement::bfloat16, context_.stream);
-  TORCH_CHECK(error == 0, op_, ": kernel ", flash_kernel_name(kernel),
+  TORCH_CHECK(error == 0, op_, ": kernel ", flash_kernel_name(id),
               " could not be launched: ", context_.describe_error(error), "; batches, heads ", params.batches, ", ",
               params.heads, ", ", params.parts, " parts of ", params.queries, " queries and ", params.keys, " keys, ",
               params.dim, " columns");

@@ -9,8 +9,8 @@ namespace {
 
 LaunchContext context_of(const at::Tensor& on) {
   LaunchContext context = current_context(on);
-  context.launch_frames = &launch_frame_kernel_sm80;
-  context.launch_flash = &launch_flash_kernel_sm80;
+  context.launch_frames = &launch_frame_kernel;
+  context.launch_flash = &launch_flash_kernel;
   return context;
 }
 

@@ -37,9 +37,9 @@ bool forward_of_split_keys(const LaunchContext& context, const SpatialForwardSte
 
 }  // namespace
 
-void flash_spatial_forward(const LaunchContext& context, const SpatialForwardStep& step) {
+void flash_spatial_forward(const LaunchContext& context, Architecture architecture, const SpatialForwardStep& step) {
   if (step.key.size(2) == 0) return composed_spatial_forward(step);  // zeros
-  FlashCall call(context, "spatial_step", step.query, step.key, step.frames, step.scale);
+  FlashCall call(context, architecture, "spatial_step", step.query, step.key, step.frames, step.scale);
   call.set_mask(step.key_mask);
   if (step.weighted_value.defined()) call.set_value(step.value);
   if (forward_of_split_keys(context, step, call)) return;
@@ -52,9 +52,9 @@ void flash_spatial_forward(const LaunchContext& context, const SpatialForwardSte
   call.finish();
 }
 
-void flash_spatial_backward(const LaunchContext& context, const SpatialBackwardStep& step) {
+void flash_spatial_backward(const LaunchContext& context, Architecture architecture, const SpatialBackwardStep& step) {
   if (step.key.size(2) == 0) return;  // results do not depend on the queries
-  FlashCall call(context, "spatial_step_backward", step.query, step.key, step.frames, step.scale);
+  FlashCall call(context, architecture, "spatial_step_backward", step.query, step.key, step.frames, step.scale);
   FlashParams& p = call.params;
   call.set_mask(step.key_mask);
   const bool values = step.grad_weighted_value.defined(), keys = step.grad_weighted_key.defined();
@@ -87,8 +87,8 @@ void flash_spatial_backward(const LaunchContext& context, const SpatialBackwardS
   call.finish();
 }
 
-Tensor flash_row_dots(const LaunchContext& context, const Tensor& a, const Tensor& b) {
-  FlashCall call(context, "vmonarch_attention_backward", a, a, 1, 1);
+Tensor flash_row_dots(const LaunchContext& context, Architecture architecture, const Tensor& a, const Tensor& b) {
+  FlashCall call(context, architecture, "vmonarch_attention_backward", a, a, 1, 1);
   const Tensor dots = at::empty(a.sizes().slice(0, 3), a.options().dtype(at::kFloat));
   FlashParams& p = call.params;
   p.value_dim = p.dim;
@@ -99,9 +99,9 @@ Tensor flash_row_dots(const LaunchContext& context, const Tensor& a, const Tenso
   return dots;
 }
 
-void flash_join(const LaunchContext& context, const Tensor& out, const Tensor& lse, const Tensor& other,
-                const Tensor& other_lse) {
-  FlashCall call(context, "vmonarch_attention_forward", other, other, 1, 1);
+void flash_join(const LaunchContext& context, Architecture architecture, const Tensor& out, const Tensor& lse,
+                const Tensor& other, const Tensor& other_lse) {
+  FlashCall call(context, architecture, "vmonarch_attention_forward", other, other, 1, 1);
   FlashParams& p = call.params;
   p.value_dim = p.dim;
   p.weighted_value = p.query;

@@ -7,10 +7,11 @@
 namespace frameattn {
 
 // For bfloat16 and float16. Rows whose addresses, strides or widths are not multiples of 16 bytes are copied.
-void flash_spatial_forward(const LaunchContext& context, const SpatialForwardStep& step);
-void flash_spatial_backward(const LaunchContext& context, const SpatialBackwardStep& step);
-at::Tensor flash_row_dots(const LaunchContext& context, const at::Tensor& a, const at::Tensor& b);
-void flash_join(const LaunchContext& context, const at::Tensor& out, const at::Tensor& lse, const at::Tensor& other,
-                const at::Tensor& other_lse);
+void flash_spatial_forward(const LaunchContext& context, Architecture architecture, const SpatialForwardStep& step);
+void flash_spatial_backward(const LaunchContext& context, Architecture architecture, const SpatialBackwardStep& step);
+at::Tensor flash_row_dots(const LaunchContext& context, Architecture architecture, const at::Tensor& a,
+                          const at::Tensor& b);
+void flash_join(const LaunchContext& context, Architecture architecture, const at::Tensor& out, const at::Tensor& lse,
+                const at::Tensor& other, const at::Tensor& other_lse);
 
 }  // namespace frameattn

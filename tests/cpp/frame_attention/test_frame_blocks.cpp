@@ -18,7 +18,7 @@ using at::Tensor;
 using Tensors = std::vector<Tensor>;
 
 // Without a question.
-void launch_emulated(const FrameProblem& problem) { launch_frame_kernel(emulated_gpu(), problem); }
+void launch_emulated(const FrameProblem& problem) { launch_frame_problem(emulated_gpu(), Architecture::sm80, problem); }
 
 FrameRunner by_blocks(int64_t most) {
   return [most](const FrameProblem& problem) {

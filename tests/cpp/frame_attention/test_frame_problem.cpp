@@ -126,12 +126,12 @@ TEST(ChooseFrameKernel, TakesHalfPrecisionFromAmpereOn) {
     for (const auto dtype : {at::kBFloat16, at::kHalf})
       for (const bool backward : {false, true}) {
         const auto choice = choose(16, capability, dtype, 72, backward);
-        EXPECT_TRUE(choice.is_kernel && choice.reason.empty());
+        EXPECT_TRUE(choice.kernel && choice.reason.empty());
         EXPECT_LE(choice.plan.items * choice.plan.item_bytes, shared_memory_limit(capability));
       }
   for (const auto dtype : {at::kFloat, at::kDouble}) {
     const auto choice = choose(16, 90, dtype);
-    EXPECT_FALSE(choice.is_kernel);
+    EXPECT_FALSE(choice.kernel);
     EXPECT_TRUE(choice.reason.empty());  // their normal way
   }
 }
@@ -149,7 +149,7 @@ TEST(ChooseFrameKernel, TakesMoreFramesByBlocks) {
       EXPECT_FALSE(choose(128, capability, at::kHalf, 72, backward).by_blocks);
       for (const int64_t frames : {129, 300, 100000}) {
         const auto choice = choose(frames, capability, at::kHalf, 72, backward);
-        EXPECT_TRUE(choice.is_kernel && choice.by_blocks && choice.reason.empty());
+        EXPECT_TRUE(choice.kernel && choice.by_blocks && choice.reason.empty());
         EXPECT_EQ(choice.plan.tiles, 8);
       }
     }
@@ -160,7 +160,7 @@ TEST(ChooseFrameKernel, TakesMoreFramesByBlocks) {
 
 TEST(ChooseFrameKernel, LeavesEmptyProblemsToTorch) {
   for (const auto& choice : {choose(16, 90, at::kHalf, 0), choose(0, 90)}) {
-    EXPECT_FALSE(choice.is_kernel);
+    EXPECT_FALSE(choice.kernel);
     EXPECT_TRUE(choice.reason.empty());
   }
 }
@@ -168,8 +168,8 @@ TEST(ChooseFrameKernel, LeavesEmptyProblemsToTorch) {
 TEST(ChooseFrameKernel, TakesBothFormsOfTheTemporalStep) {
   const auto query = at::empty({1, 2, 21 * 5, 128}, at::TensorOptions(at::kMeta).dtype(at::kBFloat16));
   for (const bool backward : {false, true}) {
-    EXPECT_TRUE(choose_temporal_step_kernel(query, query, 21, backward, 80).is_kernel);
-    EXPECT_TRUE(choose_temporal_step_kernel(query, std::nullopt, 21, backward, 80).is_kernel);
+    EXPECT_TRUE(choose_temporal_step_kernel(query, query, 21, backward, 80).kernel);
+    EXPECT_TRUE(choose_temporal_step_kernel(query, std::nullopt, 21, backward, 80).kernel);
   }
 }
 

@@ -52,7 +52,7 @@ TEST_F(RunFrameProblem, AKernelIsCheckedAtItsFirstUseByOneLaunchMore) {
 }
 
 TEST_F(RunFrameProblem, ATrustedKernelIsNotChecked) {
-  KernelTrust trust({{"frame_attention_forward", kFrameKernelVersion, 90, "bfloat16"}});
+  KernelTrust trust({{"frame_attention_forward_sm80", kFrameKernelVersion, 90, "bfloat16"}});
   gpu.trust = &trust;
   expect_right(run());
   EXPECT_EQ(emulator.launches, 1);
@@ -64,22 +64,23 @@ TEST_F(RunFrameProblem, AKernelThatErrsIsNotUsedAndAWarningSaysSo) {
   emulator.scale_of_results = 3;
   for (int i = 0; i < 2; ++i) expect_right(run());
   EXPECT_EQ(emulator.launches, 1);  // the check alone
-  EXPECT_EQ(warnings.count("kernel frame_attention_forward (bfloat16, 5 frames of 2x16, values 2x16) does not agree"),
-            1);
+  EXPECT_EQ(
+      warnings.count("kernel frame_attention_forward_sm80 (bfloat16, 5 frames of 2x16, values 2x16) does not agree"),
+      1);
 }
 
 TEST_F(RunFrameProblem, AKernelThatCannotBeLaunchedIsReplacedBeforeItIsTrustedAndAnErrorAfterwards) {
   emulator.fails_with = 209;
   expect_right(run());
-  EXPECT_EQ(warnings.count("kernel frame_attention_forward could not be launched: error 209"), 1);
+  EXPECT_EQ(warnings.count("kernel frame_attention_forward_sm80 could not be launched: error 209"), 1);
   emulator.trust_everything();
   try {
     run();
     FAIL() << "the result is whatever memory held";
   } catch (const c10::Error& error) {
     const std::string text = error.what();
-    for (const char* part :
-         {"matrix_attention: kernel frame_attention_forward could not be launched: error 209", "[1, 2, 1, 5, 2, 16]"})
+    for (const char* part : {"matrix_attention: kernel frame_attention_forward_sm80 could not be launched: error 209",
+                             "[1, 2, 1, 5, 2, 16]"})
       EXPECT_NE(text.find(part), std::string::npos) << text;
   }
 }

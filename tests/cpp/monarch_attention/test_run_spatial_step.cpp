@@ -61,15 +61,15 @@ TEST_F(RunSpatialStep, KernelsThatErrAreNotUsedAndWarningsSaySo) {
   expect_right();
   expect_right();
   EXPECT_EQ(emulator.launches, 4);
-  EXPECT_EQ(warnings.count("kernel flash_forward (bfloat16, 64 columns, keys, values) does not agree"), 1);
-  EXPECT_EQ(warnings.count("kernel flash_backward (bfloat16, 64 columns, keys, values) does not agree"), 1);
+  EXPECT_EQ(warnings.count("kernel flash_forward_sm80 (bfloat16, 64 columns, keys, values) does not agree"), 1);
+  EXPECT_EQ(warnings.count("kernel flash_backward_sm80 (bfloat16, 64 columns, keys, values) does not agree"), 1);
 }
 
 TEST_F(RunSpatialStep, KernelsThatCannotBeLaunchedAreReplacedBeforeTheyAreTrustedAndAnErrorAfterwards) {
   emulator.fails_with = 209;
   expect_right();
-  EXPECT_EQ(warnings.count("spatial_step: kernel flash_forward could not be launched: error 209"), 1);
-  EXPECT_EQ(warnings.count("spatial_step_backward: kernel flash_offset could not be launched: error 209"), 1);
+  EXPECT_EQ(warnings.count("spatial_step: kernel flash_forward_sm80 could not be launched: error 209"), 1);
+  EXPECT_EQ(warnings.count("spatial_step_backward: kernel flash_offset_sm80 could not be launched: error 209"), 1);
   emulator.trust_everything();
   EXPECT_THROW(expect_right(), c10::Error);
 }

@@ -205,17 +205,18 @@ TEST(SpatialByFlash, DenseRowsAreSplitOverKeys) {
 TEST(SpatialByFlash, ChooseByDtypeAndCapability) {
   const auto choose = [](at::ScalarType dtype, int capability) {
     const Tensor t = at::empty({1, 2, 60, 64}, at::TensorOptions(dtype).device(at::kMeta));
-    return choose_flash_kernel("spatial_step", t, t, 3, capability);
+    return choose_flash_kernel(FlashKernel::forward, "spatial_step", t, t, 3, capability);
   };
   for (const int capability : {80, 86, 90, 120}) {
-    EXPECT_TRUE(choose(at::kBFloat16, capability).is_kernel);
-    EXPECT_TRUE(choose(at::kHalf, capability).is_kernel);
-    EXPECT_FALSE(choose(at::kFloat, capability).is_kernel);
+    EXPECT_TRUE(choose(at::kBFloat16, capability).kernel);
+    EXPECT_TRUE(choose(at::kHalf, capability).kernel);
+    EXPECT_FALSE(choose(at::kFloat, capability).kernel);
     EXPECT_EQ(choose(at::kDouble, capability).reason, "");
   }
   EXPECT_NE(choose(at::kHalf, 75).reason.find("compute capability 7.5 is below 8.0"), std::string::npos);
   const Tensor many = at::empty({1 << 20, 1 << 12, 1 << 10, 8}, at::TensorOptions(at::kHalf).device(at::kMeta));
-  EXPECT_NE(choose_flash_kernel("spatial_step", many, many, 1, 90).reason.find("2^31"), std::string::npos);
+  EXPECT_NE(choose_flash_kernel(FlashKernel::forward, "spatial_step", many, many, 1, 90).reason.find("2^31"),
+            std::string::npos);
 }
 
 TEST(FlashPlan, WidthIsTheNextThatHoldsBoth) {

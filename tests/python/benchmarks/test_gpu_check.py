@@ -43,7 +43,8 @@ def test_dry_run_prints_every_stage_and_its_commands_and_does_what_needs_no_gpu(
     ):
         assert command in done.stdout
     assert "temporal_update/33x45x80-d128/bfloat16/forward+backward" in done.stdout
-    assert "case=flash_backward-" in done.stdout and "kernels=['flash_backward', 'flash_offset']" in done.stdout
+    assert "case=flash_backward_sm80-" in done.stdout
+    assert "kernels=['flash_backward_sm80', 'flash_offset_sm80']" in done.stdout
     for operation in ("temporal_update", "spatial_last", "vmonarch_attention"):
         assert f"{operation}/3x2x4-d8/bfloat16/forward+backward on the CPU: errors" in done.stdout
     for operation in operator_checks.OPERATORS:

@@ -59,10 +59,10 @@ def plant(monkeypatch, operation: str, fault) -> None:
 @pytest.mark.parametrize(
     "fault, failed",
     [
-        (lambda x: 1.1 * x, {"frame_update_forward", "frame_update_backward"}),  # and so is its gradient
-        (lambda x: x + 0.1, {"frame_update_forward"}),
-        (WrongBackward.apply, {"frame_update_backward"}),
-        (lambda x: x * math.nan, {"frame_update_forward", "frame_update_backward"}),
+        (lambda x: 1.1 * x, {"frame_update_forward_sm80", "frame_update_backward_sm80"}),  # and so is its gradient
+        (lambda x: x + 0.1, {"frame_update_forward_sm80"}),
+        (WrongBackward.apply, {"frame_update_backward_sm80"}),
+        (lambda x: x * math.nan, {"frame_update_forward_sm80", "frame_update_backward_sm80"}),
     ],
 )
 def test_a_fault_is_one_of_the_kernels_that_it_comes_from(monkeypatch, tmp_path, fault, failed, capsys):
@@ -71,7 +71,8 @@ def test_a_fault_is_one_of_the_kernels_that_it_comes_from(monkeypatch, tmp_path,
     values = run_stage(monkeypatch, tmp_path, expected=1)
     for dtype in ("bfloat16", "float16"):
         assert {kernel for kernel, verdicts in values["kernels"].items() if verdicts[dtype] == "failed"} == failed
-        assert values["kernels"]["flash_forward"][dtype] == values["kernels"]["flash_offset"][dtype] == "passed"
+        for kernel in ("flash_forward_sm80", "flash_offset_sm80"):
+            assert values["kernels"][kernel][dtype] == "passed"
     assert values["failed"].startswith("4 of 8 checks failed: temporal_update bfloat16 query=2x3x15x8")
     assert capsys.readouterr().out.count(": FAILED ") == 4
 
@@ -80,8 +81,8 @@ def test_a_check_that_raises_is_a_failure_of_its_kernels_and_the_next_goes_on(mo
     monkeypatch.setitem(operator_checks.OPERATORS, "temporal_update", lambda **arguments: 1 / 0)
     monkeypatch.setattr(operators, "CHECKS", (UPDATE, SPATIAL))
     values = run_stage(monkeypatch, tmp_path, expected=1)
-    assert values["kernels"]["frame_update_forward"] == {"bfloat16": "failed", "float16": "failed"}
-    assert values["kernels"]["flash_backward"] == {"bfloat16": "passed", "float16": "passed"}
+    assert values["kernels"]["frame_update_forward_sm80"] == {"bfloat16": "failed", "float16": "failed"}
+    assert values["kernels"]["flash_backward_sm80"] == {"bfloat16": "passed", "float16": "passed"}
     assert values["checks"][0]["errors"] == "ZeroDivisionError: division by zero"
 
 

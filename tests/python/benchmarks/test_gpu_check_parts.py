@@ -19,8 +19,9 @@ from benchmarks.gpu_check.clock import number_of_sets
 from benchmarks.shapes import VideoShape
 
 CASES = (  # as the names of the program's cases begin
-    "attention_forward", "attention_backward", "update_forward", "update_backward",
-    "flash_forward", "flash_backward", "flash_join",
+    "frame_attention_forward_sm80", "frame_attention_backward_sm80",
+    "frame_update_forward_sm80", "frame_update_backward_sm80",
+    "flash_forward_sm80", "flash_backward_sm80", "flash_join_sm80",
 )  # fmt: skip
 
 # Dumps
@@ -69,12 +70,12 @@ def fake_program(folder: Path, name: str, factor: float) -> Path:
     program.parent.mkdir()
     program.write_text(
         f"#!{sys.executable}\nimport array, sys\n"
-        "cases = ['update_forward-float16-T7', 'attention_backward-bfloat16-T7']\n"
+        "cases = ['frame_update_forward_sm80-float16-T7', 'frame_attention_backward_sm80-bfloat16-T7']\n"
         "if '--list' in sys.argv: sys.exit(print(*cases, sep='\\n'))\n"
         "if '--dump' in sys.argv:\n"
         f"    array.array('f', [{factor}, {2 * factor}]).tofile(open(sys.argv[4], 'wb'))\n"
         "    cases = [sys.argv[2]]\n"
-        f"bad = cases[-1][0] == 'a' and {name == 'device'}\n"
+        f"bad = 'attention' in cases[-1] and {name == 'device'}\n"
         "print('FAILED' if bad else 'ok', cases[-1] + ': out 0.1')\n"
         "sys.exit(bad)\n"
     )
@@ -89,14 +90,14 @@ def test_elements_compares_what_both_programs_dump(tmp_path, monkeypatch):
     assert elements.main() == 1
     values = json.loads((tmp_path / "elements.json").read_text())
     of_all, first, second = values["cases"]
-    assert (of_all["case"], of_all["reason"]) == ("attention_backward-bfloat16-T7", "out 0.1")
+    assert (of_all["case"], of_all["reason"]) == ("frame_attention_backward_sm80-bfloat16-T7", "out 0.1")
     assert first["passed"] and first["relative"] == pytest.approx(0.001, rel=1e-2)
-    assert second["reason"] == "device: exit status 1: FAILED attention_backward-bfloat16-T7: out 0.1"
+    assert second["reason"] == "device: exit status 1: FAILED frame_attention_backward_sm80-bfloat16-T7: out 0.1"
     assert values["kernels"] == {
-        "frame_update_forward": {"float16": "passed"},
-        "frame_attention_backward": {"bfloat16": "failed"},
+        "frame_update_forward_sm80": {"float16": "passed"},
+        "frame_attention_backward_sm80": {"bfloat16": "failed"},
     }
-    assert values["failed"].startswith("2 of 3 cases failed: attention_backward-bfloat16-T7")
+    assert values["failed"].startswith("2 of 3 cases failed: frame_attention_backward_sm80-bfloat16-T7")
 
 
 def test_a_program_that_crashes_fails(tmp_path):
@@ -120,13 +121,14 @@ def test_a_sample_has_cases_of_every_kernel_and_dtype():
 
 
 def test_cases_are_of_a_kernel_and_a_dtype():
-    assert elements.dtype_of("attention_forward-bfloat16-T7") == "bfloat16"
-    assert elements.dtype_of("attention_forward-float16-T7") == "float16"
+    assert elements.dtype_of("frame_attention_forward_sm80-bfloat16-T7") == "bfloat16"
+    assert elements.dtype_of("frame_attention_forward_sm80-float16-T7") == "float16"
     with pytest.raises(ValueError, match="names none of the dtypes"):
-        elements.dtype_of("attention_forward-T7")
-    assert elements.kernels_of("attention_forward-float16-T7") == ["frame_attention_forward"]
-    assert elements.kernels_of("flash_join-float16-v-1x1-D64-V64-random") == ["flash_join"]
-    assert elements.kernels_of("flash_backward-bfloat16-k-1x1-D64-V64-flat") == ["flash_backward", "flash_offset"]
+        elements.dtype_of("frame_attention_forward_sm80-T7")
+    assert elements.kernels_of("frame_attention_forward_sm80-float16-T7") == ["frame_attention_forward_sm80"]
+    assert elements.kernels_of("flash_join_sm80-float16-v-1x1-D64-V64-random") == ["flash_join_sm80"]
+    both = ["flash_backward_sm80", "flash_offset_sm80"]
+    assert elements.kernels_of("flash_backward_sm80-bfloat16-k-1x1-D64-V64-flat") == both
     assert elements.kernels_of("copy-float16") == []
 
 
@@ -157,8 +159,8 @@ def test_what_the_sanitizer_finds_is_a_failure_of_the_kernel(tmp_path, monkeypat
     names = [f"{word}-{dtype}-T7" for word in CASES for dtype in gpu_check.KERNEL_DTYPES]
 
     def check(tool, case):
-        found = (tool, case) == ("racecheck", "flash_join-float16-T7")
-        refused = (tool, case) == ("synccheck", "attention_forward-bfloat16-T7")
+        found = (tool, case) == ("racecheck", "flash_join_sm80-float16-T7")
+        refused = (tool, case) == ("synccheck", "frame_attention_forward_sm80-bfloat16-T7")
         return {"tool": tool, "case": case, "status": "failed" if found else "refused" if refused else "passed"}
 
     monkeypatch.setattr(sanitizer, "check", lambda tool, case: {**check(tool, case), "reason": "words"})
@@ -168,11 +170,11 @@ def test_what_the_sanitizer_finds_is_a_failure_of_the_kernel(tmp_path, monkeypat
     monkeypatch.setattr(sys, "argv", ["sanitizer", "--json", str(tmp_path / "sanitizer.json")])
     assert sanitizer.main() == 1
     values = json.loads((tmp_path / "sanitizer.json").read_text())
-    assert values["failed"] == "racecheck on flash_join-float16-T7"
-    assert values["kernels"]["flash_join"] == {"float16": "failed"}
-    del values["kernels"]["flash_join"]
+    assert values["failed"] == "racecheck on flash_join_sm80-float16-T7"
+    assert values["kernels"]["flash_join_sm80"] == {"float16": "failed"}
+    del values["kernels"]["flash_join_sm80"]
     assert {verdict for kernel in values["kernels"].values() for verdict in kernel.values()} == {"passed"}
-    assert "frame_attention_forward" in values["kernels"]
+    assert "frame_attention_forward_sm80" in values["kernels"]
 
 
 def test_reads_what_ncu_writes():
@@ -240,18 +242,18 @@ def test_a_wrong_result_is_a_failure_of_the_kernels_that_it_comes_from(tmp_path)
     }
 
 
-BOTH = ("frame_update_forward", "frame_update_backward")
+BOTH = ("frame_update_forward_sm80", "frame_update_backward_sm80")
 
 
 @pytest.mark.parametrize(
     "size, spoiled, kernels",
     [
-        (7, 0, {"frame_update_forward"}),
-        (7, 2, {"frame_update_backward"}),  # after two outputs, of the three inputs' gradients
+        (7, 0, {"frame_update_forward_sm80"}),
+        (7, 2, {"frame_update_backward_sm80"}),  # after two outputs, of the three inputs' gradients
         (7, None, set(BOTH)),
-        (65, 0, {"frame_update_forward"}),
-        (65, 4, {"frame_attention_forward", "frame_attention_backward"}),  # by blocks of these
-        (129, 1, {"frame_attention_forward"}),
+        (65, 0, {"frame_update_forward_sm80"}),
+        (65, 4, {"frame_attention_forward_sm80", "frame_attention_backward_sm80"}),  # by blocks of these
+        (129, 1, {"frame_attention_forward_sm80"}),
     ],
 )
 def test_a_comparison_names_the_kernels_of_what_is_wrong(monkeypatch, size, spoiled, kernels):
@@ -302,10 +304,10 @@ def test_gradients_are_compared_where_the_mass_is_not_near_its_floor():
 
 def test_operations_fail_the_kernels_behind_their_results():
     kernels_behind = gpu_check.kernels_behind
-    assert kernels_behind("temporal_update", False) == ["frame_update_forward"]
-    assert kernels_behind("MatrixAttention", True) == ["frame_attention_backward"]
-    assert kernels_behind("spatial_last", False) == ["flash_forward", "flash_join"]
-    assert kernels_behind("spatial_step", True) == ["flash_backward", "flash_offset"]
+    assert kernels_behind("temporal_update", False) == ["frame_update_forward_sm80"]
+    assert kernels_behind("MatrixAttention", True) == ["frame_attention_backward_sm80"]
+    assert kernels_behind("spatial_last", False) == ["flash_forward_sm80", "flash_join_sm80"]
+    assert kernels_behind("spatial_step", True) == ["flash_backward_sm80", "flash_offset_sm80"]
     both = kernels_behind("vmonarch_attention", False) + kernels_behind("vmonarch_attention", True)
     assert sorted(both) == sorted(gpu_check.KERNELS)
     assert kernels_behind("dense attention", False) == []

@@ -39,7 +39,10 @@ def test_info_names_the_values_of_frameattn_kernels(fails, monkeypatch):
 
 def test_info_says_which_kernels_run_on_a_gpu():
     on_h100 = info.describe_kernels("checked", 9, 0)
-    assert "flash_backward, flash_forward, flash_join, flash_offset in bfloat16 and float16; others" in on_h100
+    assert (
+        "flash_backward_sm80, flash_forward_sm80, flash_join_sm80, flash_offset_sm80 in bfloat16 and float16; others"
+        in on_h100
+    )
     assert on_h100.endswith("others are compared with torch's operators at their first use")
     assert info.describe_kernels("checked", 8, 9) == "all are compared with torch's operators at their first use"
     assert info.describe_kernels("composed", 9, 0) == "none: FRAMEATTN_KERNELS=composed"

@@ -14,7 +14,7 @@ from oracle import randn
 
 MANY_KEYS = 1100  # beside few queries: they are split among blocks, whose results are joined
 POSITIONS = 5
-FLASH = ("flash_forward", "flash_backward")
+FLASH = ("flash_forward_sm80", "flash_backward_sm80")
 
 
 def some(like: Tensor) -> Tensor:
@@ -102,12 +102,12 @@ def vmonarch(name: str, kernels: tuple[str, ...], inputs: Callable, **options) -
     return GpuProblem(name, kernels, inputs, op, exact, slack=4)  # what is rounded once moves all later steps
 
 
-WHOLE = (*FLASH, "flash_offset", *ATTENTION, *UPDATE)
+WHOLE = (*FLASH, "flash_offset_sm80", *ATTENTION, *UPDATE)
 SPATIAL_STEP = step_problem("spatial_step", FLASH, step_inputs, Step(masked=True))
 MIDDLE_STEP = step_problem("spatial_step of keys alone", FLASH, middle_inputs, Step())
-DENSE_ROWS = step_problem("dense rows", (*FLASH, "flash_join"), dense_inputs, Step(1, keys=False, masked=True))
+DENSE_ROWS = step_problem("dense rows", (*FLASH, "flash_join_sm80"), dense_inputs, Step(1, keys=False, masked=True))
 VMONARCH = vmonarch("vmonarch_attention", WHOLE, monarch_inputs)
 VMONARCH_EXTRA = vmonarch(
-    "vmonarch_attention with extra keys", (*WHOLE, "flash_join"), inputs_with_extra_keys, dense_first_frame=False
+    "vmonarch_attention with extra keys", (*WHOLE, "flash_join_sm80"), inputs_with_extra_keys, dense_first_frame=False
 )
 FLASH_PROBLEMS = (SPATIAL_STEP, MIDDLE_STEP, DENSE_ROWS, VMONARCH, VMONARCH_EXTRA)

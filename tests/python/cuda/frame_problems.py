@@ -97,8 +97,8 @@ def exact_temporal_output(
     return from_position(out), from_position(torch.logsumexp(x, dim=-1))
 
 
-ATTENTION = ("frame_attention_forward", "frame_attention_backward")
-UPDATE = ("frame_update_forward", "frame_update_backward")
+ATTENTION = ("frame_attention_forward_sm80", "frame_attention_backward_sm80")
+UPDATE = ("frame_update_forward_sm80", "frame_update_backward_sm80")
 MATRIX_ATTENTION = GpuProblem("matrix_attention", ATTENTION, matrix_inputs, matrix_attention, exact_matrix_attention)
 MATRIX_LINEAR = GpuProblem("matrix_linear", (), linear_inputs, matrix_linear, exact_matrix_linear)
 TEMPORAL_UPDATE = GpuProblem("temporal_update", UPDATE, temporal_inputs, temporal_update, exact_temporal_update)

@@ -10,7 +10,7 @@ from oracle import assert_close, randn
 
 OPS = torch.ops.frameattn
 # Frames that a launch takes; more are computed by blocks of the attention's kernels, gradients with its forward too.
-MOST_FRAMES = {"frame_attention_backward": 128, "frame_update_forward": 128, "frame_update_backward": 64}
+MOST_FRAMES = {"frame_attention_backward_sm80": 128, "frame_update_forward_sm80": 128, "frame_update_backward_sm80": 64}
 
 
 class WrongResult(AssertionError):
@@ -42,9 +42,9 @@ class GpuProblem:
 
     def kernels_behind(self, size: int, of_gradients: bool) -> set[str]:
         """Those that the outputs come from, or the gradients."""
-        direct = {k for k in self.kernels if ("backward" in k or k == "flash_offset") == of_gradients}
+        direct = {k for k in self.kernels if ("backward" in k or "offset" in k) == of_gradients}
         by_blocks = {k for k in direct if size > MOST_FRAMES.get(k, size)}
-        blocks = {"frame_attention_forward", *(["frame_attention_backward"] if of_gradients else [])}
+        blocks = {"frame_attention_forward_sm80", *(["frame_attention_backward_sm80"] if of_gradients else [])}
         return direct - by_blocks | (blocks if by_blocks else set())
 
 

@@ -57,7 +57,7 @@ def test_large_logits(problem, dtype, size):
     assert all(t.isfinite().all() for t in results)
 
 
-@pytest.mark.kernels("frame_attention_forward")
+@pytest.mark.kernels("frame_attention_forward_sm80")
 @each_kernel_dtype
 @pytest.mark.parametrize("frames", [7, 200])
 def test_an_infinite_entropy_takes_a_frame_out(dtype, frames):

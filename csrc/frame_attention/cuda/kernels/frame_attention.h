@@ -10,11 +10,17 @@
 
 #include <cstdint>
 
+#include "csrc/shared/kernels/architecture.h"
 #include "csrc/shared/kernels/element.h"
 
 namespace frameattn {
 
+// What a kernel does; and which one it is.
 enum class FrameKernel { attention_forward, attention_backward, update_forward, update_backward };
+struct FrameKernelId {
+  FrameKernel kernel;
+  Architecture architecture;
+};
 
 // The rows [frames, columns] of all items. A row is `columns / segment` pieces of `segment` neighbouring elements;
 // strides count elements. The address and all strides are multiples of 16 bytes, segment is one of 8 elements.
@@ -76,8 +82,8 @@ int64_t shared_memory_limit(int capability);
 
 // Launches on `stream` (a cudaStream_t) with a plan for these params and returns a cudaError_t. No item: nothing is
 // launched. At most 2^31 - 1 blocks.
-int launch_frame_kernel_sm80(FrameKernel kernel, const FrameAttentionParams& params, const FramePlan& plan,
-                             FrameElement element, void* stream);
+int launch_frame_kernel(const FrameKernelId& id, const FrameAttentionParams& params, const FramePlan& plan,
+                        FrameElement element, void* stream);
 
 // Counts the changes of these kernels that change what they compute: a recorded check holds for one version.
 constexpr int kFrameKernelVersion = 2;

@@ -37,7 +37,7 @@ __device__ __forceinline__ void store(const Item<tiles>& item, const FrameAttent
 
 template <FrameElement element, int tiles>
 __global__ void __launch_bounds__(kThreads<tiles>, 1)
-    frame_attention_backward_kernel(const __grid_constant__ FrameKernelParams params) {
+    frame_attention_backward_sm80_kernel(const __grid_constant__ FrameKernelParams params) {
   const FrameAttentionParams& p = params.problem;
   const Item<tiles> item(params);
   if (!item.exists) return;

@@ -21,7 +21,7 @@ __device__ __forceinline__ Joined join(float first, float second) {
 
 template <FrameElement element, int tiles>
 __global__ void __launch_bounds__(kThreads<tiles>, 1)
-    frame_attention_forward_kernel(const __grid_constant__ FrameKernelParams params) {
+    frame_attention_forward_sm80_kernel(const __grid_constant__ FrameKernelParams params) {
   const FrameAttentionParams& p = params.problem;
   const Item<tiles> item(params);
   if (!item.exists) return;

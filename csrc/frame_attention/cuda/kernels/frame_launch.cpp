@@ -1,4 +1,4 @@
-// The kernels by name: csrc/frame_attention/cuda/kernels/frame_*_sm80.cu.
+// The kernels by name: csrc/frame_attention/cuda/kernels/frame_*_sm*.cu.
 #include "csrc/frame_attention/cuda/kernels/frame_attention.h"
 
 namespace frameattn {
@@ -7,20 +7,32 @@ using Launch = int(const FrameAttentionParams&, const FramePlan&, FrameElement, 
 Launch launch_frame_attention_forward_sm80, launch_frame_attention_backward_sm80, launch_frame_update_forward_sm80,
     launch_frame_update_backward_sm80;
 
-int launch_frame_kernel_sm80(FrameKernel kernel, const FrameAttentionParams& params, const FramePlan& plan,
-                             FrameElement element, void* stream) {
-  if (params.items[0] * params.items[1] * params.items[2] == 0) return 0;
-  switch (kernel) {
-    case FrameKernel::attention_forward:
-      return launch_frame_attention_forward_sm80(params, plan, element, stream);
-    case FrameKernel::attention_backward:
-      return launch_frame_attention_backward_sm80(params, plan, element, stream);
-    case FrameKernel::update_forward:
-      return launch_frame_update_forward_sm80(params, plan, element, stream);
-    case FrameKernel::update_backward:
-      return launch_frame_update_backward_sm80(params, plan, element, stream);
+namespace {
+
+Launch* launch_of(const FrameKernelId& id) {
+  switch (id.architecture) {
+    case Architecture::sm80:
+      switch (id.kernel) {
+        case FrameKernel::attention_forward:
+          return launch_frame_attention_forward_sm80;
+        case FrameKernel::attention_backward:
+          return launch_frame_attention_backward_sm80;
+        case FrameKernel::update_forward:
+          return launch_frame_update_forward_sm80;
+        case FrameKernel::update_backward:
+          return launch_frame_update_backward_sm80;
+      }
   }
-  return 1;  // cudaErrorInvalidValue
+  return nullptr;
+}
+
+}  // namespace
+
+int launch_frame_kernel(const FrameKernelId& id, const FrameAttentionParams& params, const FramePlan& plan,
+                        FrameElement element, void* stream) {
+  if (params.items[0] * params.items[1] * params.items[2] == 0) return 0;
+  Launch* const launch = launch_of(id);
+  return launch ? launch(params, plan, element, stream) : 1;  // cudaErrorInvalidValue
 }
 
 }  // namespace frameattn

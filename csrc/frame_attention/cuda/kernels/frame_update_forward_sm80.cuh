@@ -12,7 +12,7 @@ namespace frameattn {
 
 template <FrameElement element, int tiles>
 __global__ void __launch_bounds__(kThreads<tiles>, 1)
-    frame_update_forward_kernel(const __grid_constant__ FrameKernelParams params) {
+    frame_update_forward_sm80_kernel(const __grid_constant__ FrameKernelParams params) {
   const FrameAttentionParams& p = params.problem;
   const Item<tiles> item(params);
   if (!item.exists) return;

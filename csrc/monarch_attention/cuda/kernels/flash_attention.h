@@ -16,6 +16,7 @@
 
 #include <cstdint>
 
+#include "csrc/shared/kernels/architecture.h"
 #include "csrc/shared/kernels/element.h"
 
 namespace frameattn {
@@ -58,7 +59,12 @@ struct FlashParams {
   FlashRows grad_query, grad_key, grad_value;
 };
 
+// What a kernel does; and which one it is.
 enum class FlashKernel { forward, join, offset, backward_query, backward_key };
+struct FlashKernelId {
+  FlashKernel kernel;
+  Architecture architecture;
+};
 
 // Columns that a kernel computes with: the fewest of 64, 96, 128, 256 that hold both dims. 0: too many.
 int flash_width(int64_t dim, int64_t value_dim);
@@ -74,7 +80,7 @@ KeyParts split_keys(int64_t queries, int64_t heads, int64_t keys, int64_t multip
 bool flash_blocks_fit(int64_t rows, int64_t parts, int64_t heads);
 
 // Launches on `stream` (a cudaStream_t) and returns a cudaError_t. Nothing to do: nothing is launched.
-int launch_flash_kernel_sm80(FlashKernel kernel, const FlashParams& params, FrameElement element, void* stream);
+int launch_flash_kernel(const FlashKernelId& id, const FlashParams& params, FrameElement element, void* stream);
 
 // Counts the changes of these kernels that change what they compute: a recorded check holds for one version.
 constexpr int kFlashKernelVersion = 1;

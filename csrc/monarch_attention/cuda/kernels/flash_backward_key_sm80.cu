@@ -8,7 +8,7 @@ int launch_flash_backward_key_sm80(const FlashParams& p, FrameElement element, v
   return with_flash_shape(p, element, [&]<FrameElement kind, int width>() {
     const auto launch = [&]<bool of_keys, bool of_values, bool for_keys, bool for_values>() {
       using Shape = FlashBackwardKeyShape<width, of_keys, of_values, for_keys, for_values>;
-      return ptx::launch<flash_backward_key_kernel<kind, width, of_keys, of_values, for_keys, for_values>>(
+      return ptx::launch<flash_backward_sm80_key_kernel<kind, width, of_keys, of_values, for_keys, for_values>>(
           flash_blocks(p, p.keys, Shape::rows), Shape::threads, Shape::shared_bytes, stream, p);
     };
     if (!values) return launch.template operator()<true, false, true, false>();

@@ -22,7 +22,7 @@ constexpr FlashBackwardKeyShape<width, keys, values, for_keys, for_values> kFlas
 
 template <FrameElement element, int width, bool keys, bool values, bool for_keys, bool for_values>
 __global__ void __launch_bounds__(kFlashBackwardKey<width, keys, values, for_keys, for_values>.threads, 1)
-    flash_backward_key_kernel(const __grid_constant__ FlashParams p) {
+    flash_backward_sm80_key_kernel(const __grid_constant__ FlashParams p) {
   using Shape = FlashBackwardKeyShape<width, keys, values, for_keys, for_values>;
   constexpr int kQueryRows = Shape::query_rows, kColumnTiles = kQueryRows / 8;
   const FlashBlock block(p, (p.keys + Shape::rows - 1) / Shape::rows);

@@ -18,7 +18,7 @@ constexpr FlashBackwardQueryShape<width, keys, values> kFlashBackwardQuery{};
 
 template <FrameElement element, int width, bool keys, bool values>
 __global__ void __launch_bounds__(kFlashBackwardQuery<width, keys, values>.threads, 1)
-    flash_backward_query_kernel(const __grid_constant__ FlashParams p) {
+    flash_backward_sm80_query_kernel(const __grid_constant__ FlashParams p) {
   using Shape = FlashBackwardQueryShape<width, keys, values>;
   constexpr int kKeyRows = Shape::key_rows, kColumnTiles = kKeyRows / 8;
   const FlashBlock block(p, (p.queries + Shape::rows - 1) / Shape::rows);

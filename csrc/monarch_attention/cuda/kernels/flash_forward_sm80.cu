@@ -8,7 +8,7 @@ int launch_flash_forward_sm80(const FlashParams& p, FrameElement element, void* 
   return with_flash_shape(p, element, [&]<FrameElement kind, int width>() {
     const auto launch = [&]<bool of_keys, bool of_values>() {
       using Shape = FlashForwardShape<width, of_keys, of_values>;
-      return ptx::launch<flash_forward_kernel<kind, width, of_keys, of_values>>(
+      return ptx::launch<flash_forward_sm80_kernel<kind, width, of_keys, of_values>>(
           flash_blocks(p, p.queries, Shape::rows), Shape::threads, Shape::shared_bytes, stream, p);
     };
     if constexpr (width == 256) {  // the sums of both do not fit into registers

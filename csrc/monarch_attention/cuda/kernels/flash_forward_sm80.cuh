@@ -68,7 +68,7 @@ __device__ __forceinline__ void dot_stored(uint32_t query, const float (&sums)[w
 
 template <FrameElement element, int width, bool keys, bool values>
 __global__ void __launch_bounds__(kFlashForward<width, keys, values>.threads, 1)
-    flash_forward_kernel(const __grid_constant__ FlashParams p) {
+    flash_forward_sm80_kernel(const __grid_constant__ FlashParams p) {
   using Shape = FlashForwardShape<width, keys, values>;
   constexpr int kRowTiles = Shape::row_tiles, kKeyRows = Shape::key_rows, kColumnTiles = kKeyRows / 8;
   const FlashBlock block(p, (p.queries + Shape::rows - 1) / Shape::rows);

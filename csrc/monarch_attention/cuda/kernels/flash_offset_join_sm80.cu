@@ -13,12 +13,12 @@ int launch(const FlashParams& p, int64_t blocks, FrameElement element, void* str
 }  // namespace
 
 int launch_flash_offset_sm80(const FlashParams& p, FrameElement element, void* stream) {
-  return launch<flash_offset_kernel<FrameElement::bfloat16>, flash_offset_kernel<FrameElement::float16>>(
+  return launch<flash_offset_sm80_kernel<FrameElement::bfloat16>, flash_offset_sm80_kernel<FrameElement::float16>>(
       p, flash_blocks(p, p.queries, kRowsOfBlock), element, stream);
 }
 
 int launch_flash_join_sm80(const FlashParams& p, FrameElement element, void* stream) {
-  return launch<flash_join_kernel<FrameElement::bfloat16>, flash_join_kernel<FrameElement::float16>>(
+  return launch<flash_join_sm80_kernel<FrameElement::bfloat16>, flash_join_sm80_kernel<FrameElement::float16>>(
       p, flash_blocks(p, p.queries, kRowsOfBlock) / p.parts, element, stream);
 }
 

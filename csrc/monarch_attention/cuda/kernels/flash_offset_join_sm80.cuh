@@ -32,7 +32,7 @@ __device__ __forceinline__ float dot_rows(const uint16_t* a, const uint16_t* b, 
 
 // offset[j] of the plain gradient; query . weighted_key is entropy + lse.
 template <FrameElement element>
-__global__ void __launch_bounds__(kRowThreads, 1) flash_offset_kernel(const __grid_constant__ FlashParams p) {
+__global__ void __launch_bounds__(kRowThreads, 1) flash_offset_sm80_kernel(const __grid_constant__ FlashParams p) {
   const FlashBlock block(p, (p.queries + kRowsOfBlock - 1) / kRowsOfBlock);
   const int lane = ptx::thread_index() % kRowLanes;
   const int row = block.tile * kRowsOfBlock + ptx::thread_index() / kRowLanes;
@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(kRowThreads, 1) flash_offset_kernel(const __gr
 
 // Rows that attend to all parts, and to the keys of `out` if that is joined, from what they got of each.
 template <FrameElement element>
-__global__ void __launch_bounds__(kRowThreads, 1) flash_join_kernel(const __grid_constant__ FlashParams p) {
+__global__ void __launch_bounds__(kRowThreads, 1) flash_join_sm80_kernel(const __grid_constant__ FlashParams p) {
   FlashParams one = p;
   one.parts = 1;
   const FlashBlock block(one, (p.queries + kRowsOfBlock - 1) / kRowsOfBlock);

@@ -1,0 +1,16 @@
+// What a kernel is written for: the first GPUs that have its instructions. It is part of the kernel's name.
+#pragma once
+
+namespace frameattn {
+
+enum class Architecture { sm80 };
+
+constexpr const char* architecture_name(Architecture architecture) {
+  switch (architecture) {
+    case Architecture::sm80:
+      return "sm80";
+  }
+  return "";
+}
+
+}  // namespace frameattn
