@@ -43,7 +43,7 @@ class Grid:
     width: int = 16
     channels: int = 64
     gains: tuple[float, ...] = (4, 8, 16, 32, 64)
-    steps: tuple[int, ...] = (1, 2, 3, 4)
+    iterations: tuple[int, ...] = (1, 2, 3, 4)
     mass_floors: tuple[float, ...] = (0.1, 1e-6)
     dense_first_frame: tuple[bool, ...] = (True, False)
     seeds: int = 8
@@ -65,13 +65,13 @@ class Row:
     data: str
     gain: float
     effective_keys: float  # exp of the mean entropy of the rows of A: how many keys a query attends to
-    steps: int
+    iterations: int
     mass_floor: float
     dense_first_frame: bool
     error_mean: float
     error_min: float
     error_max: float
-    starved: float  # share of the masses of the first step that the floor lifts
+    starved: float  # share of the masses of the first iteration that the floor lifts
     uniform_mean: float  # the error of plain averaging, A = 1 / N: what no attention at all would have
     seeds: int
 
@@ -117,7 +117,7 @@ def smooth_field(grid: Grid, moving: bool, generator: torch.Generator, length: f
 
 def measure(grid: Grid, implementation: str) -> Iterator[Row]:
     attention = IMPLEMENTATIONS[implementation]
-    options = list(itertools.product(grid.steps, grid.mass_floors, grid.dense_first_frame))
+    options = list(itertools.product(grid.iterations, grid.mass_floors, grid.dense_first_frame))
     for data in DATA:
         clips = [draw(data, grid, seed) for seed in range(grid.seeds)]
         for gain in grid.gains:
@@ -129,12 +129,12 @@ def measure(grid: Grid, implementation: str) -> Iterator[Row]:
                 exact = weights @ value
                 entropies.append(torch.special.entr(weights).sum(-1).mean().item())
                 uniform.append(relative_error(value.mean(-2, keepdim=True), exact))
-                masses.append(reference.monarch_factors(query, key, grid.frames, steps=1, scale=gain)[0].sum(-2))
-                for steps, floor, first in options:
-                    kwargs = dict(steps=steps, mass_floor=floor, dense_first_frame=first, scale=gain)
+                masses.append(reference.monarch_factors(query, key, grid.frames, iterations=1, scale=gain)[0].sum(-2))
+                for iterations, floor, first in options:
+                    kwargs = dict(iterations=iterations, mass_floor=floor, dense_first_frame=first, scale=gain)
                     out = attention(query, key, value, grid.frames, **kwargs)
-                    errors[steps, floor, first].append(relative_error(out, exact))
-            for (steps, floor, first), values in errors.items():
+                    errors[iterations, floor, first].append(relative_error(out, exact))
+            for (iterations, floor, first), values in errors.items():
                 yield Row(
                     commit=commit(),
                     torch=torch.__version__,
@@ -142,7 +142,7 @@ def measure(grid: Grid, implementation: str) -> Iterator[Row]:
                     data=data,
                     gain=gain,
                     effective_keys=math.exp(mean(entropies)),
-                    steps=steps,
+                    iterations=iterations,
                     mass_floor=floor,
                     dense_first_frame=first,
                     error_mean=mean(values),
@@ -168,15 +168,17 @@ def mean(values: Sequence[float]) -> float:
 def print_table(rows: Sequence[Row], grid: Grid) -> None:
     """One line for each kind of data and gain; the first frame is dense and the mass floor the first, if not said."""
     floor, *other_floors = grid.mass_floors
-    columns = {f"{steps} step{'s' * (steps > 1)}": (steps, floor, True) for steps in grid.steps}
+    columns = {
+        f"{iterations} iteration{'s' * (iterations > 1)}": (iterations, floor, True) for iterations in grid.iterations
+    }
     columns |= {f"2, floor {other:g}": (2, other, True) for other in other_floors}
     columns["2, first frame Monarch"] = (2, floor, False)
     print(f"{grid}; mean of the relative error\n")
     print(f"| data | gain | effective keys | starved | uniform | {' | '.join(columns)} |")
     print("|---" * (5 + len(columns)) + "|")
     for (data, gain), group in itertools.groupby(rows, key=lambda row: (row.data, row.gain)):
-        found = {(row.steps, row.mass_floor, row.dense_first_frame): row for row in group}
-        row = found[grid.steps[0], floor, True]
+        found = {(row.iterations, row.mass_floor, row.dense_first_frame): row for row in group}
+        row = found[grid.iterations[0], floor, True]
         cells = [f"{found[options].error_mean:.3f}" for options in columns.values()]
         facts = f"{row.effective_keys:.0f} | {row.starved:.1%} | {row.uniform_mean:.3f}"
         print(f"| {data} | {gain:g} | {facts} | {' | '.join(cells)} |")
@@ -201,7 +203,7 @@ def write_plot(rows: Sequence[Row], grid: Grid, path: Path) -> None:
             line = [row for row in rows if (row.data, row.gain, row.mass_floor, row.dense_first_frame) == options]
             height = [row.error_mean for row in line]
             spread = [[r.error_mean - r.error_min for r in line], [r.error_max - r.error_mean for r in line]]
-            beside = [row.steps + 0.06 * (i // 2 - (len(grid.gains) - 1) / 2) for row in line]
+            beside = [row.iterations + 0.06 * (i // 2 - (len(grid.gains) - 1) / 2) for row in line]
             axes.errorbar(
                 beside,
                 height,
@@ -213,8 +215,8 @@ def write_plot(rows: Sequence[Row], grid: Grid, path: Path) -> None:
                 markersize=4,
             )
         axes.set_title(data, fontsize=10)
-        axes.set_xlabel("steps")
-        axes.set_xticks(grid.steps)
+        axes.set_xlabel("iterations")
+        axes.set_xticks(grid.iterations)
         axes.set_ylim(bottom=0)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), frameon=False, fontsize=7, ncols=2)

@@ -1,4 +1,4 @@
-"""Where the time and memory of vmonarch_attention go: two steps, first frame dense, on CPU.
+"""Where the time and memory of vmonarch_attention go: two iterations, first frame dense, on CPU.
 
 examples:
   python -m benchmarks.profile_vmonarch

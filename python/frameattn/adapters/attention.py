@@ -13,10 +13,10 @@ Streams = tuple[Tensor, Tensor, Tensor]  # query, key, value of the same tokens
 
 
 def video_attention(
-    video: Streams, frames: int, *, steps: int, mass_floor: float, scale: float | None = None
+    video: Streams, frames: int, *, iterations: int, mass_floor: float, scale: float | None = None
 ) -> Tensor:
     """VMonarch attention of a video with itself. [B, H, N, D] each -> [B, H, N, D]."""
-    return vmonarch_attention(*video, frames, steps=steps, mass_floor=mass_floor, scale=scale)
+    return vmonarch_attention(*video, frames, iterations=iterations, mass_floor=mass_floor, scale=scale)
 
 
 def joint_attention(
@@ -25,7 +25,7 @@ def joint_attention(
     frames: int,
     text_mask: Tensor | None = None,
     *,
-    steps: int,
+    iterations: int,
     mass_floor: float,
     scale: float | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -52,7 +52,7 @@ def joint_attention(
     for_video = vmonarch_attention(
         *video,
         frames,
-        steps=steps,
+        iterations=iterations,
         mass_floor=mass_floor,
         scale=scale,
         extra_key=text_key,

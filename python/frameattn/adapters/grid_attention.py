@@ -12,7 +12,7 @@ from frameattn.adapters.warnings_once import Warnings
 
 
 def attention_fn(
-    grid: Grid, *, text_tokens: int = 0, text_first: bool = False, steps: int = 2, mass_floor: float = 0.1
+    grid: Grid, *, text_tokens: int = 0, text_first: bool = False, iterations: int = 2, mass_floor: float = 0.1
 ) -> "GridAttention":
     """A function to call in the place of F.scaled_dot_product_attention, for tokens of a video.
 
@@ -20,7 +20,7 @@ def attention_fn(
         grid: tokens in time, height and width (T, H, W); N = T * H * W, row-major.
         text_tokens: L tokens of text in the same sequence, behind the video's or, with text_first, ahead of them.
             They attend densely, and every token attends to them densely (see joint_attention).
-        steps, mass_floor: of ``frameattn.vmonarch_attention``.
+        iterations, mass_floor: of ``frameattn.vmonarch_attention``.
 
     The function takes query, key and value [B, H, N + L, D]. Where VMonarch cannot take a call (a mask, is_causal,
     dropout, other numbers of tokens, as in cross-attention) it is F.scaled_dot_product_attention, with one warning for
@@ -45,15 +45,17 @@ def attention_fn(
     A function that is made once, in the model's ``__init__``, warns once; one that is made anew in every call, in every
     call.
     """
-    return GridAttention(grid, text_tokens=text_tokens, text_first=text_first, steps=steps, mass_floor=mass_floor)
+    return GridAttention(
+        grid, text_tokens=text_tokens, text_first=text_first, iterations=iterations, mass_floor=mass_floor
+    )
 
 
 class GridAttention:
     """What attention_fn returns: an object, so that it can be copied and pickled."""
 
-    def __init__(self, grid: Grid, *, text_tokens: int, text_first: bool, steps: int, mass_floor: float):
+    def __init__(self, grid: Grid, *, text_tokens: int, text_first: bool, iterations: int, mass_floor: float):
         self.grid, self.text_tokens, self.text_first = grid, text_tokens, text_first
-        self.steps, self.mass_floor = steps, mass_floor
+        self.iterations, self.mass_floor = iterations, mass_floor
         self.warnings = Warnings("attention_fn")
 
     def __call__(
@@ -74,7 +76,7 @@ class GridAttention:
             return F.scaled_dot_product_attention(
                 query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
             )
-        options: dict[str, Any] = dict(steps=self.steps, mass_floor=self.mass_floor, scale=scale)
+        options: dict[str, Any] = dict(iterations=self.iterations, mass_floor=self.mass_floor, scale=scale)
         if not self.text_tokens:
             return video_attention((query, key, value), self.grid[0], **options)
 

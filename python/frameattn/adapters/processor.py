@@ -92,7 +92,9 @@ class VMonarchProcessor:
         state = self.state
         assert state.grid is not None  # swaps() has seen it
         video = _heads_first((query, key, value))
-        return _merge_heads(video_attention(video, state.grid[0], steps=state.steps, mass_floor=state.mass_floor))
+        return _merge_heads(
+            video_attention(video, state.grid[0], iterations=state.iterations, mass_floor=state.mass_floor)
+        )
 
     def attend_jointly(self, video: Streams, text: Streams, text_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Query, key, value of the video, [B, N, H, D] each, and of the text, [B, L, H, D] -> [B, N, H * D] and
@@ -100,7 +102,9 @@ class VMonarchProcessor:
         state = self.state
         assert state.grid is not None
         video, text = _heads_first(video), _heads_first(text)
-        outputs = joint_attention(video, text, state.grid[0], text_mask, steps=state.steps, mass_floor=state.mass_floor)
+        outputs = joint_attention(
+            video, text, state.grid[0], text_mask, iterations=state.iterations, mass_floor=state.mass_floor
+        )
         return _merge_heads(outputs[0]), _merge_heads(outputs[1])
 
     # ---- What diffusers writes on the processor that it finds goes to the original -----------------------------------

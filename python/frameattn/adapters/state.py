@@ -58,7 +58,7 @@ class State:
         adapter: GridReader,
         model: nn.Module,
         *,
-        steps: int,
+        iterations: int,
         mass_floor: float,
         dense_steps: int = 0,
         grid: Grid | None = None,
@@ -66,7 +66,7 @@ class State:
     ):
         self.adapter = adapter
         self.model_name = type(model).__name__
-        self.steps, self.mass_floor, self.dense_steps = steps, mass_floor, dense_steps
+        self.iterations, self.mass_floor, self.dense_steps = iterations, mass_floor, dense_steps
         self.given_grid = grid
         self.clock = clock or Clock()
         # By the class: an offloaded or cached model has a forward(*args, **kwargs) of a hook in its place.

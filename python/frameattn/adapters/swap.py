@@ -55,7 +55,7 @@ class Handle:
             present = len(state.present())
             lines += [
                 f"{_join(part, state.model_name)}: {present} of {len(state.installed) + len(state.declined)} video "
-                f"self-attention modules run VMonarch (steps={state.steps}, mass_floor={state.mass_floor})",
+                f"self-attention modules run VMonarch (iterations={state.iterations}, mass_floor={state.mass_floor})",
                 f"  token grid: {' x '.join(map(str, state.grid)) if state.grid else 'known at the first call'}",
             ]
             if not state.active:
@@ -89,7 +89,7 @@ def apply(
     model: Any,
     method: str = "vmonarch",
     *,
-    steps: int = 2,
+    iterations: int = 2,
     mass_floor: float = 0.1,
     dense_layers: int = 0,
     dense_steps: int = 0,
@@ -104,7 +104,7 @@ def apply(
         model: a transformer of diffusers (see supported()), compiled or not, one of a class that was registered, or a
             pipeline, of which ``transformer`` and ``transformer_2`` are swapped.
         method: "vmonarch".
-        steps, mass_floor: of ``frameattn.vmonarch_attention``.
+        iterations, mass_floor: of ``frameattn.vmonarch_attention``.
         dense_layers: the first so many blocks stay dense.
         dense_steps: the first so many denoising steps of every video stay dense, whatever transformer runs them. Reads
             the timestep of every call, which costs a synchronisation with the device.
@@ -114,14 +114,14 @@ def apply(
         ValueError: an argument does not fit, or nothing can be swapped; the message says why.
         RuntimeError: the model is swapped already.
 
-    >>> handle = frameattn.adapters.apply(pipe.transformer, steps=2, dense_layers=2)
+    >>> handle = frameattn.adapters.apply(pipe.transformer, iterations=2, dense_layers=2)
     >>> print(handle.report())
     >>> handle.remove()
     """
     if method != "vmonarch":
         raise ValueError(f'apply: method must be "vmonarch", got {method!r}')
     for name, value, least in (
-        ("steps", steps, 1),
+        ("iterations", iterations, 1),
         ("mass_floor", mass_floor, 0),
         ("dense_layers", dense_layers, 0),
         ("dense_steps", dense_steps, 0),
@@ -146,7 +146,7 @@ def apply(
         state = State(
             adapter,
             transformer,
-            steps=steps,
+            iterations=iterations,
             mass_floor=mass_floor,
             dense_steps=dense_steps,
             grid=grid,

@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--grid", type=grid, default=(16, 28, 52), metavar="TxHxW", help="video tokens (default 16x28x52)")
     add("--layers", type=positive, default=2, help="blocks (default 2)")
     add("--batch", type=positive, default=1, help="videos at once; guidance needs two (default 1)")
-    add("--steps", type=positive, default=2, help="of VMonarch (default 2)")
+    add("--iterations", type=positive, default=2, help="of VMonarch (default 2)")
     add("--backward", action="store_true", help="time forward and backward together")
     add("--dtype", choices=DTYPES, default="bfloat16", help="of weights and activations (default bfloat16)")
     add("--repeat", type=positive, default=5, help="timed calls of each, behind one that is not (default 5)")
@@ -67,7 +67,7 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
         model = entry.build(options.layers, device, dtype).requires_grad_(options.backward)
         with as_usage_error(f"--model {options.model}"):
             frameattn.adapters.apply(model).remove()  # says now if it cannot
-        bench = Bench(entry, model, options.grid, options.batch, options.steps, options.backward, device, dtype)
+        bench = Bench(entry, model, options.grid, options.batch, options.iterations, options.backward, device, dtype)
         seconds = bench.times(options.repeat)
     except torch.OutOfMemoryError as error:
         raise UsageError(f"{device} has too little memory: take a smaller --grid, --batch or --layers") from error
@@ -110,7 +110,7 @@ class Bench:
     model: nn.Module
     grid: Grid
     batch: int
-    steps: int
+    iterations: int
     backward: bool
     device: torch.device
     dtype: torch.dtype
@@ -132,7 +132,9 @@ class Bench:
             for _ in range(3)
         )
         query, key, value = (x.transpose(1, 2) for x in (query, key, value))  # the layout that models give them
-        vmonarch = frameattn.adapters.attention_fn(self.grid, text_tokens=self.entry.joint_text, steps=self.steps)
+        vmonarch = frameattn.adapters.attention_fn(
+            self.grid, text_tokens=self.entry.joint_text, iterations=self.iterations
+        )
         candidates = {
             ("model", "dense"): lambda: self.model(**self.call)[0],
             ("model", "swapped"): lambda: self.model(**self.call)[0],
@@ -146,7 +148,7 @@ class Bench:
                 for name, function in candidates.items():
                     swap: AbstractContextManager[Any] = nullcontext()
                     if name == ("model", "swapped"):
-                        swap = frameattn.adapters.apply(self.model, steps=self.steps)
+                        swap = frameattn.adapters.apply(self.model, iterations=self.iterations)
                     with swap:
                         seconds[name].append(self.seconds(function))
         return {name: values[1:] for name, values in seconds.items()}
@@ -190,7 +192,7 @@ class Bench:
             dense, swapped = (_milliseconds(seconds[what, which]) for which in ("dense", "swapped"))
             speedup = median[what, "dense"] / median[what, "swapped"]
             lines.append(f"{what:<16}{dense:>26}{swapped:>26}{speedup:>9.2f}x")
-        ratio = self.steps + 1.5  # T times the operations of VMonarch over those of dense attention
+        ratio = self.iterations + 1.5  # T times the operations of VMonarch over those of dense attention
         return "\n".join(
             [
                 *lines,

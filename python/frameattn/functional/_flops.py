@@ -95,7 +95,9 @@ def _(grad_out, grad_lse, query, weighted_key, entropy, value, frames, *, out_sh
     return 2 * batch * heads * tokens * frames * (3 * dim + 2 * value[3])
 
 
-def _vmonarch_flops(query, value, frames, steps, dense_first_frame, extra_key, spatial, update, keys, values) -> int:
+def _vmonarch_flops(
+    query, value, frames, iterations, dense_first_frame, extra_key, spatial, update, keys, values
+) -> int:
     """From how many products of D channels a spatial step and a temporal update take, and attention with values (dense
     rows, temporal output) of D channels of the keys and Dv of the values."""
     batch, heads, tokens, dim = query
@@ -105,19 +107,19 @@ def _vmonarch_flops(query, value, frames, steps, dense_first_frame, extra_key, s
     if dense_first_frame:
         operations += positions * tokens * attention
     if not (dense_first_frame and frames == 1):  # else every row is dense
-        operations += tokens * positions * (steps * spatial * dim + values * value[3])
-        operations += tokens * frames * ((steps - 1) * update * dim + attention)
+        operations += tokens * positions * (iterations * spatial * dim + values * value[3])
+        operations += tokens * frames * ((iterations - 1) * update * dim + attention)
     return 2 * batch * heads * operations
 
 
 @register_flop_formula(torch.ops.frameattn.vmonarch_attention_forward)
-def _(query, key, value, frames, steps, first, floor, scale, extra_key, *args, out_shape=None, **kwargs) -> int:
-    return _vmonarch_flops(query, value, frames, steps, first, extra_key, spatial=2, update=2, keys=1, values=1)
+def _(query, key, value, frames, iterations, first, floor, scale, extra_key, *args, out_shape=None, **kwargs) -> int:
+    return _vmonarch_flops(query, value, frames, iterations, first, extra_key, spatial=2, update=2, keys=1, values=1)
 
 
 @register_flop_formula(torch.ops.frameattn.vmonarch_attention_backward)
 def _(
-    grad_out, grad_lse, query, key, value, out, lse, saved, frames, steps, first, floor, scale, entropy, extra_key,
+    grad_out, grad_lse, query, key, value, out, lse, saved, frames, iterations, first, floor, scale, entropy, extra_key,
     *args, out_shape=None, **kwargs,
 ) -> int:  # fmt: skip
-    return _vmonarch_flops(query, value, frames, steps, first, extra_key, spatial=5, update=7, keys=3, values=2)
+    return _vmonarch_flops(query, value, frames, iterations, first, extra_key, spatial=5, update=7, keys=3, values=2)

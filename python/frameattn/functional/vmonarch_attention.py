@@ -13,7 +13,7 @@ def vmonarch_attention(
     value: Tensor,
     frames: int,
     *,
-    steps: int = ...,
+    iterations: int = ...,
     dense_first_frame: bool = ...,
     mass_floor: float = ...,
     scale: float | None = ...,
@@ -30,7 +30,7 @@ def vmonarch_attention(
     value: Tensor,
     frames: int,
     *,
-    steps: int = ...,
+    iterations: int = ...,
     dense_first_frame: bool = ...,
     mass_floor: float = ...,
     scale: float | None = ...,
@@ -46,7 +46,7 @@ def vmonarch_attention(
     value: Tensor,
     frames: int,
     *,
-    steps: int = 2,
+    iterations: int = 2,
     dense_first_frame: bool = True,
     mass_floor: float = 0.1,
     scale: float | None = None,
@@ -63,14 +63,14 @@ def vmonarch_attention(
     .. math:: A_{(l,j),(k,i)} = L_{j,l,k} R_{k,j,i}
 
     for query position j of frame l and key position i of frame k: R chooses positions inside a key frame, L chooses key
-    frames, and every step finds the best R for L, then the best L for R. It costs about (steps + 1.5) / frames of the
-    operations of dense attention.
+    frames, and every iteration finds the best R for L, then the best L for R. It costs about (iterations + 1.5) /
+    frames of the operations of dense attention.
 
     Args:
         query, key: [B, H, N, D], N = frames * S, tokens row-major over (frame, height, width); D in 1..256.
         value: [B, H, N, Dv]; Dv in 1..256.
         frames: T. With one frame the result is dense attention.
-        steps: of alternating minimization, at least 1.
+        iterations: of alternating minimization, at least 1.
         dense_first_frame: rows of frame 0 are dense attention over all keys (section 3.3 of the paper).
         mass_floor: the attention that a key frame receives at a position is taken to be at least this in the update of
             its query; the mean is 1.
@@ -89,12 +89,13 @@ def vmonarch_attention(
 
     Tensors share one dtype (float64, float32, bfloat16, float16) and device; any strides ([B, N, H, D] storage passed
     as a transposed view costs no copy); sums in float32 or better. Deterministic, for any number of threads.
-    Differentiable once; backward keeps ``steps`` tensors like query, one like value and ``3 * steps`` numbers a row.
+    Differentiable once; backward keeps ``iterations`` tensors like query, one like value and ``3 * iterations`` numbers
+    a row.
 
     Raises:
         RuntimeError: ranks, sizes, frames, dtypes or devices do not fit; the message names what came.
 
-    Source: VMonarch, arXiv 2601.22275; steps as in MonarchAttention, arXiv 2505.18698.
+    Source: VMonarch, arXiv 2601.22275; iterations as in MonarchAttention, arXiv 2505.18698.
 
     >>> q, k, v = (torch.randn(1, 4, 8 * 6 * 10, 64) for _ in range(3))
     >>> vmonarch_attention(q, k, v, frames=8).shape
@@ -105,7 +106,7 @@ def vmonarch_attention(
         key,
         value,
         frames,
-        steps,
+        iterations,
         dense_first_frame,
         mass_floor,
         scale,

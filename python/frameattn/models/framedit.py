@@ -47,8 +47,9 @@ class Modulation(nn.Sequential):
         super().__init__(nn.SiLU(), nn.Linear(dim, parts * dim))
         self.parts = parts
 
-    # A Sequential for the official names of its parameters alone.
-    def forward(self, condition: Tensor, condition_of_frame: Tensor | None) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def forward(  # type: ignore[override]  # a Sequential for the official names of its parameters alone
+        self, condition: Tensor, condition_of_frame: Tensor | None
+    ) -> tuple[Tensor, ...]:
         parts = super().forward(condition)
         if condition_of_frame is not None:
             parts = parts.index_select(1, condition_of_frame)

@@ -22,7 +22,7 @@ class VMonarchAttention(Projections):
             rotary embedding.
         attention: "vmonarch", or "dense" for F.scaled_dot_product_attention. Both have the same parameters; assign to
             ``layer.attention`` to switch.
-        steps, dense_first_frame, mass_floor: of ``functional.vmonarch_attention``.
+        iterations, dense_first_frame, mass_floor: of ``functional.vmonarch_attention``.
 
     Forward:
         x: [B, N, D], N = frames * S, tokens row-major over (frame, height, width).
@@ -53,19 +53,19 @@ class VMonarchAttention(Projections):
         bias: bool = True,
         qk_norm: bool = False,
         attention: str = "vmonarch",
-        steps: int = 2,
+        iterations: int = 2,
         dense_first_frame: bool = True,
         mass_floor: float = 0.1,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
         super().__init__(dim, num_heads, bias, device, dtype)
-        if steps < 1:
-            raise ValueError(f"VMonarchAttention: steps must be at least 1, got {steps}")
+        if iterations < 1:
+            raise ValueError(f"VMonarchAttention: iterations must be at least 1, got {iterations}")
         if not mass_floor > 0:
             raise ValueError(f"VMonarchAttention: mass_floor must be more than 0, got {mass_floor}")
         self.attention = attention
-        self.steps, self.dense_first_frame, self.mass_floor = steps, dense_first_frame, mass_floor
+        self.iterations, self.dense_first_frame, self.mass_floor = iterations, dense_first_frame, mass_floor
 
         def norm() -> nn.RMSNorm | None:
             return nn.RMSNorm(dim // num_heads, eps=1e-6, device=device, dtype=dtype) if qk_norm else None
@@ -109,14 +109,14 @@ class VMonarchAttention(Projections):
             key,
             value,
             frames,
-            steps=self.steps,
+            iterations=self.iterations,
             dense_first_frame=self.dense_first_frame,
             mass_floor=self.mass_floor,
         )
 
     def extra_repr(self) -> str:
         return (
-            f"num_heads={self.num_heads}, attention={self.attention!r}, steps={self.steps}, "
+            f"num_heads={self.num_heads}, attention={self.attention!r}, iterations={self.iterations}, "
             f"dense_first_frame={self.dense_first_frame}, mass_floor={self.mass_floor}"
         )
 

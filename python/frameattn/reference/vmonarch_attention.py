@@ -5,7 +5,7 @@ the row-stochastic A that maximises <A, scale * Q K^T> + entropy(A). VMonarch ke
 
     A[(l, j), (k, i)] = L[j, l, k] R[k, j, i],    sum_k L[j, l, k] = 1,    sum_i R[k, j, i] = 1
 
-(L chooses frames at each position, R positions in each frame) and maximises over R and L in turn, `steps` times.
+(L chooses frames at each position, R positions in each frame) and maximises over R and L in turn, `iterations` times.
 
 Half precision is computed as eager code would: matrix products in the dtype of the inputs, logits, softmax and
 log-sum-exp in float32.
@@ -24,7 +24,7 @@ def vmonarch_attention(
     value: Tensor,
     frames: int,
     *,
-    steps: int = ...,
+    iterations: int = ...,
     dense_first_frame: bool = ...,
     mass_floor: float = ...,
     scale: float | None = ...,
@@ -41,7 +41,7 @@ def vmonarch_attention(
     value: Tensor,
     frames: int,
     *,
-    steps: int = ...,
+    iterations: int = ...,
     dense_first_frame: bool = ...,
     mass_floor: float = ...,
     scale: float | None = ...,
@@ -57,7 +57,7 @@ def vmonarch_attention(
     value: Tensor,
     frames: int,
     *,
-    steps: int = 2,
+    iterations: int = 2,
     dense_first_frame: bool = True,
     mass_floor: float = 0.1,
     scale: float | None = None,
@@ -78,7 +78,9 @@ def vmonarch_attention(
     """
     scale = _scale(query, scale)
     q, k, v = (_by_frame(x, frames) for x in (query, key, value))
-    logits, weights = _alternate(q, k, steps, mass_floor, scale, entropy_gradient)  # [B, H, S, T, T], [B, H, T, S, S]
+    logits, weights = _alternate(
+        q, k, iterations, mass_floor, scale, entropy_gradient
+    )  # [B, H, S, T, T], [B, H, T, S, S]
     y = _by_position(weights.to(v.dtype) @ v)  # [B, H, S, T, Dv], what frame k offers to position j
     if extra_key is not None:  # E more columns beside the T frames
         extra_logits = _masked(_products(query, extra_key, scale), extra_mask)  # [B, H, N, E]
@@ -104,14 +106,14 @@ def vmonarch_attention(
 
 
 def monarch_factors(
-    query: Tensor, key: Tensor, frames: int, *, steps: int = 2, mass_floor: float = 0.1, scale: float | None = None
+    query: Tensor, key: Tensor, frames: int, *, iterations: int = 2, mass_floor: float = 0.1, scale: float | None = None
 ) -> tuple[Tensor, Tensor]:
     """query, key [B, H, N, D] -> L [B, H, S, T, T] as L[j, l, k] and R [B, H, T, S, S] as R[k, j, i].
 
     float32, or float64 for float64. Rows (the last dimension) sum to one.
     """
     q, k = _by_frame(query, frames), _by_frame(key, frames)
-    logits, right = _alternate(q, k, steps, mass_floor, _scale(query, scale))
+    logits, right = _alternate(q, k, iterations, mass_floor, _scale(query, scale))
     return torch.softmax(logits, dim=-1), right
 
 
@@ -120,13 +122,13 @@ def monarch_matrix(
     key: Tensor,
     frames: int,
     *,
-    steps: int = 2,
+    iterations: int = 2,
     dense_first_frame: bool = True,
     mass_floor: float = 0.1,
     scale: float | None = None,
 ) -> Tensor:
     """query, key [B, H, N, D] -> the attention matrix A [B, H, N, N] that is never built otherwise; rows sum to one."""
-    left, right = monarch_factors(query, key, frames, steps=steps, mass_floor=mass_floor, scale=scale)
+    left, right = monarch_factors(query, key, frames, iterations=iterations, mass_floor=mass_floor, scale=scale)
     matrix = torch.einsum("bhjlk,bhkji->bhljki", left, right).flatten(4, 5).flatten(2, 3)
     if dense_first_frame:
         size = right.size(-1)
@@ -136,9 +138,9 @@ def monarch_matrix(
 
 
 def _alternate(
-    q: Tensor, k: Tensor, steps: int, mass_floor: float, scale: float, entropy_gradient: bool = True
+    q: Tensor, k: Tensor, iterations: int, mass_floor: float, scale: float, entropy_gradient: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """q, k [B, H, T, S, D] -> the logits of L [B, H, S, T, T] and R [B, H, T, S, S] after so many steps.
+    """q, k [B, H, T, S, D] -> the logits of L [B, H, S, T, T] and R [B, H, T, S, S] after so many iterations.
 
     u[k, j] stands for all queries at position j when frame k chooses among its positions: the mean of these queries,
     weighted by how much each looks at frame k. If together they look at it less than mass_floor (their mean over the
@@ -156,7 +158,7 @@ def _alternate(
         return _products(q_at, _by_position(a)) - _by_position(c).unsqueeze(-2), right
 
     logits, right = improve(q)  # as if L were the identity
-    for _ in range(steps - 1):
+    for _ in range(iterations - 1):
         left = torch.softmax(logits, dim=-1)
         mass = left.sum(-2, keepdim=True)  # [B, H, S, 1, T]
         left = (left / mass.clamp(min=mass_floor)).to(q.dtype)

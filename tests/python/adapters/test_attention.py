@@ -9,7 +9,7 @@ from frameattn.adapters import joint_attention, video_attention
 from oracle import randn
 
 FRAMES, VIDEO, TEXT = 4, 60, 7
-OPTIONS = dict(steps=2, mass_floor=0.1)
+OPTIONS = dict(iterations=2, mass_floor=0.1)
 
 
 def streams(tokens, seed, requires_grad=False):

@@ -24,8 +24,8 @@ def streams(tokens, sharp=2.0):
 
 @pytest.mark.parametrize("scale", [None, 0.7])
 def test_video(scale):
-    actual = attention_fn(GRID, steps=3, mass_floor=0.3)(*streams(60), scale=scale)
-    expected = reference.vmonarch_attention(*streams(60), 4, steps=3, mass_floor=0.3, scale=scale)
+    actual = attention_fn(GRID, iterations=3, mass_floor=0.3)(*streams(60), scale=scale)
+    expected = reference.vmonarch_attention(*streams(60), 4, iterations=3, mass_floor=0.3, scale=scale)
     torch.testing.assert_close(actual, expected)
 
 

@@ -61,7 +61,7 @@ def test_matches_reference(case):
 
 @EVERY_CASE
 def test_passes_options_on(case):
-    model, options = case.build(), dict(steps=3, mass_floor=0.7)
+    model, options = case.build(), dict(iterations=3, mass_floor=0.7)
     with torch.no_grad():
         with reference_attention(case, **options):
             expected = output(model, case.call())

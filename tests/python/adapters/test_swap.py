@@ -63,11 +63,11 @@ def test_import_is_lazy():
 
 def test_handle_says_what_was_done():
     model = wan(num_layers=3)
-    handle = frameattn.adapters.apply(model, steps=3, mass_floor=0.2, dense_layers=1, dense_steps=2)
+    handle = frameattn.adapters.apply(model, iterations=3, mass_floor=0.2, dense_layers=1, dense_steps=2)
     assert handle.swapped == ["blocks.1.attn1", "blocks.2.attn1"]
     assert handle.declined == {"blocks.0.attn1": "in the first 1 blocks"}
     report = handle.report()
-    for words in ("2 of 3", "steps=3", "mass_floor=0.2", "first 2 steps", "in the first 1 blocks: blocks.0.attn1"):
+    for words in ("2 of 3", "iterations=3", "mass_floor=0.2", "first 2 steps", "in the first 1 blocks: blocks.0.attn1"):
         assert words in report
     run(model)
     assert "token grid: 4 x 3 x 5" in handle.report()
@@ -146,7 +146,7 @@ def test_pipeline_keeps_a_part_that_cannot_be_swapped():
     "options, words",
     [
         (dict(method="monarch"), "method must be \"vmonarch\", got 'monarch'"),
-        (dict(steps=0), "steps must be at least 1, got 0"),
+        (dict(iterations=0), "iterations must be at least 1, got 0"),
         (dict(mass_floor=-0.1), "mass_floor must be at least 0, got -0.1"),
         (dict(dense_layers=-1), "dense_layers must be at least 0, got -1"),
         (dict(dense_steps=-1), "dense_steps must be at least 0, got -1"),

@@ -87,7 +87,19 @@ def test_every_model(name, one_head, capsys):
 
 
 def test_real_layers_and_all_options(capsys):
-    options = ["--layers", "1", "--backward", "--dtype", "float32", "--steps", "3", "--batch", "2", "--repeat", "2"]
+    options = [
+        "--layers",
+        "1",
+        "--backward",
+        "--dtype",
+        "float32",
+        "--iterations",
+        "3",
+        "--batch",
+        "2",
+        "--repeat",
+        "2",
+    ]
     title, shapes, _, _, model, _, _, _, ceiling = run(capsys, *options)
     assert title.endswith("forward and backward")
     assert "batch 2, 12 heads of 128, float32" in shapes

@@ -39,11 +39,11 @@ def test_matches_reference(shape, dtype):
 
 
 @each_dtype
-@pytest.mark.parametrize("steps", [1, 2, 3])
+@pytest.mark.parametrize("iterations", [1, 2, 3])
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("entropy", [True, False])
-def test_matches_reference_for_every_option(dtype, steps, first, entropy):
-    options = dict(steps=steps, dense_first_frame=first, entropy_gradient=entropy, mass_floor=0.9, scale=0.2)
+def test_matches_reference_for_every_option(dtype, iterations, first, entropy):
+    options = dict(iterations=iterations, dense_first_frame=first, entropy_gradient=entropy, mass_floor=0.9, scale=0.2)
     check(vmonarch("vmonarch_attention", WHOLE, None, **options), 4, on_gpu(inputs_of((2, 2, 4, 33, 40, 24), dtype)))
 
 
@@ -93,8 +93,8 @@ def test_views_of_a_packed_projection(dtype):
 def test_inference_and_training_give_the_same_bits(shape, dtype):
     inputs = on_gpu(inputs_of(shape, dtype, extra=9))
     extra = dict(zip(("extra_key", "extra_value"), inputs[3:], strict=True))
-    trained = vmonarch_attention(*(t.clone().requires_grad_() for t in inputs[:3]), shape[2], steps=3, **extra)
-    assert torch.equal(vmonarch_attention(*inputs[:3], shape[2], steps=3, **extra), trained.detach())
+    trained = vmonarch_attention(*(t.clone().requires_grad_() for t in inputs[:3]), shape[2], iterations=3, **extra)
+    assert torch.equal(vmonarch_attention(*inputs[:3], shape[2], iterations=3, **extra), trained.detach())
 
 
 @each_kernel_dtype
@@ -110,13 +110,13 @@ def test_values_at_the_edge_of_float16(dtype):
 @pytest.mark.parametrize("first", [True, False])
 def test_memory(first):
     """Beside the output, inference holds one tensor like query, and dense rows another at most; for backward are kept
-    `steps` tensors like query, one like value and 3 * steps numbers a row."""
+    `iterations` tensors like query, one like value and 3 * iterations numbers a row."""
     shape = (1, 12, 16, 256, 128, 128)
     inputs = on_gpu(inputs_of(shape, torch.bfloat16))
-    tensor, number, steps = inputs[0].nbytes, 4 * inputs[0][..., 0].numel(), 2
+    tensor, number, iterations = inputs[0].nbytes, 4 * inputs[0][..., 0].numel(), 2
 
     def run():
-        return vmonarch_attention(*inputs, shape[2], steps=steps, dense_first_frame=first)
+        return vmonarch_attention(*inputs, shape[2], iterations=iterations, dense_first_frame=first)
 
     run()
     device, spare = inputs[0].device, 2**20
@@ -124,8 +124,8 @@ def test_memory(first):
         assert memory_of(run, device).peak <= (2 + first) * tensor + 4 * number + spare
     for t in inputs:
         t.requires_grad_()
-    # The output and its log-sum-exp; mass is kept for all steps but the last.
-    assert memory_of(run, device).kept <= (steps + 2) * tensor + 3 * steps * number + spare
+    # The output and its log-sum-exp; mass is kept for all iterations but the last.
+    assert memory_of(run, device).kept <= (iterations + 2) * tensor + 3 * iterations * number + spare
 
 
 @each_kernel_dtype

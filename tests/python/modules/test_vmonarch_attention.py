@@ -40,7 +40,7 @@ def forward_of(layer, x, frames, rotary=None):
     if layer.attention == "dense":
         out = torch.softmax(query @ key.transpose(2, 3) / math.sqrt(SIZE), dim=-1) @ value
     else:
-        options = {name: getattr(layer, name) for name in ("steps", "dense_first_frame", "mass_floor")}
+        options = {name: getattr(layer, name) for name in ("iterations", "dense_first_frame", "mass_floor")}
         out = reference.vmonarch_attention(query, key, value, frames, **options)
     return out.permute(0, 2, 1, 3).reshape(x.shape) @ layer.proj.weight.T + layer.proj.bias
 
@@ -74,7 +74,9 @@ def test_matches_composition_of_references(attention, bias):
         check(create(attention=attention, bias=bias), frames)
 
 
-@pytest.mark.parametrize("options", [dict(steps=1), dict(steps=3), dict(dense_first_frame=False), dict(mass_floor=0.9)])
+@pytest.mark.parametrize(
+    "options", [dict(iterations=1), dict(iterations=3), dict(dense_first_frame=False), dict(mass_floor=0.9)]
+)
 def test_passes_its_options_on(options):
     layer, x = create(**options), randn(2, TOKENS, D, seed=9)
     check(layer)
@@ -121,7 +123,7 @@ def test_parameters():
     assert all(p.is_meta and p.dtype == torch.float16 for p in layer.parameters())
     x = torch.empty(2, TOKENS, D, device="meta", dtype=torch.float16)
     assert layer(x, FRAMES).shape == x.shape
-    expected = "num_heads=3, attention='vmonarch', steps=2, dense_first_frame=True, mass_floor=0.1"
+    expected = "num_heads=3, attention='vmonarch', iterations=2, dense_first_frame=True, mass_floor=0.1"
     assert layer.extra_repr() == expected
 
 
@@ -182,7 +184,7 @@ def test_compile(attention):
         (dict(num_heads=5), "num_heads must divide dim = 24, got 5"),
         (dict(num_heads=0), "num_heads must divide dim = 24, got 0"),
         (dict(attention="sparse"), "attention must be one of vmonarch, dense, got 'sparse'"),
-        (dict(steps=0), "steps must be at least 1, got 0"),
+        (dict(iterations=0), "iterations must be at least 1, got 0"),
         (dict(mass_floor=0.0), "mass_floor must be more than 0, got 0.0"),
         (dict(mass_floor=math.nan), "mass_floor must be more than 0, got nan"),
     ],

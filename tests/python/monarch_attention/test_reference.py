@@ -33,13 +33,13 @@ def dense(query, key, value, scale=None, mask=None):
 
 def masses(query, key, frames, step, **kwargs):
     """cR [B, H, S, T], the mass that each frame receives in this step."""
-    return monarch_factors(query, key, frames, steps=step, **kwargs)[0].sum(-2)
+    return monarch_factors(query, key, frames, iterations=step, **kwargs)[0].sum(-2)
 
 
 # The formulas, one entry at a time
 
 
-def by_loops(query, key, frames, steps, mass_floor, scale):
+def by_loops(query, key, frames, iterations, mass_floor, scale):
     """L, R and log-sum-exp of one head; query, key [N, D]."""
     size = query.size(0) // frames
     q, k = query.view(frames, size, -1), key.view(frames, size, -1)
@@ -47,7 +47,7 @@ def by_loops(query, key, frames, steps, mass_floor, scale):
     right = torch.zeros(frames, size, size, dtype=query.dtype)
     lse = torch.zeros(frames, size, dtype=query.dtype)
     u = q.clone()
-    for step in range(steps):
+    for step in range(iterations):
         for j in range(size):
             surrogate, entropy = [], []
             for kk in range(frames):
@@ -64,10 +64,10 @@ def by_loops(query, key, frames, steps, mass_floor, scale):
 
 
 @pytest.mark.parametrize("mass_floor", [TINY, 0.9])
-@pytest.mark.parametrize("steps", [1, 2, 3])
-def test_factors_follow_the_formulas(steps, mass_floor):
+@pytest.mark.parametrize("iterations", [1, 2, 3])
+def test_factors_follow_the_formulas(iterations, mass_floor):
     query, key, value = inputs_of(spread=2)
-    options = dict(steps=steps, mass_floor=mass_floor, scale=0.7)
+    options = dict(iterations=iterations, mass_floor=mass_floor, scale=0.7)
     left, right = monarch_factors(query, key, 3, **options)
     lse = vmonarch_attention(query, key, value, 3, dense_first_frame=False, return_lse=True, **options)[1]
     for b in range(2):
@@ -78,21 +78,21 @@ def test_factors_follow_the_formulas(steps, mass_floor):
 
 
 @pytest.mark.parametrize("dense_first_frame", [True, False])
-@pytest.mark.parametrize("steps", [1, 2, 4])
-def test_output_is_the_matrix_times_value(steps, dense_first_frame):
+@pytest.mark.parametrize("iterations", [1, 2, 4])
+def test_output_is_the_matrix_times_value(iterations, dense_first_frame):
     query, key, value = inputs_of()
-    options = dict(steps=steps, dense_first_frame=dense_first_frame)
+    options = dict(iterations=iterations, dense_first_frame=dense_first_frame)
     matrix = monarch_matrix(query, key, 3, **options)
     assert matrix.shape == (2, 2, 12, 12)
     torch.testing.assert_close(vmonarch_attention(query, key, value, 3, **options), matrix @ value)
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3])
-def test_rows_of_factors_and_matrix_sum_to_one(steps):
+@pytest.mark.parametrize("iterations", [1, 2, 3])
+def test_rows_of_factors_and_matrix_sum_to_one(iterations):
     query, key, _ = inputs_of(frames=5, size=3, spread=5)
-    left, right = monarch_factors(query, key, 5, steps=steps)
+    left, right = monarch_factors(query, key, 5, iterations=iterations)
     assert (left.shape, right.shape) == ((2, 2, 3, 5, 5), (2, 2, 5, 3, 3))
-    for rows in (left, right, monarch_matrix(query, key, 5, steps=steps)):
+    for rows in (left, right, monarch_matrix(query, key, 5, iterations=iterations)):
         assert (rows >= 0).all()
         torch.testing.assert_close(rows.sum(-1), torch.ones_like(rows.sum(-1)))
 
@@ -112,10 +112,10 @@ def test_dtypes(dtype):
 
 
 @pytest.mark.parametrize("dense_first_frame", [True, False])
-@pytest.mark.parametrize("steps", [1, 2, 3])
-def test_one_frame_is_dense_attention(steps, dense_first_frame):
+@pytest.mark.parametrize("iterations", [1, 2, 3])
+def test_one_frame_is_dense_attention(iterations, dense_first_frame):
     query, key, value = inputs_of(frames=1, size=7)
-    options = dict(steps=steps, dense_first_frame=dense_first_frame, return_lse=True)
+    options = dict(iterations=iterations, dense_first_frame=dense_first_frame, return_lse=True)
     out, lse = vmonarch_attention(query, key, value, 1, **options)
     torch.testing.assert_close(out, F.scaled_dot_product_attention(query, key, value))
     torch.testing.assert_close(lse, dense(query, key, value)[1])
@@ -123,10 +123,10 @@ def test_one_frame_is_dense_attention(steps, dense_first_frame):
     torch.testing.assert_close(out, F.scaled_dot_product_attention(query, key, value, scale=-0.3))
 
 
-@pytest.mark.parametrize("steps", [1, 2])
-def test_one_position_is_dense_attention_over_frames(steps):
+@pytest.mark.parametrize("iterations", [1, 2])
+def test_one_position_is_dense_attention_over_frames(iterations):
     query, key, value = inputs_of(frames=7, size=1)
-    out, lse = vmonarch_attention(query, key, value, 7, steps=steps, dense_first_frame=False, return_lse=True)
+    out, lse = vmonarch_attention(query, key, value, 7, iterations=iterations, dense_first_frame=False, return_lse=True)
     for actual, wanted in zip((out, lse), dense(query, key, value), strict=True):
         torch.testing.assert_close(actual, wanted)
 
@@ -149,10 +149,10 @@ def separable(frames=4, size=6, spread=2.0):
     return query, key, randn(*query.shape[:-1], 2, seed=5)
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3, 4])
-def test_attention_that_a_monarch_matrix_represents_is_recovered(steps):
+@pytest.mark.parametrize("iterations", [1, 2, 3, 4])
+def test_attention_that_a_monarch_matrix_represents_is_recovered(iterations):
     query, key, value = separable()
-    options = dict(steps=steps, dense_first_frame=False, mass_floor=TINY)
+    options = dict(iterations=iterations, dense_first_frame=False, mass_floor=TINY)
     expected = (query @ key.mT * 8**-0.5).softmax(-1)
     torch.testing.assert_close(monarch_matrix(query, key, 4, **options), expected)
     result = vmonarch_attention(query, key, value, 4, return_lse=True, **options)
@@ -179,11 +179,11 @@ def test_hard_attention_to_a_token_of_a_frame_is_recovered():
 
 
 @pytest.mark.parametrize("mass_floor", [TINY, 0.1, 0.9])
-@pytest.mark.parametrize("steps", [1, 2, 3])
+@pytest.mark.parametrize("iterations", [1, 2, 3])
 @pytest.mark.parametrize("spread", [0.3, 1, 5])
-def test_lse_is_a_lower_bound_of_the_dense_one(spread, steps, mass_floor):
+def test_lse_is_a_lower_bound_of_the_dense_one(spread, iterations, mass_floor):
     query, key, value = inputs_of(frames=5, size=7, spread=spread)
-    options = dict(steps=steps, mass_floor=mass_floor, return_lse=True)
+    options = dict(iterations=iterations, mass_floor=mass_floor, return_lse=True)
     bound = vmonarch_attention(query, key, value, 5, dense_first_frame=False, **options)[1]
     exact = dense(query, key, value)[1]
     assert (bound <= exact + 1e-12).all()
@@ -196,8 +196,8 @@ def test_lse_is_the_objective_of_its_row_and_steps_never_lower_the_sum():
     query, key, value = inputs_of(frames=5, size=7, spread=2)
     logits = query @ key.mT * 5**-0.5
     before = torch.tensor(-math.inf)
-    for steps in range(1, 8):
-        options = dict(steps=steps, dense_first_frame=False, mass_floor=TINY)
+    for iterations in range(1, 8):
+        options = dict(iterations=iterations, dense_first_frame=False, mass_floor=TINY)
         lse = vmonarch_attention(query, key, value, 5, return_lse=True, **options)[1]
         matrix = monarch_matrix(query, key, 5, **options)
         torch.testing.assert_close((matrix * logits).sum(-1) + torch.special.entr(matrix).sum(-1), lse)
@@ -350,11 +350,11 @@ def test_masked_extra_keys_might_as_well_not_be_there():
 
 
 @pytest.mark.parametrize("mass_floor", [TINY, 0.95])
-@pytest.mark.parametrize("steps", [1, 2, 3])
-def test_gradients_match_finite_differences(steps, mass_floor):
+@pytest.mark.parametrize("iterations", [1, 2, 3])
+def test_gradients_match_finite_differences(iterations, mass_floor):
     inputs = inputs_of(frames=3, size=2, d=3, batch=1, spread=2, requires_grad=True)
     extras = extras_of(count=2, d=3, batch=1, requires_grad=True)
-    for step in range(1, steps):
+    for step in range(1, iterations):
         mass = masses(*inputs[:2], 3, step, mass_floor=mass_floor)
         assert (mass > mass_floor).any() and ((mass - mass_floor).abs() > 1e-3).all()
         assert (mass < mass_floor).any() == (mass_floor > TINY)
@@ -362,7 +362,7 @@ def test_gradients_match_finite_differences(steps, mass_floor):
     def run(query, key, value, *extras, dense_first_frame):
         options = dict(zip(("extra_key", "extra_value"), extras, strict=True)) if extras else {}
         options |= dict(dense_first_frame=dense_first_frame, return_lse=True)
-        return vmonarch_attention(query, key, value, 3, steps=steps, mass_floor=mass_floor, **options)
+        return vmonarch_attention(query, key, value, 3, iterations=iterations, mass_floor=mass_floor, **options)
 
     assert torch.autograd.gradcheck(lambda *t: run(*t, dense_first_frame=False), inputs)
     assert torch.autograd.gradcheck(lambda *t: run(*t, dense_first_frame=True), [*inputs, *extras])
@@ -408,7 +408,7 @@ def test_one_position_has_no_entropy_and_the_gradient_of_dense_attention_either_
 
 
 def two_steps_by_hand(query, key, value, frames, mass_floor, scale, entropy_gradient, dense_first_frame, dout, dlse):
-    """Gradients of query, key and value, written out for two steps as the kernels compute them."""
+    """Gradients of query, key and value, written out for two iterations as the kernels compute them."""
     q, k, v, do, dl = (t.unflatten(2, (frames, -1)).clone() for t in (query, key, value, dout, dlse[..., None]))
     dl = dl.squeeze(-1)
     ein = torch.einsum
@@ -497,12 +497,12 @@ def test_the_hand_written_backward_of_two_steps_is_the_gradient(mass_floor, entr
 
 
 @pytest.mark.parametrize("mass_floor", [TINY, 0.1])
-@pytest.mark.parametrize("steps", [1, 2, 3])
-def test_large_logits_stay_finite(steps, mass_floor):
+@pytest.mark.parametrize("iterations", [1, 2, 3])
+def test_large_logits_stay_finite(iterations, mass_floor):
     inputs = inputs_of(frames=5, size=7, dtype=torch.float32)
     logits = inputs[0] @ inputs[1].mT * 5**-0.5
     inputs = [(inputs[0] * (1e4 / logits.abs().max())).requires_grad_(), *(t.requires_grad_() for t in inputs[1:])]
-    result = vmonarch_attention(*inputs, 5, steps=steps, mass_floor=mass_floor, return_lse=True)
+    result = vmonarch_attention(*inputs, 5, iterations=iterations, mass_floor=mass_floor, return_lse=True)
     gradients = torch.autograd.grad([t.sum() for t in result], inputs)
     assert all(t.isfinite().all() for t in (*result, *gradients))
 

@@ -59,12 +59,14 @@ def test_matches_reference(shape, dtype):
     check(*pair(shape[2]), inputs_of(shape, dtype=dtype))
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3, 4])
+@pytest.mark.parametrize("iterations", [1, 2, 3, 4])
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("entropy", [True, False])
-def test_matches_reference_for_every_option(steps, first, entropy):
+def test_matches_reference_for_every_option(iterations, first, entropy):
     for floor in (1e-6, 0.1, 0.9):  # the last is active: the mean of the mass is 1
-        options = dict(steps=steps, dense_first_frame=first, entropy_gradient=entropy, mass_floor=floor, scale=0.7)
+        options = dict(
+            iterations=iterations, dense_first_frame=first, entropy_gradient=entropy, mass_floor=floor, scale=0.7
+        )
         check(*pair(3, **options), inputs_of(SHAPES[0]))
 
 
@@ -111,14 +113,14 @@ def test_extra_keys_that_are_all_masked_change_nothing():
 
 def test_one_frame_is_dense_attention():
     inputs = inputs_of((2, 3, 1, 35, 16, 24))
-    for options in (dict(), dict(dense_first_frame=False), dict(steps=1), dict(steps=3, scale=0.1)):
+    for options in (dict(), dict(dense_first_frame=False), dict(iterations=1), dict(iterations=3, scale=0.1)):
         dense = F.scaled_dot_product_attention(*inputs, scale=options.get("scale"))
         torch.testing.assert_close(pair(1, **options)[0](*inputs), dense)
 
 
 def test_one_position_and_one_step_is_dense_attention_over_frames():
     inputs = inputs_of((1, 2, 9, 1, 8, 8))
-    torch.testing.assert_close(pair(9, steps=1)[0](*inputs), F.scaled_dot_product_attention(*inputs))
+    torch.testing.assert_close(pair(9, iterations=1)[0](*inputs), F.scaled_dot_product_attention(*inputs))
 
 
 def test_rows_of_the_first_frame_are_dense():
@@ -130,12 +132,12 @@ def test_rows_of_the_first_frame_are_dense():
     assert (lse <= logits.logsumexp(-1) + 1e-9).all()  # a lower bound
 
 
-def compose(query, key, value, frames, steps=2, first=True, floor=0.1, entropy_gradient=True, extra=()):
+def compose(query, key, value, frames, iterations=2, first=True, floor=0.1, entropy_gradient=True, extra=()):
     """The fused operator from the operators of its steps."""
     scale = query.size(-1) ** -0.5
     surrogate = query
-    for step in range(steps):
-        last = step == steps - 1
+    for step in range(iterations):
+        last = step == iterations - 1
         a, y, lse = OPS.spatial_step(surrogate, key, value if last else None, frames, scale, True)
         entropy = (surrogate.to(lse.dtype) * a.to(lse.dtype)).sum(-1) - lse
         if not entropy_gradient:
@@ -158,7 +160,9 @@ def compose(query, key, value, frames, steps=2, first=True, floor=0.1, entropy_g
 
 
 @pytest.mark.parametrize("extra", [0, 4])
-@pytest.mark.parametrize("options", [dict(), dict(steps=1), dict(steps=3, first=False), dict(entropy_gradient=False)])
+@pytest.mark.parametrize(
+    "options", [dict(), dict(iterations=1), dict(iterations=3, first=False), dict(entropy_gradient=False)]
+)
 def test_fused_operator_is_the_composition_of_its_steps(options, extra):
     inputs = inputs_of(SHAPES[0], extra, requires_grad=True)
     names = {"first": "dense_first_frame"}
@@ -173,7 +177,9 @@ def test_fused_operator_is_the_composition_of_its_steps(options, extra):
         torch.testing.assert_close(ours, theirs)
 
 
-@pytest.mark.parametrize("options", [dict(), dict(steps=1, dense_first_frame=False), dict(steps=3, mass_floor=0.9)])
+@pytest.mark.parametrize(
+    "options", [dict(), dict(iterations=1, dense_first_frame=False), dict(iterations=3, mass_floor=0.9)]
+)
 def test_gradcheck_float64(options):
     inputs = inputs_of((1, 2, 3, 2, 4, 3), 2, requires_grad=True)
     assert torch.autograd.gradcheck(pair(3, return_lse=True, **options)[0], inputs)
@@ -190,7 +196,7 @@ def test_gradcheck_float64(options):
     heads_last=st.booleans(),
     options=st.fixed_dictionaries(
         dict(
-            steps=st.integers(1, 3),
+            iterations=st.integers(1, 3),
             dense_first_frame=st.booleans(),
             entropy_gradient=st.booleans(),
             mass_floor=st.sampled_from([1e-6, 0.1, 0.5]),
@@ -328,8 +334,8 @@ def test_meta_and_inference_mode():
 def test_inference_and_training_give_the_same_bits():
     for dtype in DTYPES:
         inputs = inputs_of(SHAPES[3], 2, dtype)
-        trained = pair(5, steps=3)[0](*[t.clone().requires_grad_() for t in inputs])
-        assert torch.equal(pair(5, steps=3)[0](*inputs), trained.detach())
+        trained = pair(5, iterations=3)[0](*[t.clone().requires_grad_() for t in inputs])
+        assert torch.equal(pair(5, iterations=3)[0](*inputs), trained.detach())
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -418,7 +424,7 @@ def test_func_transforms_are_an_error_and_not_a_wrong_number():
 def test_pybind_function_is_the_same_operator():
     query, key, value = inputs_of(SHAPES[0])
     out, lse = _C.vmonarch_attention(query, key, value, 3, steps=3, return_lse=True)
-    expected = functional.vmonarch_attention(query, key, value, 3, steps=3, return_lse=True)
+    expected = functional.vmonarch_attention(query, key, value, 3, iterations=3, return_lse=True)
     assert torch.equal(out, expected[0]) and torch.equal(lse, expected[1])
     assert _C.vmonarch_attention(query, key, value, 3)[1].shape == (0,)
 
@@ -474,7 +480,7 @@ def test_flops_are_counted_once():
         ),
         (dict(frames=4), "frames must divide the tokens N = 6, got 4"),
         (dict(frames=0), "frames must be at least 1, got 0"),
-        (dict(steps=0), "steps must be at least 1, got 0"),
+        (dict(iterations=0), "steps must be at least 1, got 0"),
         (dict(mass_floor=0.0), "mass_floor must be more than 0, got 0"),
         (dict(key=torch.zeros(1, 2, 6, 4).half()), "key must have the dtype of query, Float, got Half"),
         (dict(value=torch.zeros(1, 2, 6, 4, device="meta")), "value must be on the device of query, cpu, got meta"),
