@@ -73,7 +73,7 @@ def vmonarch_attention(
     key: Tensor,
     value: Tensor,
     frames: int,
-    steps: int = 2,
+    iterations: int = 2,
     dense_first_frame: bool = True,
     mass_floor: float = 0.1,
     scale: float | None = None,
@@ -85,12 +85,12 @@ def vmonarch_attention(
 ) -> dict[str, Tensor]:
     scale = query.size(3) ** -0.5 if scale is None else scale
     u = query
-    for step in range(steps):
+    for step in range(iterations):
         spatial = spatial_step(u, key, value, frames, scale, weigh_keys=True)
         weighted_key = spatial["weighted_key"]
         entropy = (u * weighted_key).sum(-1) - spatial["lse"]
         entropy = entropy if entropy_gradient else entropy.detach()
-        if step < steps - 1:
+        if step < iterations - 1:
             u = temporal_update(query, weighted_key, entropy, frames, mass_floor)["surrogate"]
     rows = temporal_output(query, weighted_key, entropy, spatial["weighted_value"], frames)
     if dense_first_frame:

@@ -116,19 +116,21 @@ CHECKS = (  # the first of each operator is a small one
     Check("temporal_update", step(4, 72), {"frames": 1, "mass_floor": 0.1}),
     Check("temporal_update", step(130 * 2, 16), {"frames": 130, "mass_floor": 0.1}),
     Check("vmonarch_attention", rows(7 * 37, 64), {"frames": 7}),
-    Check("vmonarch_attention", rows(4 * 33, 40, 24), {"frames": 4, "steps": 1, "scale": 0.2, "return_lse": True}),
+    Check("vmonarch_attention", rows(4 * 33, 40, 24), {"frames": 4, "iterations": 1, "scale": 0.2, "return_lse": True}),
     Check(
         "vmonarch_attention",
         rows(5 * 19, 72, 72),
-        {"frames": 5, "steps": 3, "dense_first_frame": False, "entropy_gradient": False, "return_lse": True},
+        {"frames": 5, "iterations": 3, "dense_first_frame": False, "entropy_gradient": False, "return_lse": True},
         strided=True,
     ),
-    Check("vmonarch_attention", rows(5 * 19, 32), {"frames": 5, "steps": 3, "mass_floor": 0.9, "return_lse": True}),
+    Check(
+        "vmonarch_attention", rows(5 * 19, 32), {"frames": 5, "iterations": 3, "mass_floor": 0.9, "return_lse": True}
+    ),
     Check("vmonarch_attention", rows(3 * 40, 64, 40) | extra(70, 64, 40), {"frames": 3, "entropy_gradient": False}),
     Check(
         "vmonarch_attention",
         rows(4 * 33, 40, 24) | extra(9, 40, 24) | {"extra_mask": (2, 9)},
-        {"frames": 4, "steps": 3, "dense_first_frame": False, "return_lse": True},
+        {"frames": 4, "iterations": 3, "dense_first_frame": False, "return_lse": True},
         compiled=True,
     ),
     Check("vmonarch_attention", rows(70, 64, 72), {"frames": 1, "return_lse": True}),

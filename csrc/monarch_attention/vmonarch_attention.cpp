@@ -20,7 +20,7 @@ using at::Tensor;
 using OptionalTensor = std::optional<at::Tensor>;
 
 void check_vmonarch_attention_inputs(const Tensor& query, const Tensor& key, const Tensor& value,
-                                     const c10::SymInt& frames, int64_t steps, double mass_floor,
+                                     const c10::SymInt& frames, int64_t iterations, double mass_floor,
                                      const OptionalTensor& extra_key, const OptionalTensor& extra_value,
                                      const OptionalTensor& extra_mask) {
   const char* const op = "vmonarch_attention";
@@ -36,7 +36,7 @@ void check_vmonarch_attention_inputs(const Tensor& query, const Tensor& key, con
   TORCH_SYM_CHECK(frames.sym_ge(1), op, ": frames must be at least 1, got ", frames);
   TORCH_SYM_CHECK((query.sym_size(2) % frames).sym_eq(0), op, ": frames must divide the tokens N = ", query.sym_size(2),
                   ", got ", frames);
-  TORCH_CHECK(steps >= 1, op, ": steps must be at least 1, got ", steps);
+  TORCH_CHECK(iterations >= 1, op, ": iterations must be at least 1, got ", iterations);
   TORCH_CHECK(mass_floor > 0, op, ": mass_floor must be more than 0, got ", mass_floor);
   TORCH_CHECK(extra_key.has_value() == extra_value.has_value(), op, ": extra_key and extra_value come together, got ",
               extra_key ? "extra_key" : "extra_value", " alone");
@@ -61,56 +61,58 @@ std::vector<Tensor> VMonarchSaved::to_list() const {
   return list;
 }
 
-VMonarchSaved VMonarchSaved::empty(const Tensor& query, const Tensor& value, int64_t steps) {
+VMonarchSaved VMonarchSaved::empty(const Tensor& query, const Tensor& value, int64_t iterations) {
   VMonarchSaved saved;
-  for (int64_t step = 0; step < steps; ++step) {
+  for (int64_t step = 0; step < iterations; ++step) {
     saved.weighted_key.push_back(empty_rows(query, query.sym_size(3)));
     saved.lse.push_back(empty_statistic(query));
     saved.entropy.push_back(empty_statistic(query));
-    if (step + 1 < steps) saved.mass.push_back(empty_statistic(query));
+    if (step + 1 < iterations) saved.mass.push_back(empty_statistic(query));
   }
   saved.weighted_value = empty_rows(query, value.sym_size(3));
   return saved;
 }
 
-VMonarchSaved VMonarchSaved::from_list(at::TensorList list, int64_t steps) {
-  TORCH_CHECK(static_cast<int64_t>(list.size()) == 4 * steps, "vmonarch_attention_backward: saved must be the ",
-              4 * steps, " tensors of vmonarch_attention_forward with ", steps, " steps, got ", list.size());
+VMonarchSaved VMonarchSaved::from_list(at::TensorList list, int64_t iterations) {
+  TORCH_CHECK(static_cast<int64_t>(list.size()) == 4 * iterations, "vmonarch_attention_backward: saved must be the ",
+              4 * iterations, " tensors of vmonarch_attention_forward with ", iterations, " iterations, got ",
+              list.size());
   const auto part = [&](int64_t first, int64_t count) { return list.slice(first, count).vec(); };
-  return {part(0, steps), part(steps, steps), part(2 * steps, steps), part(3 * steps, steps - 1), list.back()};
+  return {part(0, iterations), part(iterations, iterations), part(2 * iterations, iterations),
+          part(3 * iterations, iterations - 1), list.back()};
 }
 
 std::tuple<Tensor, Tensor, std::vector<Tensor>> vmonarch_attention_forward(
-    const Tensor& query, const Tensor& key, const Tensor& value, c10::SymInt frames, int64_t steps,
+    const Tensor& query, const Tensor& key, const Tensor& value, c10::SymInt frames, int64_t iterations,
     bool dense_first_frame, double mass_floor, double scale, const OptionalTensor& extra_key,
     const OptionalTensor& extra_value, const OptionalTensor& extra_mask, bool save) {
   static const auto op = find_operator<decltype(vmonarch_attention_forward)>("frameattn::vmonarch_attention_forward");
-  return op.call(query, key, value, std::move(frames), steps, dense_first_frame, mass_floor, scale, extra_key,
+  return op.call(query, key, value, std::move(frames), iterations, dense_first_frame, mass_floor, scale, extra_key,
                  extra_value, extra_mask, save);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> vmonarch_attention_backward(
     const OptionalTensor& grad_out, const OptionalTensor& grad_lse, const Tensor& query, const Tensor& key,
-    const Tensor& value, const Tensor& out, const Tensor& lse, at::TensorList saved, c10::SymInt frames, int64_t steps,
-    bool dense_first_frame, double mass_floor, double scale, bool entropy_gradient, const OptionalTensor& extra_key,
-    const OptionalTensor& extra_value, const OptionalTensor& extra_mask) {
+    const Tensor& value, const Tensor& out, const Tensor& lse, at::TensorList saved, c10::SymInt frames,
+    int64_t iterations, bool dense_first_frame, double mass_floor, double scale, bool entropy_gradient,
+    const OptionalTensor& extra_key, const OptionalTensor& extra_value, const OptionalTensor& extra_mask) {
   static const auto op = find_operator<decltype(vmonarch_attention_backward)>("frameattn::vmonarch_attention_backward");
-  return op.call(grad_out, grad_lse, query, key, value, out, lse, saved, std::move(frames), steps, dense_first_frame,
-                 mass_floor, scale, entropy_gradient, extra_key, extra_value, extra_mask);
+  return op.call(grad_out, grad_lse, query, key, value, out, lse, saved, std::move(frames), iterations,
+                 dense_first_frame, mass_floor, scale, entropy_gradient, extra_key, extra_value, extra_mask);
 }
 
 namespace {
 
 // The public operator's own signature, as its schema has it.
 std::tuple<Tensor, Tensor> vmonarch_attention_operator(const Tensor& query, const Tensor& key, const Tensor& value,
-                                                       c10::SymInt frames, int64_t steps, bool dense_first_frame,
+                                                       c10::SymInt frames, int64_t iterations, bool dense_first_frame,
                                                        double mass_floor, std::optional<double> scale,
                                                        bool entropy_gradient, const OptionalTensor& extra_key,
                                                        const OptionalTensor& extra_value,
                                                        const OptionalTensor& extra_mask, bool return_lse) {
   static const auto op = find_operator<decltype(vmonarch_attention_operator)>("frameattn::vmonarch_attention");
-  return op.call(query, key, value, std::move(frames), steps, dense_first_frame, mass_floor, scale, entropy_gradient,
-                 extra_key, extra_value, extra_mask, return_lse);
+  return op.call(query, key, value, std::move(frames), iterations, dense_first_frame, mass_floor, scale,
+                 entropy_gradient, extra_key, extra_value, extra_mask, return_lse);
 }
 
 }  // namespace
@@ -119,7 +121,7 @@ std::tuple<Tensor, Tensor> vmonarch_attention(const Tensor& query, const Tensor&
                                               int64_t frames, const VMonarchOptions& options,
                                               const OptionalTensor& extra_key, const OptionalTensor& extra_value,
                                               const OptionalTensor& extra_mask) {
-  return vmonarch_attention_operator(query, key, value, frames, options.steps, options.dense_first_frame,
+  return vmonarch_attention_operator(query, key, value, frames, options.iterations, options.dense_first_frame,
                                      options.mass_floor, options.scale, options.entropy_gradient, extra_key,
                                      extra_value, extra_mask, options.return_lse);
 }
@@ -127,19 +129,22 @@ std::tuple<Tensor, Tensor> vmonarch_attention(const Tensor& query, const Tensor&
 namespace {
 
 std::tuple<Tensor, Tensor, std::vector<Tensor>> vmonarch_attention_forward_meta(
-    const Tensor& query, const Tensor& key, const Tensor& value, c10::SymInt frames, int64_t steps, bool,
+    const Tensor& query, const Tensor& key, const Tensor& value, c10::SymInt frames, int64_t iterations, bool,
     double mass_floor, double, const OptionalTensor& extra_key, const OptionalTensor& extra_value,
     const OptionalTensor& extra_mask, bool save) {
-  check_vmonarch_attention_inputs(query, key, value, frames, steps, mass_floor, extra_key, extra_value, extra_mask);
+  check_vmonarch_attention_inputs(query, key, value, frames, iterations, mass_floor, extra_key, extra_value,
+                                  extra_mask);
   return {empty_rows(query, value.sym_size(3)), empty_statistic(query),
-          save ? VMonarchSaved::empty(query, value, steps).to_list() : std::vector<Tensor>()};
+          save ? VMonarchSaved::empty(query, value, iterations).to_list() : std::vector<Tensor>()};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> vmonarch_attention_backward_meta(
     const OptionalTensor&, const OptionalTensor&, const Tensor& query, const Tensor& key, const Tensor& value,
-    const Tensor&, const Tensor&, at::TensorList, c10::SymInt frames, int64_t steps, bool, double mass_floor, double,
-    bool, const OptionalTensor& extra_key, const OptionalTensor& extra_value, const OptionalTensor& extra_mask) {
-  check_vmonarch_attention_inputs(query, key, value, frames, steps, mass_floor, extra_key, extra_value, extra_mask);
+    const Tensor&, const Tensor&, at::TensorList, c10::SymInt frames, int64_t iterations, bool, double mass_floor,
+    double, bool, const OptionalTensor& extra_key, const OptionalTensor& extra_value,
+    const OptionalTensor& extra_mask) {
+  check_vmonarch_attention_inputs(query, key, value, frames, iterations, mass_floor, extra_key, extra_value,
+                                  extra_mask);
   const auto empty_of = [&](const OptionalTensor& t) {
     return t ? t->new_empty_symint(t->sym_sizes()) : query.new_empty({0});
   };
@@ -148,13 +153,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> vmonarch_attention_backward_m
 
 template <at::DeviceType device>
 std::tuple<Tensor, Tensor> vmonarch_attention_autocast(const Tensor& query, const Tensor& key, const Tensor& value,
-                                                       c10::SymInt frames, int64_t steps, bool dense_first_frame,
+                                                       c10::SymInt frames, int64_t iterations, bool dense_first_frame,
                                                        double mass_floor, std::optional<double> scale,
                                                        bool entropy_gradient, const OptionalTensor& extra_key,
                                                        const OptionalTensor& extra_value,
                                                        const OptionalTensor& extra_mask, bool return_lse) {
   return with_autocast<device>([&](auto cast) {
-    return vmonarch_attention_operator(cast(query), cast(key), cast(value), frames, steps, dense_first_frame,
+    return vmonarch_attention_operator(cast(query), cast(key), cast(value), frames, iterations, dense_first_frame,
                                        mass_floor, scale, entropy_gradient, cast(extra_key), cast(extra_value),
                                        extra_mask, return_lse);
   });
@@ -165,21 +170,21 @@ std::tuple<Tensor, Tensor> vmonarch_attention_autocast(const Tensor& query, cons
 TORCH_LIBRARY_FRAGMENT(frameattn, m) {
   const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag};
   m.def(
-      "vmonarch_attention(Tensor query, Tensor key, Tensor value, SymInt frames, int steps=2,"
+      "vmonarch_attention(Tensor query, Tensor key, Tensor value, SymInt frames, int iterations=2,"
       " bool dense_first_frame=True, float mass_floor=0.1, float? scale=None, bool entropy_gradient=True,"
       " Tensor? extra_key=None, Tensor? extra_value=None, Tensor? extra_mask=None, bool return_lse=False)"
       " -> (Tensor, Tensor)",
       tags);
   m.def(
-      "vmonarch_attention_forward(Tensor query, Tensor key, Tensor value, SymInt frames, int steps,"
+      "vmonarch_attention_forward(Tensor query, Tensor key, Tensor value, SymInt frames, int iterations,"
       " bool dense_first_frame, float mass_floor, float scale, Tensor? extra_key, Tensor? extra_value,"
       " Tensor? extra_mask, bool save) -> (Tensor, Tensor, Tensor[])",
       tags);
   m.def(
       "vmonarch_attention_backward(Tensor? grad_out, Tensor? grad_lse, Tensor query, Tensor key, Tensor value,"
-      " Tensor out, Tensor lse, Tensor[] saved, SymInt frames, int steps, bool dense_first_frame, float mass_floor,"
-      " float scale, bool entropy_gradient, Tensor? extra_key, Tensor? extra_value, Tensor? extra_mask)"
-      " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+      " Tensor out, Tensor lse, Tensor[] saved, SymInt frames, int iterations, bool dense_first_frame,"
+      " float mass_floor, float scale, bool entropy_gradient, Tensor? extra_key, Tensor? extra_value,"
+      " Tensor? extra_mask) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
       tags);
 }
 

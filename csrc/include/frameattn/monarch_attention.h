@@ -12,7 +12,7 @@
 namespace frameattn {
 
 struct VMonarchOptions {
-  int64_t steps = 2;                           // of alternating minimization
+  int64_t iterations = 2;                      // of alternating minimization
   bool dense_first_frame = true;               // rows of frame 0 are dense attention
   double mass_floor = 0.1;                     // lower bound of the mass a key frame receives
   std::optional<double> scale = std::nullopt;  // of the logits; 1 / sqrt(D) unless given

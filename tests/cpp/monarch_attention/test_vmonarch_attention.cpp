@@ -53,7 +53,7 @@ TEST(VMonarchAttention, GradientsMatchFiniteDifferences) {
   for (auto& input : inputs) input.requires_grad_();
   for (const bool dense_first_frame : {true, false}) {
     const auto loss = [&] {
-      frameattn::VMonarchOptions options{.steps = 3, .dense_first_frame = dense_first_frame, .return_lse = true};
+      frameattn::VMonarchOptions options{.iterations = 3, .dense_first_frame = dense_first_frame, .return_lse = true};
       const auto [out, lse] =
           frameattn::vmonarch_attention(inputs[0], inputs[1], inputs[2], frames, options, inputs[3], inputs[4], mask);
       return (out * weight).sum() + (lse * lse_weight).sum();
@@ -95,7 +95,8 @@ TEST(VMonarchAttention, ErrorsNameTheOperatorAndWhatCame) {
   const auto has = [](const std::string& text, const std::string& part) {
     return text.find(part) != std::string::npos;
   };
-  EXPECT_TRUE(has(message(3, {.steps = 0}, std::nullopt), "vmonarch_attention: steps must be at least 1, got 0"));
+  EXPECT_TRUE(
+      has(message(3, {.iterations = 0}, std::nullopt), "vmonarch_attention: iterations must be at least 1, got 0"));
   EXPECT_TRUE(has(message(3, {}, x), "vmonarch_attention: extra_key and extra_value come together"));
   const auto frames = message(4, {}, std::nullopt);
   EXPECT_TRUE(has(frames, "vmonarch_attention: ") && has(frames, "frames") && has(frames, "4")) << frames;

@@ -423,7 +423,7 @@ def test_func_transforms_are_an_error_and_not_a_wrong_number():
 
 def test_pybind_function_is_the_same_operator():
     query, key, value = inputs_of(SHAPES[0])
-    out, lse = _C.vmonarch_attention(query, key, value, 3, steps=3, return_lse=True)
+    out, lse = _C.vmonarch_attention(query, key, value, 3, iterations=3, return_lse=True)
     expected = functional.vmonarch_attention(query, key, value, 3, iterations=3, return_lse=True)
     assert torch.equal(out, expected[0]) and torch.equal(lse, expected[1])
     assert _C.vmonarch_attention(query, key, value, 3)[1].shape == (0,)
@@ -480,7 +480,7 @@ def test_flops_are_counted_once():
         ),
         (dict(frames=4), "frames must divide the tokens N = 6, got 4"),
         (dict(frames=0), "frames must be at least 1, got 0"),
-        (dict(iterations=0), "steps must be at least 1, got 0"),
+        (dict(iterations=0), "iterations must be at least 1, got 0"),
         (dict(mass_floor=0.0), "mass_floor must be more than 0, got 0"),
         (dict(key=torch.zeros(1, 2, 6, 4).half()), "key must have the dtype of query, Float, got Half"),
         (dict(value=torch.zeros(1, 2, 6, 4, device="meta")), "value must be on the device of query, cpu, got meta"),
