@@ -19,8 +19,8 @@ void warn_once(const std::string& text) {
   TORCH_WARN(text);
 }
 
-bool is_debugging() {
-  const char* const value = std::getenv("FRAMEATTN_DEBUG");
+bool is_verbose() {
+  const char* const value = std::getenv("FRAMEATTN_VERBOSE");
   return value && std::string_view(value) == "1";
 }
 

@@ -15,7 +15,7 @@ using at::Tensor;
 
 void run_kernel(const LaunchContext& context, const FrameProblem& problem, const FrameKernelChoice& choice) {
   const AlignedProblem aligned(problem);
-  if (aligned.has_copies() && is_debugging())
+  if (aligned.has_copies() && is_verbose())
     warn_once(c10::str("frameattn: ", problem.op, " copies rows that a kernel cannot read where they are: it wants ",
                        "addresses and strides that are multiples of 16 bytes, and segments of ", problem.query.size(5),
                        " columns to be a multiple of 8"));

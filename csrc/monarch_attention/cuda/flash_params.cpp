@@ -25,7 +25,7 @@ bool flash_rows_are_aligned(const Tensor& rows) {
 }
 
 Tensor padded_flash_rows(const Tensor& rows) {
-  if (is_debugging())
+  if (is_verbose())
     warn_once(c10::str("frameattn: the spatial step copies rows that a kernel cannot read where they are: it wants ",
                        "addresses and strides that are multiples of 16 bytes, and a multiple of 8 columns; got sizes ",
                        rows.sizes(), ", strides ", rows.strides()));

@@ -116,9 +116,9 @@ TEST_F(RunFrameProblem, OldGpusAndWideNumbersGetTorchsOperators) {
 TEST_F(RunFrameProblem, RowsThatAKernelCannotReadAreCopied) {
   columns = 13;
   emulator.trust_everything();
-  setenv("FRAMEATTN_DEBUG", "1", 1);
+  setenv("FRAMEATTN_VERBOSE", "1", 1);
   expect_right(run());
-  unsetenv("FRAMEATTN_DEBUG");
+  unsetenv("FRAMEATTN_VERBOSE");
   EXPECT_EQ(emulator.launches, 1);
   EXPECT_EQ(warnings.count("matrix_attention copies rows that a kernel cannot read where they are"), 1);
 }

@@ -95,9 +95,9 @@ TEST_F(RunSpatialStep, OldGpusAndWideNumbersGetTorchsOperators) {
 TEST_F(RunSpatialStep, RowsThatAKernelCannotReadAreCopied) {
   dim = 13;
   emulator.trust_everything();
-  setenv("FRAMEATTN_DEBUG", "1", 1);
+  setenv("FRAMEATTN_VERBOSE", "1", 1);
   expect_right();
-  unsetenv("FRAMEATTN_DEBUG");
+  unsetenv("FRAMEATTN_VERBOSE");
   EXPECT_GE(warnings.count("the spatial step copies rows that a kernel cannot read where they are"), 1);
 }
 
