@@ -5,8 +5,6 @@
 #include <cstdint>
 #include <string>
 
-#include "csrc/shared/kernels/element.h"
-
 namespace at {
 class Tensor;
 }
@@ -14,6 +12,7 @@ class Tensor;
 namespace frameattn {
 
 class KernelTrust;
+enum class FrameElement;
 struct FrameKernelId;
 struct FrameAttentionParams;
 struct FramePlan;

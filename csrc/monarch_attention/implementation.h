@@ -14,6 +14,7 @@
 #include <tuple>
 #include <vector>
 
+#include "csrc/monarch_attention/vmonarch_attention.h"
 #include "csrc/shared/unit_stride.h"
 
 namespace frameattn {
@@ -122,18 +123,12 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> temporal_output_backw
     const at::Tensor& query, const at::Tensor& weighted_key, const at::Tensor& entropy, const at::Tensor& value,
     int64_t frames);
 
-std::tuple<at::Tensor, at::Tensor, std::vector<at::Tensor>> vmonarch_attention_forward_on(
-    const Implementation& device, const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-    int64_t frames, int64_t iterations, bool dense_first_frame, double mass_floor, double scale,
-    const std::optional<at::Tensor>& extra_key, const std::optional<at::Tensor>& extra_value,
-    const std::optional<at::Tensor>& extra_mask, bool save);
+VMonarchForward vmonarch_attention_forward_on(const Implementation& device, const VMonarchInputs& inputs,
+                                              int64_t frames, const VMonarchOptions& options, bool save);
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> vmonarch_attention_backward_on(
-    const Implementation& device, const std::optional<at::Tensor>& grad_out, const std::optional<at::Tensor>& grad_lse,
-    const at::Tensor& query, const at::Tensor& key, const at::Tensor& value, const at::Tensor& out,
-    const at::Tensor& lse, at::TensorList saved, int64_t frames, int64_t iterations, bool dense_first_frame,
-    double mass_floor, double scale, bool entropy_gradient, const std::optional<at::Tensor>& extra_key,
-    const std::optional<at::Tensor>& extra_value, const std::optional<at::Tensor>& extra_mask);
+VMonarchGradients vmonarch_attention_backward_on(const Implementation& device, const VMonarchOutputs& outputs,
+                                                 const VMonarchInputs& inputs, int64_t frames,
+                                                 const VMonarchOptions& options);
 
 // An operator's kernel for a device: OnDevice<&spatial_step_on, &cpu_implementation>::call
 template <auto operation, const Implementation& (*implementation)(), typename = decltype(operation)>

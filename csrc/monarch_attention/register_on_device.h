@@ -16,8 +16,10 @@ void register_on_device(torch::Library& m) {
   m.impl("temporal_update_backward", &OnDevice<&temporal_update_backward_on, implementation>::call);
   m.impl("temporal_output", &OnDevice<&temporal_output_on, implementation>::call);
   m.impl("temporal_output_backward", &OnDevice<&temporal_output_backward_on, implementation>::call);
-  m.impl("vmonarch_attention_forward", &OnDevice<&vmonarch_attention_forward_on, implementation>::call);
-  m.impl("vmonarch_attention_backward", &OnDevice<&vmonarch_attention_backward_on, implementation>::call);
+  m.impl("vmonarch_attention_forward",
+         &VMonarchForwardSchema<&OnDevice<&vmonarch_attention_forward_on, implementation>::call, int64_t>::call);
+  m.impl("vmonarch_attention_backward",
+         &VMonarchBackwardSchema<&OnDevice<&vmonarch_attention_backward_on, implementation>::call, int64_t>::call);
 }
 
 }  // namespace frameattn

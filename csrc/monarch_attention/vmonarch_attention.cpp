@@ -19,10 +19,9 @@ namespace frameattn {
 using at::Tensor;
 using OptionalTensor = std::optional<at::Tensor>;
 
-void check_vmonarch_attention_inputs(const Tensor& query, const Tensor& key, const Tensor& value,
-                                     const c10::SymInt& frames, int64_t iterations, double mass_floor,
-                                     const OptionalTensor& extra_key, const OptionalTensor& extra_value,
-                                     const OptionalTensor& extra_mask) {
+void check_vmonarch_attention_inputs(const VMonarchInputs& inputs, const c10::SymInt& frames,
+                                     const VMonarchOptions& options) {
+  const auto& [query, key, value, extra_key, extra_value, extra_mask] = inputs;
   const char* const op = "vmonarch_attention";
   check_head_tensors(op, {{"query", query}, {"key", key}, {"value", value}});
   for (int dim = 0; dim < 4; ++dim) {
@@ -36,8 +35,8 @@ void check_vmonarch_attention_inputs(const Tensor& query, const Tensor& key, con
   TORCH_SYM_CHECK(frames.sym_ge(1), op, ": frames must be at least 1, got ", frames);
   TORCH_SYM_CHECK((query.sym_size(2) % frames).sym_eq(0), op, ": frames must divide the tokens N = ", query.sym_size(2),
                   ", got ", frames);
-  TORCH_CHECK(iterations >= 1, op, ": iterations must be at least 1, got ", iterations);
-  TORCH_CHECK(mass_floor > 0, op, ": mass_floor must be more than 0, got ", mass_floor);
+  TORCH_CHECK(options.iterations >= 1, op, ": iterations must be at least 1, got ", options.iterations);
+  TORCH_CHECK(options.mass_floor > 0, op, ": mass_floor must be more than 0, got ", options.mass_floor);
   TORCH_CHECK(extra_key.has_value() == extra_value.has_value(), op, ": extra_key and extra_value come together, got ",
               extra_key ? "extra_key" : "extra_value", " alone");
   TORCH_CHECK(!extra_mask || extra_key, op, ": extra_mask needs extra_key and extra_value");
@@ -82,90 +81,82 @@ VMonarchSaved VMonarchSaved::from_list(at::TensorList list, int64_t iterations) 
           part(3 * iterations, iterations - 1), list.back()};
 }
 
-std::tuple<Tensor, Tensor, std::vector<Tensor>> vmonarch_attention_forward(
-    const Tensor& query, const Tensor& key, const Tensor& value, c10::SymInt frames, int64_t iterations,
-    bool dense_first_frame, double mass_floor, double scale, const OptionalTensor& extra_key,
-    const OptionalTensor& extra_value, const OptionalTensor& extra_mask, bool save) {
-  static const auto op = find_operator<decltype(vmonarch_attention_forward)>("frameattn::vmonarch_attention_forward");
-  return op.call(query, key, value, std::move(frames), iterations, dense_first_frame, mass_floor, scale, extra_key,
-                 extra_value, extra_mask, save);
+VMonarchForward vmonarch_attention_forward(const VMonarchInputs& inputs, c10::SymInt frames,
+                                           const VMonarchOptions& options, bool save) {
+  static const auto op = find_operator<decltype(VMonarchForwardSchema<&vmonarch_attention_forward>::call)>(
+      "frameattn::vmonarch_attention_forward");
+  return op.call(inputs.query, inputs.key, inputs.value, std::move(frames), options.iterations,
+                 options.dense_first_frame, options.mass_floor, options.scale.value(), inputs.extra_key,
+                 inputs.extra_value, inputs.extra_mask, save);
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> vmonarch_attention_backward(
-    const OptionalTensor& grad_out, const OptionalTensor& grad_lse, const Tensor& query, const Tensor& key,
-    const Tensor& value, const Tensor& out, const Tensor& lse, at::TensorList saved, c10::SymInt frames,
-    int64_t iterations, bool dense_first_frame, double mass_floor, double scale, bool entropy_gradient,
-    const OptionalTensor& extra_key, const OptionalTensor& extra_value, const OptionalTensor& extra_mask) {
-  static const auto op = find_operator<decltype(vmonarch_attention_backward)>("frameattn::vmonarch_attention_backward");
-  return op.call(grad_out, grad_lse, query, key, value, out, lse, saved, std::move(frames), iterations,
-                 dense_first_frame, mass_floor, scale, entropy_gradient, extra_key, extra_value, extra_mask);
-}
-
-namespace {
-
-// The public operator's own signature, as its schema has it.
-std::tuple<Tensor, Tensor> vmonarch_attention_operator(const Tensor& query, const Tensor& key, const Tensor& value,
-                                                       c10::SymInt frames, int64_t iterations, bool dense_first_frame,
-                                                       double mass_floor, std::optional<double> scale,
-                                                       bool entropy_gradient, const OptionalTensor& extra_key,
-                                                       const OptionalTensor& extra_value,
-                                                       const OptionalTensor& extra_mask, bool return_lse) {
-  static const auto op = find_operator<decltype(vmonarch_attention_operator)>("frameattn::vmonarch_attention");
-  return op.call(query, key, value, std::move(frames), iterations, dense_first_frame, mass_floor, scale,
-                 entropy_gradient, extra_key, extra_value, extra_mask, return_lse);
-}
-
-}  // namespace
-
-std::tuple<Tensor, Tensor> vmonarch_attention(const Tensor& query, const Tensor& key, const Tensor& value,
-                                              int64_t frames, const VMonarchOptions& options,
-                                              const OptionalTensor& extra_key, const OptionalTensor& extra_value,
-                                              const OptionalTensor& extra_mask) {
-  return vmonarch_attention_operator(query, key, value, frames, options.iterations, options.dense_first_frame,
-                                     options.mass_floor, options.scale, options.entropy_gradient, extra_key,
-                                     extra_value, extra_mask, options.return_lse);
+VMonarchGradients vmonarch_attention_backward(const VMonarchOutputs& outputs, const VMonarchInputs& inputs,
+                                              c10::SymInt frames, const VMonarchOptions& options) {
+  static const auto op = find_operator<decltype(VMonarchBackwardSchema<&vmonarch_attention_backward>::call)>(
+      "frameattn::vmonarch_attention_backward");
+  return op.call(outputs.grad_out, outputs.grad_lse, inputs.query, inputs.key, inputs.value, outputs.out, outputs.lse,
+                 outputs.saved, std::move(frames), options.iterations, options.dense_first_frame, options.mass_floor,
+                 options.scale.value(), options.entropy_gradient, inputs.extra_key, inputs.extra_value,
+                 inputs.extra_mask);
 }
 
 namespace {
 
-std::tuple<Tensor, Tensor, std::vector<Tensor>> vmonarch_attention_forward_meta(
-    const Tensor& query, const Tensor& key, const Tensor& value, c10::SymInt frames, int64_t iterations, bool,
-    double mass_floor, double, const OptionalTensor& extra_key, const OptionalTensor& extra_value,
-    const OptionalTensor& extra_mask, bool save) {
-  check_vmonarch_attention_inputs(query, key, value, frames, iterations, mass_floor, extra_key, extra_value,
-                                  extra_mask);
+using Result = std::tuple<Tensor, Tensor>;
+
+// The public operator's flat arguments, likewise.
+template <auto function>
+struct Schema {
+  static Result call(const Tensor& query, const Tensor& key, const Tensor& value, c10::SymInt frames,
+                     int64_t iterations, bool dense_first_frame, double mass_floor, std::optional<double> scale,
+                     bool entropy_gradient, const OptionalTensor& extra_key, const OptionalTensor& extra_value,
+                     const OptionalTensor& extra_mask, bool return_lse) {
+    return function({query, key, value, extra_key, extra_value, extra_mask}, frames,
+                    {iterations, dense_first_frame, mass_floor, scale, entropy_gradient, return_lse});
+  }
+};
+
+Result call_operator(const VMonarchInputs& inputs, const c10::SymInt& frames, const VMonarchOptions& options) {
+  static const auto op = find_operator<decltype(Schema<&call_operator>::call)>("frameattn::vmonarch_attention");
+  return op.call(inputs.query, inputs.key, inputs.value, frames, options.iterations, options.dense_first_frame,
+                 options.mass_floor, options.scale, options.entropy_gradient, inputs.extra_key, inputs.extra_value,
+                 inputs.extra_mask, options.return_lse);
+}
+
+VMonarchForward forward_meta(const VMonarchInputs& inputs, const c10::SymInt& frames, const VMonarchOptions& options,
+                             bool save) {
+  check_vmonarch_attention_inputs(inputs, frames, options);
+  const Tensor &query = inputs.query, &value = inputs.value;
   return {empty_rows(query, value.sym_size(3)), empty_statistic(query),
-          save ? VMonarchSaved::empty(query, value, iterations).to_list() : std::vector<Tensor>()};
+          save ? VMonarchSaved::empty(query, value, options.iterations).to_list() : std::vector<Tensor>()};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> vmonarch_attention_backward_meta(
-    const OptionalTensor&, const OptionalTensor&, const Tensor& query, const Tensor& key, const Tensor& value,
-    const Tensor&, const Tensor&, at::TensorList, c10::SymInt frames, int64_t iterations, bool, double mass_floor,
-    double, bool, const OptionalTensor& extra_key, const OptionalTensor& extra_value,
-    const OptionalTensor& extra_mask) {
-  check_vmonarch_attention_inputs(query, key, value, frames, iterations, mass_floor, extra_key, extra_value,
-                                  extra_mask);
+VMonarchGradients backward_meta(const VMonarchOutputs&, const VMonarchInputs& inputs, const c10::SymInt& frames,
+                                const VMonarchOptions& options) {
+  check_vmonarch_attention_inputs(inputs, frames, options);
   const auto empty_of = [&](const OptionalTensor& t) {
-    return t ? t->new_empty_symint(t->sym_sizes()) : query.new_empty({0});
+    return t ? t->new_empty_symint(t->sym_sizes()) : inputs.query.new_empty({0});
   };
-  return {empty_of(query), empty_of(key), empty_of(value), empty_of(extra_key), empty_of(extra_value)};
+  return {empty_of(inputs.query), empty_of(inputs.key), empty_of(inputs.value), empty_of(inputs.extra_key),
+          empty_of(inputs.extra_value)};
 }
 
 template <at::DeviceType device>
-std::tuple<Tensor, Tensor> vmonarch_attention_autocast(const Tensor& query, const Tensor& key, const Tensor& value,
-                                                       c10::SymInt frames, int64_t iterations, bool dense_first_frame,
-                                                       double mass_floor, std::optional<double> scale,
-                                                       bool entropy_gradient, const OptionalTensor& extra_key,
-                                                       const OptionalTensor& extra_value,
-                                                       const OptionalTensor& extra_mask, bool return_lse) {
+Result autocast(const VMonarchInputs& inputs, const c10::SymInt& frames, const VMonarchOptions& options) {
   return with_autocast<device>([&](auto cast) {
-    return vmonarch_attention_operator(cast(query), cast(key), cast(value), frames, iterations, dense_first_frame,
-                                       mass_floor, scale, entropy_gradient, cast(extra_key), cast(extra_value),
-                                       extra_mask, return_lse);
+    return call_operator({cast(inputs.query), cast(inputs.key), cast(inputs.value), cast(inputs.extra_key),
+                          cast(inputs.extra_value), inputs.extra_mask},
+                         frames, options);
   });
 }
 
 }  // namespace
+
+Result vmonarch_attention(const Tensor& query, const Tensor& key, const Tensor& value, int64_t frames,
+                          const VMonarchOptions& options, const OptionalTensor& extra_key,
+                          const OptionalTensor& extra_value, const OptionalTensor& extra_mask) {
+  return call_operator({query, key, value, extra_key, extra_value, extra_mask}, frames, options);
+}
 
 TORCH_LIBRARY_FRAGMENT(frameattn, m) {
   const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag};
@@ -189,18 +180,22 @@ TORCH_LIBRARY_FRAGMENT(frameattn, m) {
 }
 
 TORCH_LIBRARY_IMPL(frameattn, Meta, m) {
-  m.impl("vmonarch_attention_forward", &vmonarch_attention_forward_meta);
-  m.impl("vmonarch_attention_backward", &vmonarch_attention_backward_meta);
+  m.impl("vmonarch_attention_forward", &VMonarchForwardSchema<&forward_meta>::call);
+  m.impl("vmonarch_attention_backward", &VMonarchBackwardSchema<&backward_meta>::call);
+}
+
+TORCH_LIBRARY_IMPL(frameattn, CompositeImplicitAutograd, m) {
+  m.impl("vmonarch_attention", &Schema<&vmonarch_attention_composite>::call);
 }
 
 TORCH_LIBRARY_IMPL(frameattn, AutocastCPU, m) {
-  m.impl("vmonarch_attention", &vmonarch_attention_autocast<at::kCPU>);
-  m.impl("vmonarch_attention_backward", &WithoutAutocast<at::kCPU, &vmonarch_attention_backward>::call);
+  m.impl("vmonarch_attention", &Schema<&autocast<at::kCPU>>::call);
+  m.impl("vmonarch_attention_backward", &WithoutAutocast<at::kCPU, &VMonarchBackwardCall::call>::call);
 }
 
 TORCH_LIBRARY_IMPL(frameattn, AutocastCUDA, m) {
-  m.impl("vmonarch_attention", &vmonarch_attention_autocast<at::kCUDA>);
-  m.impl("vmonarch_attention_backward", &WithoutAutocast<at::kCUDA, &vmonarch_attention_backward>::call);
+  m.impl("vmonarch_attention", &Schema<&autocast<at::kCUDA>>::call);
+  m.impl("vmonarch_attention_backward", &WithoutAutocast<at::kCUDA, &VMonarchBackwardCall::call>::call);
 }
 
 }  // namespace frameattn

@@ -2,20 +2,24 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <c10/core/SymInt.h>
 
 #include <optional>
 #include <tuple>
 #include <vector>
 
+#include "frameattn/monarch_attention.h"
+
 namespace frameattn {
 
-// Raises unless query, key [B, H, N, D], value [B, H, N, Dv], extra_key [B, H, E, D], extra_value [B, H, E, Dv] and
-// extra_mask [B, E] fit together and frames divides N. Works on symbolic sizes.
-void check_vmonarch_attention_inputs(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-                                     const c10::SymInt& frames, int64_t iterations, double mass_floor,
-                                     const std::optional<at::Tensor>& extra_key,
-                                     const std::optional<at::Tensor>& extra_value,
-                                     const std::optional<at::Tensor>& extra_mask);
+struct VMonarchInputs {
+  at::Tensor query, key, value;                                  // [B, H, N, D], key likewise, [B, H, N, Dv]
+  std::optional<at::Tensor> extra_key, extra_value, extra_mask;  // [B, H, E, D], [B, H, E, Dv], [B, E]
+};
+
+// Raises unless these fit together and frames divides N. Works on symbolic sizes.
+void check_vmonarch_attention_inputs(const VMonarchInputs& inputs, const c10::SymInt& frames,
+                                     const VMonarchOptions& options);
 
 // Where one frame is dense, every row is, and no factor is computed.
 inline bool needs_factors(int64_t frames, bool dense_first_frame) { return !(frames == 1 && dense_first_frame); }
@@ -32,18 +36,55 @@ struct VMonarchSaved {
   static VMonarchSaved empty(const at::Tensor& query, const at::Tensor& value, int64_t iterations);  // uninitialised
 };
 
-// out [B, H, N, Dv], lse [B, H, N], and the list of VMonarchSaved (empty unless save).
-std::tuple<at::Tensor, at::Tensor, std::vector<at::Tensor>> vmonarch_attention_forward(
-    const at::Tensor& query, const at::Tensor& key, const at::Tensor& value, c10::SymInt frames, int64_t iterations,
-    bool dense_first_frame, double mass_floor, double scale, const std::optional<at::Tensor>& extra_key,
-    const std::optional<at::Tensor>& extra_value, const std::optional<at::Tensor>& extra_mask, bool save);
+// out [B, H, N, Dv], lse [B, H, N], and the list of VMonarchSaved (empty unless save). options.scale has a value here
+// and in backward.
+using VMonarchForward = std::tuple<at::Tensor, at::Tensor, std::vector<at::Tensor>>;
+VMonarchForward vmonarch_attention_forward(const VMonarchInputs& inputs, c10::SymInt frames,
+                                           const VMonarchOptions& options, bool save);
 
 // Gradients of query, key, value, extra_key, extra_value (the last two empty [0] without them).
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> vmonarch_attention_backward(
-    const std::optional<at::Tensor>& grad_out, const std::optional<at::Tensor>& grad_lse, const at::Tensor& query,
-    const at::Tensor& key, const at::Tensor& value, const at::Tensor& out, const at::Tensor& lse, at::TensorList saved,
-    c10::SymInt frames, int64_t iterations, bool dense_first_frame, double mass_floor, double scale,
-    bool entropy_gradient, const std::optional<at::Tensor>& extra_key, const std::optional<at::Tensor>& extra_value,
-    const std::optional<at::Tensor>& extra_mask);
+using VMonarchGradients = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+struct VMonarchOutputs {
+  std::optional<at::Tensor> grad_out, grad_lse;
+  at::Tensor out, lse;
+  std::vector<at::Tensor> saved;
+};
+VMonarchGradients vmonarch_attention_backward(const VMonarchOutputs& outputs, const VMonarchInputs& inputs,
+                                              c10::SymInt frames, const VMonarchOptions& options);
+
+// ---- The flat arguments of the schemas, for functions of these structs: what the dispatcher registers and calls -----
+
+template <auto function, typename Frames = c10::SymInt>
+struct VMonarchForwardSchema {
+  static VMonarchForward call(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value, Frames frames,
+                              int64_t iterations, bool dense_first_frame, double mass_floor, double scale,
+                              const std::optional<at::Tensor>& extra_key, const std::optional<at::Tensor>& extra_value,
+                              const std::optional<at::Tensor>& extra_mask, bool save) {
+    return function({query, key, value, extra_key, extra_value, extra_mask}, frames,
+                    {iterations, dense_first_frame, mass_floor, scale}, save);
+  }
+};
+
+template <auto function, typename Frames = c10::SymInt>
+struct VMonarchBackwardSchema {
+  static VMonarchGradients call(const std::optional<at::Tensor>& grad_out, const std::optional<at::Tensor>& grad_lse,
+                                const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+                                const at::Tensor& out, const at::Tensor& lse, at::TensorList saved, Frames frames,
+                                int64_t iterations, bool dense_first_frame, double mass_floor, double scale,
+                                bool entropy_gradient, const std::optional<at::Tensor>& extra_key,
+                                const std::optional<at::Tensor>& extra_value,
+                                const std::optional<at::Tensor>& extra_mask) {
+    return function({grad_out, grad_lse, out, lse, saved.vec()},
+                    {query, key, value, extra_key, extra_value, extra_mask}, frames,
+                    {iterations, dense_first_frame, mass_floor, scale, entropy_gradient});
+  }
+};
+
+// The backward operator itself, flat.
+using VMonarchBackwardCall = VMonarchBackwardSchema<&vmonarch_attention_backward>;
+
+// The public operator by these: which way it goes (vmonarch_attention_autograd.cpp).
+std::tuple<at::Tensor, at::Tensor> vmonarch_attention_composite(const VMonarchInputs& inputs, const c10::SymInt& frames,
+                                                                const VMonarchOptions& options);
 
 }  // namespace frameattn

@@ -22,83 +22,75 @@ struct VMonarchAttention : torch::autograd::Function<VMonarchAttention> {
 
   static variable_list forward(AutogradContext* ctx, const Tensor& query, const Tensor& key, const Tensor& value,
                                const OptionalTensor& extra_key, const OptionalTensor& extra_value,
-                               const OptionalTensor& extra_mask, const c10::SymInt& frames, int64_t iterations,
-                               bool dense_first_frame, double mass_floor, double scale, bool entropy_gradient) {
+                               const OptionalTensor& extra_mask, const c10::SymInt& frames,
+                               const VMonarchOptions& options) {
     at::AutoDispatchBelowADInplaceOrView guard;
     ctx->set_materialize_grads(false);
-    auto [out, lse, saved] =
-        vmonarch_attention_forward(query, key, value, frames, iterations, dense_first_frame, mass_floor, scale,
-                                   extra_key, extra_value, extra_mask, /*save=*/true);
+    auto [out, lse, saved] = vmonarch_attention_forward({query, key, value, extra_key, extra_value, extra_mask}, frames,
+                                                        options, /*save=*/true);
     variable_list kept{
         query, key, value, extra_key.value_or(Tensor()), extra_value.value_or(Tensor()), extra_mask.value_or(Tensor()),
         out,   lse};
     kept.insert(kept.end(), saved.begin(), saved.end());
     ctx->save_for_backward(std::move(kept));
     ctx->saved_data["frames"] = frames;
-    ctx->saved_data["iterations"] = iterations;
-    ctx->saved_data["dense_first_frame"] = dense_first_frame;
-    ctx->saved_data["mass_floor"] = mass_floor;
-    ctx->saved_data["scale"] = scale;
-    ctx->saved_data["entropy_gradient"] = entropy_gradient;
+    ctx->saved_data["iterations"] = options.iterations;
+    ctx->saved_data["dense_first_frame"] = options.dense_first_frame;
+    ctx->saved_data["mass_floor"] = options.mass_floor;
+    ctx->saved_data["scale"] = options.scale.value();
+    ctx->saved_data["entropy_gradient"] = options.entropy_gradient;
     return {out, lse};
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    variable_list gradients(12);
+    variable_list gradients(8);
     if (!grads[0].defined() && !grads[1].defined()) return gradients;
     const auto kept = ctx->get_saved_variables();
     auto& data = ctx->saved_data;
-    const auto extra_key = if_defined(kept[3]);
-    auto [query, key, value, grad_extra_key, grad_extra_value] = vmonarch_attention_backward(
-        if_defined(grads[0]), if_defined(grads[1]), kept[0], kept[1], kept[2], kept[6], kept[7],
-        at::TensorList(kept).slice(8), data["frames"].toSymInt(), data["iterations"].toInt(),
-        data["dense_first_frame"].toBool(), data["mass_floor"].toDouble(), data["scale"].toDouble(),
-        data["entropy_gradient"].toBool(), extra_key, if_defined(kept[4]), if_defined(kept[5]));
+    const VMonarchInputs inputs{
+        kept[0], kept[1], kept[2], if_defined(kept[3]), if_defined(kept[4]), if_defined(kept[5])};
+    const VMonarchOutputs outputs{
+        if_defined(grads[0]), if_defined(grads[1]), kept[6], kept[7], {kept.begin() + 8, kept.end()}};
+    const VMonarchOptions options{data["iterations"].toInt(), data["dense_first_frame"].toBool(),
+                                  data["mass_floor"].toDouble(), data["scale"].toDouble(),
+                                  data["entropy_gradient"].toBool()};
+    auto [query, key, value, grad_extra_key, grad_extra_value] =
+        vmonarch_attention_backward(outputs, inputs, data["frames"].toSymInt(), options);
     if (ctx->needs_input_grad(0)) gradients[0] = query;
     if (ctx->needs_input_grad(1)) gradients[1] = key;
     if (ctx->needs_input_grad(2)) gradients[2] = value;
-    if (extra_key && ctx->needs_input_grad(3)) gradients[3] = grad_extra_key;
-    if (extra_key && ctx->needs_input_grad(4)) gradients[4] = grad_extra_value;
+    if (inputs.extra_key && ctx->needs_input_grad(3)) gradients[3] = grad_extra_key;
+    if (inputs.extra_key && ctx->needs_input_grad(4)) gradients[4] = grad_extra_value;
     return gradients;
   }
 };
 
-std::tuple<Tensor, Tensor> vmonarch_attention_composite(const Tensor& query, const Tensor& key, const Tensor& value,
-                                                        c10::SymInt frames, int64_t iterations, bool dense_first_frame,
-                                                        double mass_floor, std::optional<double> scale,
-                                                        bool entropy_gradient, const OptionalTensor& extra_key,
-                                                        const OptionalTensor& extra_value,
-                                                        const OptionalTensor& extra_mask, bool return_lse) {
+}  // namespace
+
+std::tuple<Tensor, Tensor> vmonarch_attention_composite(const VMonarchInputs& inputs, const c10::SymInt& frames,
+                                                        const VMonarchOptions& given) {
   // Before the scale is taken from a size that may not be there.
-  check_vmonarch_attention_inputs(query, key, value, frames, iterations, mass_floor, extra_key, extra_value,
-                                  extra_mask);
-  const double factor = scale ? *scale : 1 / std::sqrt(double(query.sym_size(3).guard_int(__FILE__, __LINE__)));
+  check_vmonarch_attention_inputs(inputs, frames, given);
+  const auto& [query, key, value, extra_key, extra_value, extra_mask] = inputs;
+  VMonarchOptions options = given;
+  if (!options.scale) options.scale = 1 / std::sqrt(double(query.sym_size(3).guard_int(__FILE__, __LINE__)));
   const auto needs = [](const OptionalTensor& t) { return t && t->requires_grad(); };
   Tensor out, lse;
   if (at::GradMode::is_enabled() &&
       (needs(query) || needs(key) || needs(value) || needs(extra_key) || needs(extra_value))) {
-    const auto both = VMonarchAttention::apply(query, key, value, extra_key, extra_value, extra_mask, frames,
-                                               iterations, dense_first_frame, mass_floor, factor, entropy_gradient);
+    const auto both = VMonarchAttention::apply(query, key, value, extra_key, extra_value, extra_mask, frames, options);
     out = both[0];
     lse = both[1];
   } else {
     std::vector<Tensor> nothing;
-    std::tie(out, lse, nothing) =
-        vmonarch_attention_forward(query, key, value, frames, iterations, dense_first_frame, mass_floor, factor,
-                                   extra_key, extra_value, extra_mask, /*save=*/false);
+    std::tie(out, lse, nothing) = vmonarch_attention_forward(inputs, frames, options, /*save=*/false);
   }
-  return {out, return_lse ? lse : lse.new_empty({0})};
-}
-
-}  // namespace
-
-TORCH_LIBRARY_IMPL(frameattn, CompositeImplicitAutograd, m) {
-  m.impl("vmonarch_attention", &vmonarch_attention_composite);
+  return {out, options.return_lse ? lse : lse.new_empty({0})};
 }
 
 TORCH_LIBRARY_IMPL(frameattn, Autograd, m) {
   m.impl("vmonarch_attention_forward", torch::autograd::autogradNotImplementedFallback());
-  m.impl("vmonarch_attention_backward", &RefuseDoubleBackward<&vmonarch_attention_backward>::call);
+  m.impl("vmonarch_attention_backward", &RefuseDoubleBackward<&VMonarchBackwardCall::call>::call);
 }
 
 }  // namespace frameattn

@@ -18,16 +18,15 @@ namespace frameattn {
 using at::Tensor;
 using OptionalTensor = std::optional<at::Tensor>;
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> vmonarch_attention_backward_on(
-    const Implementation& device, const OptionalTensor& grad_out, const OptionalTensor& grad_lse,
-    const Tensor& query_in, const Tensor& key_in, const Tensor& value_in, const Tensor& out, const Tensor& lse,
-    at::TensorList saved_list, int64_t frames, int64_t iterations, bool dense_first_frame, double mass_floor,
-    double scale, bool entropy_gradient, const OptionalTensor& extra_key, const OptionalTensor& extra_value,
-    const OptionalTensor& extra_mask) {
-  check_vmonarch_attention_inputs(query_in, key_in, value_in, frames, iterations, mass_floor, extra_key, extra_value,
-                                  extra_mask);
-  const c10::DeviceGuard guard(query_in.device());
-  const Tensor query = unit_stride(query_in), key = unit_stride(key_in), value = unit_stride(value_in);
+VMonarchGradients vmonarch_attention_backward_on(const Implementation& device, const VMonarchOutputs& outputs,
+                                                 const VMonarchInputs& inputs, int64_t frames,
+                                                 const VMonarchOptions& options) {
+  check_vmonarch_attention_inputs(inputs, frames, options);
+  const c10::DeviceGuard guard(inputs.query.device());
+  const Tensor query = unit_stride(inputs.query), key = unit_stride(inputs.key), value = unit_stride(inputs.value);
+  const auto& [grad_out, grad_lse, out, lse, saved_list] = outputs;
+  const int64_t iterations = options.iterations;
+  const double scale = options.scale.value();
   const auto saved = VMonarchSaved::from_list(saved_list, iterations);
   const int64_t positions = query.size(2) / frames;
 
@@ -40,7 +39,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> vmonarch_attention_backward_o
     // The last temporal step. Rows of the first frame are not its own where they are dense: their weights are
     // exp(-inf).
     Tensor monarch_lse = lse;
-    if (dense_first_frame) {
+    if (options.dense_first_frame) {
       monarch_lse = lse.clone();
       monarch_lse.narrow(2, 0, positions).fill_(std::numeric_limits<double>::infinity());
     }
@@ -49,8 +48,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> vmonarch_attention_backward_o
     output.value = saved.weighted_value;
     output.grad_out = grad;
     if (grad_lse) output.grad_lse = grad_lse->contiguous();
-    if (dense_first_frame || extra_key) output.row_lse = monarch_lse;
-    if (extra_key) output.row_offset = offset;
+    if (options.dense_first_frame || inputs.extra_key) output.row_lse = monarch_lse;
+    if (inputs.extra_key) output.row_offset = offset;
     output.grad_query = grad_query;
     output.grad_weighted_key = empty_of(saved.weighted_key.back());
     output.grad_entropy = empty_of(saved.entropy.back());
@@ -67,7 +66,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> vmonarch_attention_backward_o
                                   .weighted_key = saved.weighted_key[step - 1],
                                   .entropy = saved.entropy[step - 1],
                                   .frames = frames,
-                                  .mass_floor = mass_floor};
+                                  .mass_floor = options.mass_floor};
         again.out = surrogate = surrogate_buffer;
         device.temporal_forward(again);
         grad_surrogate.zero_();
@@ -77,7 +76,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> vmonarch_attention_backward_o
       spatial.entropy = saved.entropy[step];
       spatial.lse = saved.lse[step];
       spatial.grad_weighted_key = grad_weighted_key;
-      if (entropy_gradient) spatial.grad_entropy = grad_entropy;
+      if (options.entropy_gradient) spatial.grad_entropy = grad_entropy;
       if (step == iterations - 1) {
         spatial.value = value;
         spatial.weighted_value = saved.weighted_value;
@@ -93,7 +92,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> vmonarch_attention_backward_o
                                   .weighted_key = saved.weighted_key[step - 1],
                                   .entropy = saved.entropy[step - 1],
                                   .frames = frames,
-                                  .mass_floor = mass_floor};
+                                  .mass_floor = options.mass_floor};
       update.mass = saved.mass[step - 1];
       update.grad_surrogate = grad_surrogate;
       update.grad_query = grad_query;
@@ -102,9 +101,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> vmonarch_attention_backward_o
       device.temporal_backward(update);
     }
   };
-  if (needs_factors(frames, dense_first_frame)) factors_backward();
+  if (needs_factors(frames, options.dense_first_frame)) factors_backward();
 
-  if (dense_first_frame) {
+  if (options.dense_first_frame) {
     const auto of_first = [&](const Tensor& t) { return t.narrow(2, 0, positions); };
     SpatialBackwardStep first{.query = of_first(query), .key = key, .value = value, .frames = 1, .scale = scale};
     first.grad_weighted_value = of_first(grad);
@@ -117,19 +116,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> vmonarch_attention_backward_o
   }
   const auto none = [&] { return at::empty({0}, query.options()); };
   Tensor grad_extra_key = none(), grad_extra_value = none();
-  if (extra_key) {
+  if (inputs.extra_key) {
     SpatialBackwardStep extra{.query = query,
-                              .key = unit_stride(*extra_key),
-                              .value = unit_stride(*extra_value),
+                              .key = unit_stride(*inputs.extra_key),
+                              .value = unit_stride(*inputs.extra_value),
                               .frames = 1,
                               .scale = scale};
-    if (extra_mask) extra.key_mask = extra_mask->contiguous();
+    if (inputs.extra_mask) extra.key_mask = inputs.extra_mask->contiguous();
     extra.grad_weighted_value = grad;
     extra.lse = lse;
     extra.offset = offset;
     extra.grad_query = grad_query;
-    extra.grad_key = sums_like(*extra_key);
-    extra.grad_value = sums_like(*extra_value);
+    extra.grad_key = sums_like(*inputs.extra_key);
+    extra.grad_value = sums_like(*inputs.extra_value);
     device.dense_backward(extra, frames, /*split_queries=*/true);
     grad_extra_key = extra.grad_key.to(query.scalar_type());
     grad_extra_value = extra.grad_value.to(query.scalar_type());

@@ -14,17 +14,16 @@ namespace frameattn {
 using at::Tensor;
 using OptionalTensor = std::optional<at::Tensor>;
 
-std::tuple<Tensor, Tensor, std::vector<Tensor>> vmonarch_attention_forward_on(
-    const Implementation& device, const Tensor& query_in, const Tensor& key_in, const Tensor& value_in, int64_t frames,
-    int64_t iterations, bool dense_first_frame, double mass_floor, double scale, const OptionalTensor& extra_key,
-    const OptionalTensor& extra_value, const OptionalTensor& extra_mask, bool save) {
-  check_vmonarch_attention_inputs(query_in, key_in, value_in, frames, iterations, mass_floor, extra_key, extra_value,
-                                  extra_mask);
-  const c10::DeviceGuard guard(query_in.device());
-  const Tensor query = unit_stride(query_in), key = unit_stride(key_in), value = unit_stride(value_in);
+VMonarchForward vmonarch_attention_forward_on(const Implementation& device, const VMonarchInputs& inputs,
+                                              int64_t frames, const VMonarchOptions& options, bool save) {
+  check_vmonarch_attention_inputs(inputs, frames, options);
+  const c10::DeviceGuard guard(inputs.query.device());
+  const Tensor query = unit_stride(inputs.query), key = unit_stride(inputs.key), value = unit_stride(inputs.value);
+  const int64_t iterations = options.iterations;
+  const double scale = options.scale.value();
   const Tensor out = empty_rows(query, value.size(3)), lse = empty_statistic(query);
   const auto new_rows = [&] { return at::empty(query.sizes(), query.options()); };
-  const bool factored = needs_factors(frames, dense_first_frame);
+  const bool factored = needs_factors(frames, options.dense_first_frame);
   const Tensor shared = save || !factored ? Tensor() : new_rows();
 
   VMonarchSaved saved;
@@ -46,7 +45,7 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> vmonarch_attention_forward_on(
                                  .weighted_key = spatial.weighted_key,
                                  .entropy = spatial.entropy,
                                  .frames = frames,
-                                 .mass_floor = mass_floor};
+                                 .mass_floor = options.mass_floor};
     if (last) {
       temporal.value = spatial.weighted_value;
       temporal.out = out;
@@ -66,7 +65,7 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> vmonarch_attention_forward_on(
       saved.mass.push_back(temporal.mass);
   }
 
-  if (dense_first_frame) {
+  if (options.dense_first_frame) {
     const int64_t positions = query.size(2) / frames;
     SpatialForwardStep first{
         .query = query.narrow(2, 0, positions), .key = key, .value = value, .frames = 1, .scale = scale};
@@ -75,13 +74,13 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> vmonarch_attention_forward_on(
     device.spatial_forward(first);
     lse.narrow(2, 0, positions).copy_(first.lse);
   }
-  if (extra_key) {
+  if (inputs.extra_key) {
     SpatialForwardStep extra{.query = query,
-                             .key = unit_stride(*extra_key),
-                             .value = unit_stride(*extra_value),
+                             .key = unit_stride(*inputs.extra_key),
+                             .value = unit_stride(*inputs.extra_value),
                              .frames = 1,
                              .scale = scale};
-    if (extra_mask) extra.key_mask = extra_mask->contiguous();
+    if (inputs.extra_mask) extra.key_mask = inputs.extra_mask->contiguous();
     extra.weighted_value = at::empty(out.sizes(), out.options());
     extra.lse = empty_statistic(query);
     device.spatial_forward(extra);

@@ -73,8 +73,9 @@ FlashScalars FlashCall::scalars(const Tensor& given) const {
 }
 
 void FlashCall::launch(FlashKernel kernel) const {
+  const FlashKernelId id{kernel, architecture_};
   const int error =
-      context_.launch_flash(kernel, params, is_half_ ? FrameElement::float16 : FrameElement::bfloat16, context_.stream);
+      context_.launch_flash(id, params, is_half_ ? FrameElement::float16 : FrameElement::bfloat16, context_.stream);
   TORCH_CHECK(error == 0, op_, ": kernel ", flash_kernel_name(id),
               " could not be launched: ", context_.describe_error(error), "; batches, heads ", params.batches, ", ",
               params.heads, ", ", params.parts, " parts of ", params.queries, " queries and ", params.keys, " keys, ",

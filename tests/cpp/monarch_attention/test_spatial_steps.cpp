@@ -131,15 +131,18 @@ struct Launch {
   FrameElement element;
 };
 
-FlashDevice recording(std::vector<Launch>& launches, int64_t multiprocessors = 4) {
-  return {[&launches](FlashKernel kernel, const FlashParams& params, FrameElement element) {
-            launches.push_back({kernel, params, element});
-          },
-          multiprocessors};
+std::vector<Launch> launches;  // since the last call of recording()
+
+LaunchContext recording(int64_t multiprocessors = 4) {
+  launches.clear();
+  return {.multiprocessors = multiprocessors,
+          .launch_flash = [](const FlashKernelId& id, const FlashParams& params, FrameElement element, void*) {
+            launches.push_back({id.kernel, params, element});
+            return 0;
+          }};
 }
 
 TEST(SpatialByFlash, HandOnPointersAndStrides) {
-  std::vector<Launch> launches;
   const int64_t frames = 3, positions = 10, dim = 64;
   SpatialForwardStep step{.query = rows(frames * positions, dim, at::kBFloat16),
                           .key = rows(frames * positions, dim, at::kBFloat16),
@@ -147,7 +150,7 @@ TEST(SpatialByFlash, HandOnPointersAndStrides) {
                           .scale = 0.5};
   step.weighted_key = at::empty({kBatch, kHeads, frames * positions, dim}, at::kBFloat16);
   step.lse = at::empty({kBatch, kHeads, frames * positions});
-  flash_spatial_forward(recording(launches), step);
+  flash_spatial_forward(recording(), Architecture::sm80, step);
   ASSERT_EQ(launches.size(), 1);
   const FlashParams& p = launches[0].params;
   EXPECT_EQ(launches[0].element, FrameElement::bfloat16);
@@ -165,11 +168,10 @@ TEST(SpatialByFlash, HandOnPointersAndStrides) {
 }
 
 TEST(SpatialByFlash, CopyRowsThatAreNotAligned) {
-  std::vector<Launch> launches;
   SpatialForwardStep step{.query = rows(20, 12, at::kHalf), .key = rows(20, 12, at::kHalf), .frames = 2, .scale = 1};
   step.weighted_key = at::empty({kBatch, kHeads, 20, 12}, at::kHalf);
   step.lse = at::empty({kBatch, kHeads, 20});
-  flash_spatial_forward(recording(launches), step);
+  flash_spatial_forward(recording(), Architecture::sm80, step);
   const FlashParams& p = launches.at(0).params;
   EXPECT_EQ(p.dim, 16);
   EXPECT_NE(p.query.data, step.query.const_data_ptr());
@@ -178,7 +180,6 @@ TEST(SpatialByFlash, CopyRowsThatAreNotAligned) {
 }
 
 TEST(SpatialByFlash, DenseRowsAreSplitOverKeys) {
-  std::vector<Launch> launches;
   SpatialForwardStep step{.query = rows(100, 64, at::kHalf),
                           .key = rows(2000, 64, at::kHalf),
                           .value = rows(2000, 64, at::kHalf),
@@ -186,7 +187,7 @@ TEST(SpatialByFlash, DenseRowsAreSplitOverKeys) {
                           .scale = 1};
   step.weighted_value = at::empty({kBatch, kHeads, 100, 64}, at::kHalf);
   step.lse = at::empty({kBatch, kHeads, 100});
-  flash_spatial_forward(recording(launches), step);
+  flash_spatial_forward(recording(), Architecture::sm80, step);
   ASSERT_EQ(launches.size(), 2);
   const FlashParams &p = launches[0].params, &join = launches[1].params;
   EXPECT_EQ(p.parts, 3);  // of 704 keys: 6 blocks on 4 multiprocessors, 4 waves
@@ -197,8 +198,7 @@ TEST(SpatialByFlash, DenseRowsAreSplitOverKeys) {
   EXPECT_EQ(launches[1].kernel, FlashKernel::join);
   EXPECT_EQ(join.out.data, step.weighted_value.const_data_ptr());
   EXPECT_FALSE(join.join_out);
-  launches.clear();
-  flash_spatial_forward(recording(launches, /*multiprocessors=*/1), step);
+  flash_spatial_forward(recording(/*multiprocessors=*/1), Architecture::sm80, step);
   EXPECT_EQ(launches.size(), 1);
 }
 

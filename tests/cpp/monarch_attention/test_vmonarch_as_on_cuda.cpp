@@ -31,21 +31,25 @@ struct Results {
 // The operator and its gradients of sum(out * out_slope) + sum(lse * lse_slope).
 Results run(const Implementation& device, const Case& c, const std::vector<Tensor>& inputs, const OptionalTensor& mask,
             const Tensor& grad_out, const Tensor& grad_lse) {
-  const double scale = 1.5 / std::sqrt(static_cast<double>(c.dim)), floor = 0.1;
   const bool extra = c.extra_keys > 0;
-  const OptionalTensor key = extra ? OptionalTensor(inputs[3]) : std::nullopt;
-  const OptionalTensor value = extra ? OptionalTensor(inputs[4]) : std::nullopt;
-  auto [out, lse, saved] =
-      vmonarch_attention_forward_on(device, inputs[0], inputs[1], inputs[2], c.frames, c.iterations,
-                                    c.dense_first_frame, floor, scale, key, value, mask, /*save=*/true);
+  const VMonarchInputs tensors{inputs[0],
+                               inputs[1],
+                               inputs[2],
+                               extra ? OptionalTensor(inputs[3]) : std::nullopt,
+                               extra ? OptionalTensor(inputs[4]) : std::nullopt,
+                               mask};
+  const VMonarchOptions options{.iterations = c.iterations,
+                                .dense_first_frame = c.dense_first_frame,
+                                .scale = 1.5 / std::sqrt(static_cast<double>(c.dim)),
+                                .entropy_gradient = c.entropy_gradient};
+  auto [out, lse, saved] = vmonarch_attention_forward_on(device, tensors, c.frames, options, /*save=*/true);
   // Without save, buffers serve twice: the result must be the same.
-  const auto plain = vmonarch_attention_forward_on(device, inputs[0], inputs[1], inputs[2], c.frames, c.iterations,
-                                                   c.dense_first_frame, floor, scale, key, value, mask, false);
+  const auto plain = vmonarch_attention_forward_on(device, tensors, c.frames, options, /*save=*/false);
   EXPECT_TRUE(std::get<0>(plain).equal(out));
   EXPECT_TRUE(std::get<1>(plain).equal(lse));
   auto gradients = vmonarch_attention_backward_on(
-      device, grad_out.to(out.scalar_type()), grad_lse.to(lse.scalar_type()), inputs[0], inputs[1], inputs[2], out, lse,
-      saved, c.frames, c.iterations, c.dense_first_frame, floor, scale, c.entropy_gradient, key, value, mask);
+      device, {grad_out.to(out.scalar_type()), grad_lse.to(lse.scalar_type()), out, lse, saved}, tensors, c.frames,
+      options);
   auto [a, b, d, e, f] = gradients;
   Results result{out, lse, {a, b, d}};
   if (extra) result.gradients.insert(result.gradients.end(), {e, f});

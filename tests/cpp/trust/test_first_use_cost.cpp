@@ -97,10 +97,10 @@ TEST(FirstUse, OfAFrameKernelCostsOneLaunchAndAFewOperators) {
   matrix_attention_backward_by(expect, v, q, q, v, 16, 64, std::nullopt);
   for (const int64_t frames : {16, 44}) {
     const auto x = at::empty({1, 12, frames * 1456, 128}, at::kBFloat16), s = at::empty({1, 12, frames * 1456});
-    temporal_update_by(expect, x, x, s, frames, 0.1);
-    temporal_update_backward_by(expect, x, x, x, s, s, frames, 0.1);
-    temporal_output_by(expect, x, x, s, x, frames);
-    temporal_output_backward_by(expect, x, s, x, x, s, x, frames);
+    temporal_update_on(temporal_implementation(expect), x, x, s, frames, 0.1);
+    temporal_update_backward_on(temporal_implementation(expect), x, x, x, s, s, frames, 0.1);
+    temporal_output_on(temporal_implementation(expect), x, x, s, x, frames);
+    temporal_output_backward_on(temporal_implementation(expect), x, s, x, x, s, x, frames);
   }
 }
 
