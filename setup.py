@@ -61,10 +61,17 @@ if TOOLKIT:
 from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension  # noqa: E402
 
 
-def read_sources(cuda: bool) -> list[str]:
-    lines = (ROOT / "csrc" / "sources.txt").read_text().split("\n")
-    sources = [line for line in lines if line and not line.startswith("#")]
-    return [source.removeprefix("cuda ") for source in sources if cuda or not source.startswith("cuda ")]
+def read_sources(when: str) -> list[str]:
+    """The sources of csrc/sources.txt before whose path stands "", "cuda" or "cuda sm_90a"."""
+    lines = (ROOT / "csrc" / "sources.txt").read_text().splitlines()
+    sources = [line.rpartition(" ") for line in lines if line and not line.startswith("#")]
+    return [path for before, _, path in sources if before == when]
+
+
+def sm_90a_sources() -> list[str]:
+    """Those of the kernels with Hopper's own instructions, if this build has them."""
+    architectures = re.split("[; +]", os.environ["TORCH_CUDA_ARCH_LIST"])  # one may be 9.0a+PTX
+    return read_sources("cuda sm_90a") if TOOLKIT and "9.0a" in architectures else []
 
 
 def extension():
@@ -94,10 +101,12 @@ def extension():
         packaged = Path(torch.__file__).parents[1] / "nvidia" / f"cu{torch.version.cuda.split('.')[0]}" / "include"
         if packaged.is_dir() and not (TOOLKIT / "include" / "cusparse.h").exists():
             include_dirs.append(str(packaged))
+    if sm_90a_sources():
+        macros.append(("FRAMEATTN_WITH_SM90A", "1"))
     kind = CUDAExtension if TOOLKIT else CppExtension
     return kind(
         "frameattn._C",
-        [*read_sources(TOOLKIT is not None), "csrc/bindings/module.cpp"],
+        [*read_sources(""), *(read_sources("cuda") if TOOLKIT else []), "csrc/bindings/module.cpp"],
         include_dirs=include_dirs,
         define_macros=macros,
         extra_compile_args=flags,
@@ -122,6 +131,20 @@ class Build(BuildExtension):
         super().finalize_options()
         # Kept between builds, also those of pip: ninja then compiles only what changed.
         self.build_temp = os.path.join("build", f"temp-{sys.implementation.cache_tag}-torch-{torch.__version__}")
+
+    def build_extension(self, ext):
+        if sources := sm_90a_sources():
+            # torch gives every .cu file of an extension the same architectures, but none where the flags name one.
+            nvcc = [*ext.extra_compile_args["nvcc"], "-gencode=arch=compute_90a,code=sm_90a"]
+            ext.extra_objects = self.compiler.compile(
+                sources,
+                output_dir=os.path.join(self.build_temp, "sm_90a"),  # ninja keeps files of its own there
+                macros=ext.define_macros,
+                include_dirs=ext.include_dirs,
+                debug=self.debug,
+                extra_postargs={**ext.extra_compile_args, "nvcc": nvcc},
+            )
+        super().build_extension(ext)
 
     def run(self):
         values = describe_build()  # before the compilers read the sources: what changes meanwhile is not in it

@@ -193,7 +193,8 @@ def compile_trees(trees: dict[Path, Tree], architectures: Sequence[str]) -> None
     nvcc = find_nvcc()
     if nvcc is None:
         raise ValueError("nvcc was not found")
-    jobs = [(nvcc, root, file, arch) for arch in architectures for root in trees for file in listed_files(root)]
+    listed = [(root, file, only) for root in trees for file, only in listed_files(root).items()]
+    jobs = [(nvcc, root, file, arch) for arch in architectures for root, file, only in listed if only in ("", arch)]
     for (_, root, _, arch), functions in zip(jobs, in_parallel(compile_functions, jobs), strict=True):
         trees[root].functions[arch] += functions
 

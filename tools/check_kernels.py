@@ -1,9 +1,10 @@
 """Check the machine code of the CUDA kernels, without a GPU.
 
-Every .cu file of csrc/sources.txt is compiled for every architecture. A kernel fails when the compiler warns, spills
-registers, uses a stack frame, ignores setmaxnreg or serializes wgmma, and when its machine code holds other numbers of
-tensor core instructions and of their loads than tools/kernel_table.csv says: an unrolled loop has as many of
-them as its tile needs, so a number that changes is a loop that was not unrolled or a load that was split.
+Every .cu file of csrc/sources.txt is compiled for every architecture, or for the one that it names. A kernel fails
+when the compiler warns, spills registers, uses a stack frame, ignores setmaxnreg or serializes wgmma, and when its
+machine code holds other numbers of tensor core instructions and of their loads than tools/kernel_table.csv says: an
+unrolled loop has as many of them as its tile needs, so a number that changes is a loop that was not unrolled or a load
+that was split.
 
 examples:
   python tools/check_kernels.py
@@ -171,9 +172,11 @@ def find_nvcc() -> Path | None:
     return toolkit / "bin" / "nvcc" if toolkit else None
 
 
-def listed_files(root: Path = ROOT) -> list[str]:
-    files = [line.removeprefix("cuda ") for line in (root / "csrc" / "sources.txt").read_text().splitlines()]
-    return [file for file in files if file.endswith(".cu") and file not in NOT_CHECKED]
+def listed_files(root: Path = ROOT) -> dict[str, str]:
+    """The .cu files of csrc/sources.txt, each with the one architecture that it is compiled for, or ""."""
+    sources = (root / "csrc" / "sources.txt").read_text()
+    lines = re.findall(r"^cuda (?:(\w+) )?(\S+\.cu)$", sources, re.MULTILINE)
+    return {file: only for only, file in lines if file not in NOT_CHECKED}
 
 
 def compile_command(nvcc: Path, root: Path, file: str, arch: str, output: Path) -> list[str | Path]:
@@ -225,8 +228,9 @@ def read_output(compiled: Compiled, code: bytes, messages: str) -> None:
         compiled.fail("no kernel came out")
 
 
-def compile_all(nvcc: Path, files: Sequence[str], architectures: Sequence[str]) -> list[Compiled]:
-    return in_parallel(compile_file, [(nvcc, file, arch) for file in files for arch in architectures])
+def compile_all(nvcc: Path, files: dict[str, str], architectures: Sequence[str]) -> list[Compiled]:
+    jobs = [(nvcc, file, arch) for file, only in files.items() for arch in architectures if only in ("", arch)]
+    return in_parallel(compile_file, jobs)
 
 
 def in_parallel(function: Callable[..., Any], jobs: Sequence[tuple]) -> list[Any]:
@@ -343,7 +347,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     files = listed
     if options.file:
         paths = [path.resolve() for path in options.file]
-        files = [str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path) for path in paths]
+        names = [str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path) for path in paths]
+        files = {name: listed.get(name, "") for name in names}
 
     start = time.perf_counter()
     compiled = compile_all(nvcc, files, options.arch)
@@ -356,7 +361,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for one in compiled:
         check_against(table, one)
     problems = [problem for one in compiled for problem in one.problems]
-    if not options.file:
+    if options.file:
+        elsewhere = {file: only for file, only in files.items() if only and only not in options.arch}
+        problems += [f"{file}: csrc/sources.txt gives it to {only} alone" for file, only in elsewhere.items()]
+    else:
         for file in sorted({key[0] for key in table} - set(listed)):
             problems.append(f"{file}: in the table, but not in csrc/sources.txt; --update drops it")
 

@@ -1,7 +1,7 @@
 """All of VMonarch attention, against its reference in eager torch where that has room, and against dense attention.
 
-Two iterations and a dense first frame. Dense attention is what a video model would otherwise spend: it computes something
-else, and its error is that against itself in float64.
+Two iterations and a dense first frame. Dense attention is what a video model would otherwise spend: it computes
+something else, and its error is that against itself in float64.
 """
 
 import torch

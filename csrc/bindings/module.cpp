@@ -3,6 +3,7 @@
 // eager use and tests.
 #include <torch/extension.h>
 
+#include "csrc/device/hopper_probe.h"
 #include "csrc/frame_attention/cuda/composed_frame_attention.h"
 #include "csrc/matrix_attention/cuda/matrix_attention_problem.h"
 #include "csrc/matrix_attention/matrix_attention.h"
@@ -134,6 +135,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
 
   m.def("build_info", &build_info, "(name, value) pairs: what the library was built with");
   m.def("cuda_devices", &cuda_devices, "one line for each NVIDIA GPU the library sees");
+  m.def("current_device_loads_sm90a", &current_device_loads_sm90a, "None if the build has no kernels for sm_90a alone");
   m.def("kernel_choice", &kernel_choice, "what FRAMEATTN_KERNELS says: checked, composed or unchecked");
   m.def(
       "trusted_kernels",

@@ -35,6 +35,11 @@ def cuda_devices() -> list[str]:
     return _C.cuda_devices()
 
 
+def current_device_loads_sm90a() -> bool | None:
+    """Whether the current device can run the kernels with Hopper's own instructions; None if the build has none."""
+    return _C.current_device_loads_sm90a()
+
+
 def kernel_choice() -> str:
     """Which CUDA kernels may run, by FRAMEATTN_KERNELS: "checked" (or not set), "composed" or "unchecked"."""
     return _C.kernel_choice()

@@ -10,6 +10,9 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from setuptools import Distribution
+from setuptools.command.build_ext import build_ext
+from torch.utils import cpp_extension
 
 ROOT = Path(__file__).parents[2]
 VARIABLES = ("FRAMEATTN_CUDA", "FRAMEATTN_DEBUG", "CUDA_HOME", "CUDA_PATH", "TORCH_CUDA_ARCH_LIST")
@@ -58,7 +61,7 @@ def test_a_cuda_torch_with_a_toolkit_gives_a_cuda_build(setup, toolkit):
     values = setup("13.0", CUDA_HOME=toolkit)
     assert values["TOOLKIT"] == toolkit
     assert values["CUDA"] == f"13.0 (toolkit {toolkit})"
-    assert any(source.endswith(".cu") for source in values["read_sources"](cuda=True))
+    assert any(source.endswith(".cu") for source in values["read_sources"]("cuda"))
 
 
 @pytest.mark.parametrize("cuda_home", ["/nowhere", None])
@@ -100,12 +103,83 @@ def test_architectures_do_not_depend_on_the_gpu_but_on_the_user(setup, toolkit):
     assert os.environ["TORCH_CUDA_ARCH_LIST"] == "9.0a"
 
 
+@pytest.fixture
+def cuda_setup(setup, toolkit, monkeypatch) -> Callable[[str], dict]:
+    """run(architectures) imports setup.py for a CUDA build."""
+    monkeypatch.setattr(cpp_extension, "CUDA_HOME", str(toolkit))
+    return lambda architectures: setup("13.0", CUDA_HOME=toolkit, TORCH_CUDA_ARCH_LIST=architectures)
+
+
+@pytest.mark.parametrize(
+    "architectures, among",
+    [
+        ("8.0+PTX;9.0a;12.0", True),
+        ("9.0a", True),
+        ("8.0 9.0a+PTX", True),
+        ("8.0;9.0;12.0a", False),
+        ("9.0+PTX", False),
+    ],
+)
+def test_sources_of_sm_90a_need_it_among_the_architectures(cuda_setup, architectures, among):
+    values = cuda_setup(architectures)
+    probe = "csrc/device/cuda/hopper_probe_sm90.cu"
+    assert (probe in values["sm_90a_sources"]()) == among
+    extension = values["extension"]()
+    assert (("FRAMEATTN_WITH_SM90A", "1") in extension.define_macros) == among
+    assert "csrc/device/cuda/device_image.cu" in extension.sources
+    assert probe not in extension.sources
+
+
+def test_a_cpu_build_has_no_sources_of_sm_90a(setup):
+    values = setup(None)
+    assert values["sm_90a_sources"]() == []
+    assert "FRAMEATTN_WITH_SM90A" not in dict(values["extension"]().define_macros)
+
+
+@pytest.mark.parametrize("architectures, compiled", [("8.0;9.0a", True), ("8.0", False)])
+def test_sources_of_sm_90a_are_compiled_for_it_alone(cuda_setup, architectures, compiled, monkeypatch):
+    values = cuda_setup(architectures)
+    calls = []
+
+    class Compiler:
+        def compile(self, sources, **options):
+            calls.append((sources, options))
+            return [f"{options['output_dir']}/{source}.o" for source in sources]
+
+    linked = []
+    monkeypatch.setattr(build_ext, "build_extension", lambda build, extension: linked.extend(extension.extra_objects))
+    build, extension = values["Build"](Distribution()), values["extension"]()
+    build.build_temp, build.compiler = "temp", Compiler()
+    build.build_extension(extension)
+    if not compiled:
+        assert calls == linked == []
+        return
+    ((sources, options),) = calls
+    assert sources == values["read_sources"]("cuda sm_90a")
+    assert linked == [f"temp/sm_90a/{source}.o" for source in sources]
+    for_all = extension.extra_compile_args["nvcc"]
+    flags = options["extra_postargs"]["nvcc"]
+    assert flags == [*for_all, "-gencode=arch=compute_90a,code=sm_90a"]
+    # What torch adds to either.
+    assert cpp_extension._get_cuda_arch_flags(flags) == []
+    assert len(cpp_extension._get_cuda_arch_flags(for_all)) == 2
+
+
 def test_every_source_is_listed_once(setup):
-    listed = setup(None)["read_sources"](cuda=True)
+    read_sources = setup(None)["read_sources"]
+    listed = [source for when in ("", "cuda", "cuda sm_90a") for source in read_sources(when)]
     found = [
         path.relative_to(ROOT).as_posix() for pattern in ("*.cpp", "*.cu") for path in ROOT.glob(f"csrc/**/{pattern}")
     ]
     assert sorted([*listed, "csrc/bindings/module.cpp"]) == sorted(found)
+
+
+def test_check_kernels_reads_the_same_list(setup):
+    read_sources = setup(None)["read_sources"]
+    tool = run_path(str(ROOT / "tools" / "check_kernels.py"))
+    for_all = {source: "" for source in read_sources("cuda") if source.endswith(".cu")}
+    del for_all["csrc/device/cuda/device_image.cu"]  # an empty kernel
+    assert tool["listed_files"]() == {**for_all, **dict.fromkeys(read_sources("cuda sm_90a"), "sm_90a")}
 
 
 def test_cmake_options_name_this_torch():

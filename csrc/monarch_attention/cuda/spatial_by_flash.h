@@ -3,6 +3,7 @@
 
 #include "csrc/device/launch_context.h"
 #include "csrc/monarch_attention/implementation.h"
+#include "csrc/shared/kernels/architecture.h"
 
 namespace frameattn {
 

@@ -18,7 +18,7 @@ import torch
 
 import frameattn
 from frameattn._errors import UsageError
-from frameattn._load import kernel_choice, trusted_kernels
+from frameattn._load import current_device_loads_sm90a, kernel_choice, trusted_kernels
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,12 +56,17 @@ def running_on() -> dict[str, str]:
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "threads": str(torch.get_num_threads()),
     }
+    architectures = frameattn.build_info()["cuda architectures"]
     if not torch.cuda.is_available():
-        return {**values, "gpu": "torch sees none"}
+        loads = current_device_loads_sm90a()
+        return {**values, "gpu": "torch sees none", "sm_90a kernels": describe_sm90a(architectures, loads, None)}
     for i in range(torch.cuda.device_count()):
         gpu = torch.cuda.get_device_properties(i)
         values[f"gpu {i}"] = f"{gpu.name}, sm_{gpu.major}{gpu.minor}, {gpu.total_memory / 2**30:.0f} GiB"
         values[f"kernels on gpu {i}"] = describe_kernels(choice, gpu.major, gpu.minor)
+        with torch.cuda.device(i):
+            loads = current_device_loads_sm90a()
+        values[f"sm_90a kernels on gpu {i}"] = describe_sm90a(architectures, loads, (gpu.major, gpu.minor))
     return values
 
 
@@ -77,6 +82,23 @@ def describe_kernels(choice: str, major: int, minor: int) -> str:
     trusted = "; ".join(f"{', '.join(kernels)} in {dtypes}" for dtypes, kernels in by_dtypes.items())
     checked = "compared with torch's operators at their first use"
     return f"trusted are {trusted}; others are {checked}" if trusted else f"all are {checked}"
+
+
+def describe_sm90a(architectures: str, loads: bool | None, capability: tuple[int, int] | None) -> str:
+    """Whether the kernels with Hopper's own instructions are in a build for these architectures (loads is None where
+    they are not), and whether they run on a GPU of this compute capability, or on None."""
+    if loads is None:
+        cpu = architectures == "none"
+        return "not in this build: " + ("it is a CPU build" if cpu else "9.0a is not among its architectures")
+    if loads:
+        usable = "yes"
+    elif capability is None:
+        usable = "no: there is no GPU"
+    elif capability == (9, 0):
+        usable = "no: the driver does not load them"
+    else:
+        usable = f"no: the GPU has compute capability {capability[0]}.{capability[1]}"
+    return f"in this build, usable here: {usable}"
 
 
 def optional_packages() -> dict[str, str]:

@@ -2,6 +2,7 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <cstdlib>
 #include <thread>
 
@@ -12,8 +13,6 @@ namespace frameattn {
 namespace {
 
 const KernelUse kUse{"frame_attention_forward", 1, 90, "bfloat16", "16 frames", 0};
-
-};
 
 class KernelTrustTest : public testing::Test {
  protected:

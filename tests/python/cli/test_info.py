@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import frameattn
+from frameattn._load import current_device_loads_sm90a
 from frameattn.cli import info
 from frameattn.cli.main import COMMANDS, main
 
@@ -48,6 +49,29 @@ def test_info_says_which_kernels_run_on_a_gpu():
     assert info.describe_kernels("composed", 9, 0) == "none: FRAMEATTN_KERNELS=composed"
     assert info.describe_kernels("unchecked", 9, 0).startswith("all, none of them checked")
     assert info.describe_kernels("checked", 7, 5) == "none: they need compute capability 8.0"
+
+
+@pytest.mark.parametrize(
+    "architectures, loads, capability, sentence",
+    [
+        ("none", None, None, "not in this build: it is a CPU build"),
+        ("8.0+PTX;12.0", None, (9, 0), "not in this build: 9.0a is not among its architectures"),
+        ("9.0a", True, (9, 0), "in this build, usable here: yes"),
+        ("9.0a", False, (8, 0), "in this build, usable here: no: the GPU has compute capability 8.0"),
+        ("9.0a", False, (9, 0), "in this build, usable here: no: the driver does not load them"),
+        ("9.0a", False, None, "in this build, usable here: no: there is no GPU"),
+    ],
+)
+def test_info_says_whether_kernels_of_sm_90a_are_usable(architectures, loads, capability, sentence):
+    assert info.describe_sm90a(architectures, loads, capability) == sentence
+
+
+def test_the_build_and_its_architectures_agree_on_sm_90a():
+    in_build = "9.0a" in frameattn.build_info()["cuda architectures"]
+    assert (current_device_loads_sm90a() is not None) == in_build
+    if not torch.cuda.is_available():
+        here = "in this build, usable here: no: there is no GPU" if in_build else "not in this build: "
+        assert info.running_on()["sm_90a kernels"].startswith(here)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
