@@ -308,7 +308,7 @@ def check_local_memory(one: Compiled, kernel: str, resources: Resources, counts:
 def print_summary(compiled: Sequence[Compiled]) -> None:
     """One line for each file and architecture: the greatest registers and shared memory, the sums of instructions."""
     print(
-        f"{'file':54} {'arch':10} {'kernels':>7} {'regs':>5} {'shared':>6} {'HMMA':>6} {'LDSM':>6} {'LDGSTS':>6}    s"
+        f"{'file':66} {'arch':10} {'kernels':>7} {'regs':>5} {'shared':>6} {'HMMA':>6} {'LDSM':>6} {'LDGSTS':>6}    s"
     )
     for one in compiled:
         resources = [resources for resources, _ in one.kernels.values()]
@@ -319,7 +319,7 @@ def print_summary(compiled: Sequence[Compiled]) -> None:
         regs, shared, hmma, ldsm, ldgsts = numbers
         kernels = len(one.kernels) or one.ptx_kernels
         print(
-            f"{one.file:54} {one.arch:10} {kernels:7} {regs:>5} {shared:>6} {hmma:>6} {ldsm:>6} {ldgsts:>6} "
+            f"{one.file:66} {one.arch:10} {kernels:7} {regs:>5} {shared:>6} {hmma:>6} {ldsm:>6} {ldgsts:>6} "
             f"{one.seconds:4.1f}"
         )
 

@@ -1,7 +1,7 @@
 """Turn what benchmarks.gpu_check left in a folder into files of the repository. Needs no GPU.
 
   benchmarks/results/<device>/gpu_check.csv and .png   the measurements, with commit, torch, CUDA, driver and clocks
-  csrc/trust/trusted_kernels.inc                      the kernels that passed `elements` and `tests` on this capability
+  csrc/trust/trusted_kernels.inc                       the kernels that passed `elements` and `tests` on this capability
   README.md                                            the table between its markers gpu-table:begin and gpu-table:end
 
 example:

@@ -1,5 +1,4 @@
-// From a FrameProblem to what the GPU kernels take: pointers and strides
-// (csrc/frame_attention/cuda/kernels/frame_attention.h).
+// From a FrameProblem to what the GPU kernels take: pointers and strides (kernels/frame_attention.h).
 #pragma once
 
 #include <utility>

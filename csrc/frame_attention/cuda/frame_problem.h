@@ -1,7 +1,6 @@
 // Attention between the T frames of an item, as tensors: the one form in which matrix_attention and the temporal step
-// of VMonarch reach the GPU kernels (csrc/frame_attention/cuda/kernels/frame_attention.h has the formulas) and the
-// implementation made of torch's operators (composed_frame_attention.h). Both read the same views and write into the
-// same outputs.
+// of VMonarch reach the GPU kernels (kernels/frame_attention.h has the formulas) and the implementation made of torch's
+// operators (composed_frame_attention.h). Both read the same views and write into the same outputs.
 #pragma once
 
 #include <ATen/core/Tensor.h>

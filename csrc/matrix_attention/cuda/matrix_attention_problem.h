@@ -1,5 +1,5 @@
-// matrix_attention as attention between frames (csrc/frame_attention/cuda/frame_problem.h): item (b, c, r) is head (c,
-// r) of clip b. Inputs were checked. What `run` is decides the device and the implementation.
+// matrix_attention as attention between frames (csrc/frame_attention/cuda/frame_problem.h): item (b, c, r) is head
+// (c, r) of clip b. Inputs were checked. What `run` is decides the device and the implementation.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -105,7 +105,6 @@ TEST_F(RunSpatialStep, DenseRowsAreSplitWhereMultiprocessorsWouldIdle) {
   frames = 1;
   keys = 1100;
   emulator.trust_everything();
-  gpu.multiprocessors = 1;
   gpu.multiprocessors = 132;
   expect_right();
   EXPECT_EQ(emulator.launches, 2 + 3);  // forward, join; backward is not split

@@ -125,7 +125,6 @@ def test_runs_the_kernel(problem, dtype, size):
         assert any(kernel in name for name in names), f"{kernel} did not run, but {names}"
 
 
-@pytest.mark.gpu_only
 @each(WITH_KERNELS)
 @each_kernel_dtype
 @pytest.mark.parametrize("size", [7, 33, 150])
@@ -138,7 +137,6 @@ def test_kernel_and_composed_are_as_close_as_eager_code(problem, dtype, size, mo
     check(problem, size, inputs)
 
 
-@pytest.mark.gpu_only
 @each(WITH_KERNELS)
 @each_kernel_dtype
 @pytest.mark.parametrize("size, dim", [(1, 72), (16, 72), (21, 128), (64, 64), (150, 64)])
