@@ -14,8 +14,10 @@
 
 namespace frameattn {
 
-void check_matrix_attention_inputs(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-                                   int64_t row_heads, int64_t col_heads) {
+using at::Tensor;
+
+void check_matrix_attention_inputs(const Tensor& query, const Tensor& key, const Tensor& value, int64_t row_heads,
+                                   int64_t col_heads) {
   const NamedTensor named[] = {{"query", query}, {"key", key}, {"value", value}};
   for (const auto& [name, tensor] : named)
     TORCH_CHECK(tensor.dim() == 4, "matrix_attention: ", name, " must be [B, T, M, D], got ", tensor.sym_sizes());
@@ -41,9 +43,8 @@ void check_matrix_attention_inputs(const at::Tensor& query, const at::Tensor& ke
                   col_heads);
 }
 
-void check_matrix_attention_backward_inputs(const at::Tensor& grad_output, const at::Tensor& query,
-                                            const at::Tensor& key, const at::Tensor& value, int64_t row_heads,
-                                            int64_t col_heads) {
+void check_matrix_attention_backward_inputs(const Tensor& grad_output, const Tensor& query, const Tensor& key,
+                                            const Tensor& value, int64_t row_heads, int64_t col_heads) {
   check_matrix_attention_inputs(query, key, value, row_heads, col_heads);
   check_same_dtype_and_device("matrix_attention_backward", {{"query", query}, {"grad_output", grad_output}});
   TORCH_CHECK(grad_output.dim() == 4, "matrix_attention_backward: grad_output must have the shape of value, ",
@@ -54,41 +55,40 @@ void check_matrix_attention_backward_inputs(const at::Tensor& grad_output, const
                     ", got ", grad_output.sym_sizes());
 }
 
-at::Tensor matrix_attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value, int64_t row_heads,
-                            int64_t col_heads, std::optional<double> scale) {
+Tensor matrix_attention(const Tensor& query, const Tensor& key, const Tensor& value, int64_t row_heads,
+                        int64_t col_heads, std::optional<double> scale) {
   static const auto op = find_operator<decltype(matrix_attention)>("frameattn::matrix_attention");
   return op.call(query, key, value, row_heads, col_heads, scale);
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> matrix_attention_backward(const at::Tensor& grad_output,
-                                                                         const at::Tensor& query, const at::Tensor& key,
-                                                                         const at::Tensor& value, int64_t row_heads,
-                                                                         int64_t col_heads,
-                                                                         std::optional<double> scale) {
+std::tuple<Tensor, Tensor, Tensor> matrix_attention_backward(const Tensor& grad_output, const Tensor& query,
+                                                             const Tensor& key, const Tensor& value, int64_t row_heads,
+                                                             int64_t col_heads, std::optional<double> scale) {
   static const auto op = find_operator<decltype(matrix_attention_backward)>("frameattn::matrix_attention_backward");
   return op.call(grad_output, query, key, value, row_heads, col_heads, scale);
 }
 
 namespace {
 
-at::Tensor empty_like_contiguous(const at::Tensor& tensor) { return tensor.new_empty_symint(tensor.sym_sizes()); }
+Tensor empty_like_contiguous(const Tensor& tensor) { return tensor.new_empty_symint(tensor.sym_sizes()); }
 
-at::Tensor matrix_attention_meta(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-                                 int64_t row_heads, int64_t col_heads, std::optional<double> /*scale*/) {
+Tensor matrix_attention_meta(const Tensor& query, const Tensor& key, const Tensor& value, int64_t row_heads,
+                             int64_t col_heads, std::optional<double> /*scale*/) {
   check_matrix_attention_inputs(query, key, value, row_heads, col_heads);
   return empty_like_contiguous(value);
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> matrix_attention_backward_meta(
-    const at::Tensor& grad_output, const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-    int64_t row_heads, int64_t col_heads, std::optional<double> /*scale*/) {
+std::tuple<Tensor, Tensor, Tensor> matrix_attention_backward_meta(const Tensor& grad_output, const Tensor& query,
+                                                                  const Tensor& key, const Tensor& value,
+                                                                  int64_t row_heads, int64_t col_heads,
+                                                                  std::optional<double> /*scale*/) {
   check_matrix_attention_backward_inputs(grad_output, query, key, value, row_heads, col_heads);
   return {empty_like_contiguous(query), empty_like_contiguous(key), empty_like_contiguous(value)};
 }
 
 template <at::DeviceType device>
-at::Tensor matrix_attention_autocast(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-                                     int64_t row_heads, int64_t col_heads, std::optional<double> scale) {
+Tensor matrix_attention_autocast(const Tensor& query, const Tensor& key, const Tensor& value, int64_t row_heads,
+                                 int64_t col_heads, std::optional<double> scale) {
   return with_autocast<device>(
       [&](auto cast) { return matrix_attention(cast(query), cast(key), cast(value), row_heads, col_heads, scale); });
 }

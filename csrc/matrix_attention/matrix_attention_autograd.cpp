@@ -9,15 +9,15 @@
 namespace frameattn {
 namespace {
 
+using at::Tensor;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 struct MatrixAttention : torch::autograd::Function<MatrixAttention> {
   static constexpr bool is_traceable = true;  // compiled autograd may look inside
 
-  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& query, const at::Tensor& key,
-                            const at::Tensor& value, int64_t row_heads, int64_t col_heads,
-                            std::optional<double> scale) {
+  static Tensor forward(AutogradContext* ctx, const Tensor& query, const Tensor& key, const Tensor& value,
+                        int64_t row_heads, int64_t col_heads, std::optional<double> scale) {
     at::AutoDispatchBelowADInplaceOrView guard;
     ctx->set_materialize_grads(false);
     ctx->save_for_backward({query, key, value});
@@ -41,8 +41,8 @@ struct MatrixAttention : torch::autograd::Function<MatrixAttention> {
   }
 };
 
-at::Tensor matrix_attention_autograd(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-                                     int64_t row_heads, int64_t col_heads, std::optional<double> scale) {
+Tensor matrix_attention_autograd(const Tensor& query, const Tensor& key, const Tensor& value, int64_t row_heads,
+                                 int64_t col_heads, std::optional<double> scale) {
   return MatrixAttention::apply(query, key, value, row_heads, col_heads, scale);
 }
 

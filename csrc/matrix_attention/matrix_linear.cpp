@@ -14,8 +14,10 @@
 
 namespace frameattn {
 
-void check_matrix_linear_inputs(const at::Tensor& x, const std::optional<at::Tensor>& u, const at::Tensor& w,
-                                const std::optional<at::Tensor>& bias) {
+using at::Tensor;
+using OptionalTensor = std::optional<at::Tensor>;
+
+void check_matrix_linear_inputs(const Tensor& x, const OptionalTensor& u, const Tensor& w, const OptionalTensor& bias) {
   TORCH_CHECK(x.dim() >= 2, "matrix_linear: x must be [..., N, D], got ", x.sym_sizes());
   check_same_dtype_and_device("matrix_linear", {{"x", x}, {"w", w}});
   const auto n = x.sym_size(-2), d = x.sym_size(-1);
@@ -44,18 +46,18 @@ void check_matrix_linear_inputs(const at::Tensor& x, const std::optional<at::Ten
 namespace {
 
 // x's sizes with others for a frame
-c10::SymDimVector with_frame(const at::Tensor& x, const c10::SymInt& rows, const c10::SymInt& columns) {
+c10::SymDimVector with_frame(const Tensor& x, const c10::SymInt& rows, const c10::SymInt& columns) {
   c10::SymDimVector sizes(x.sym_sizes().begin(), x.sym_sizes().end());
   sizes[sizes.size() - 2] = rows;
   sizes[sizes.size() - 1] = columns;
   return sizes;
 }
 
-c10::SymDimVector output_sizes(const at::Tensor& x, const std::optional<at::Tensor>& u, const at::Tensor& w) {
+c10::SymDimVector output_sizes(const Tensor& x, const OptionalTensor& u, const Tensor& w) {
   return with_frame(x, u ? u->sym_size(1) : x.sym_size(-2), w.sym_size(1));
 }
 
-c10::SymDimVector product_sizes(const at::Tensor& x, const at::Tensor& u, const at::Tensor& w) {
+c10::SymDimVector product_sizes(const Tensor& x, const Tensor& u, const Tensor& w) {
   const auto n = u.sym_size(0), d = w.sym_size(0), m = u.sym_size(1), e = w.sym_size(1);
   // Which product is first depends on the numbers: the sizes of weights are constants wherever they are known.
   const bool left = matrix_linear_left_first({n.guard_int(__FILE__, __LINE__), d.guard_int(__FILE__, __LINE__),
@@ -63,7 +65,7 @@ c10::SymDimVector product_sizes(const at::Tensor& x, const at::Tensor& u, const 
   return left ? with_frame(x, m, d) : with_frame(x, n, e);
 }
 
-void check_sizes(const char* what, const at::Tensor& tensor, const c10::SymDimVector& sizes) {
+void check_sizes(const char* what, const Tensor& tensor, const c10::SymDimVector& sizes) {
   TORCH_CHECK(tensor.dim() == static_cast<int64_t>(sizes.size()), "matrix_linear_backward: ", what, " = ", sizes,
               ", got ", tensor.sym_sizes());
   for (size_t i = 0; i < sizes.size(); ++i)
@@ -73,10 +75,8 @@ void check_sizes(const char* what, const at::Tensor& tensor, const c10::SymDimVe
 
 }  // namespace
 
-void check_matrix_linear_backward_inputs(const at::Tensor& grad_output, const at::Tensor& x,
-                                         const std::optional<at::Tensor>& u, const at::Tensor& w,
-                                         const std::optional<at::Tensor>& bias,
-                                         const std::optional<at::Tensor>& product) {
+void check_matrix_linear_backward_inputs(const Tensor& grad_output, const Tensor& x, const OptionalTensor& u,
+                                         const Tensor& w, const OptionalTensor& bias, const OptionalTensor& product) {
   check_matrix_linear_inputs(x, u, w, bias);
   check_same_dtype_and_device("matrix_linear_backward", {{"x", x}, {"grad_output", grad_output}});
   check_sizes("grad_output must be [..., M, E]", grad_output, output_sizes(x, u, w));
@@ -86,41 +86,42 @@ void check_matrix_linear_backward_inputs(const at::Tensor& grad_output, const at
   check_sizes("product must be the first product of forward", *product, product_sizes(x, *u, w));
 }
 
-at::Tensor matrix_linear(const at::Tensor& x, const std::optional<at::Tensor>& u, const at::Tensor& w,
-                         const std::optional<at::Tensor>& bias) {
+Tensor matrix_linear(const Tensor& x, const OptionalTensor& u, const Tensor& w, const OptionalTensor& bias) {
   static const auto op = find_operator<decltype(matrix_linear)>("frameattn::matrix_linear");
   return op.call(x, u, w, bias);
 }
 
-std::tuple<at::Tensor, at::Tensor> matrix_linear_forward(const at::Tensor& x, const std::optional<at::Tensor>& u,
-                                                         const at::Tensor& w, const std::optional<at::Tensor>& bias,
-                                                         bool save) {
+std::tuple<Tensor, Tensor> matrix_linear_forward(const Tensor& x, const OptionalTensor& u, const Tensor& w,
+                                                 const OptionalTensor& bias, bool save) {
   static const auto op = find_operator<decltype(matrix_linear_forward)>("frameattn::matrix_linear_forward");
   return op.call(x, u, w, bias, save);
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> matrix_linear_backward(
-    const at::Tensor& grad_output, const at::Tensor& x, const std::optional<at::Tensor>& u, const at::Tensor& w,
-    const std::optional<at::Tensor>& bias, const std::optional<at::Tensor>& product, std::array<bool, 4> wanted) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> matrix_linear_backward(const Tensor& grad_output, const Tensor& x,
+                                                                  const OptionalTensor& u, const Tensor& w,
+                                                                  const OptionalTensor& bias,
+                                                                  const OptionalTensor& product,
+                                                                  std::array<bool, 4> wanted) {
   static const auto op = find_operator<decltype(matrix_linear_backward)>("frameattn::matrix_linear_backward");
   return op.call(grad_output, x, u, w, bias, product, wanted);
 }
 
 namespace {
 
-std::tuple<at::Tensor, at::Tensor> matrix_linear_forward_meta(const at::Tensor& x, const std::optional<at::Tensor>& u,
-                                                              const at::Tensor& w,
-                                                              const std::optional<at::Tensor>& bias, bool save) {
+std::tuple<Tensor, Tensor> matrix_linear_forward_meta(const Tensor& x, const OptionalTensor& u, const Tensor& w,
+                                                      const OptionalTensor& bias, bool save) {
   check_matrix_linear_inputs(x, u, w, bias);
   return {x.new_empty_symint(output_sizes(x, u, w)),
           save && u ? x.new_empty_symint(product_sizes(x, *u, w)) : x.new_empty({0})};
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> matrix_linear_backward_meta(
-    const at::Tensor& grad_output, const at::Tensor& x, const std::optional<at::Tensor>& u, const at::Tensor& w,
-    const std::optional<at::Tensor>& bias, const std::optional<at::Tensor>& product, std::array<bool, 4> wanted) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> matrix_linear_backward_meta(const Tensor& grad_output, const Tensor& x,
+                                                                       const OptionalTensor& u, const Tensor& w,
+                                                                       const OptionalTensor& bias,
+                                                                       const OptionalTensor& product,
+                                                                       std::array<bool, 4> wanted) {
   check_matrix_linear_backward_inputs(grad_output, x, u, w, bias, product);
-  const auto gradient_of = [&](const at::Tensor& input, bool is_wanted) {
+  const auto gradient_of = [&](const Tensor& input, bool is_wanted) {
     return is_wanted ? input.new_empty_symint(input.sym_sizes()) : input.new_empty({0});
   };
   return {gradient_of(x, wanted[0]), gradient_of(u ? *u : x, wanted[1] && u), gradient_of(w, wanted[2]),
@@ -128,8 +129,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> matrix_linear_backwar
 }
 
 template <at::DeviceType device>
-at::Tensor matrix_linear_autocast(const at::Tensor& x, const std::optional<at::Tensor>& u, const at::Tensor& w,
-                                  const std::optional<at::Tensor>& bias) {
+Tensor matrix_linear_autocast(const Tensor& x, const OptionalTensor& u, const Tensor& w, const OptionalTensor& bias) {
   return with_autocast<device>([&](auto cast) { return matrix_linear(cast(x), cast(u), cast(w), cast(bias)); });
 }
 

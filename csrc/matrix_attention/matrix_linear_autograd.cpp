@@ -12,18 +12,20 @@
 namespace frameattn {
 namespace {
 
+using at::Tensor;
+using OptionalTensor = std::optional<at::Tensor>;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 struct MatrixLinear : torch::autograd::Function<MatrixLinear> {
   static constexpr bool is_traceable = true;  // compiled autograd may look inside
 
-  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const std::optional<at::Tensor>& u,
-                            const at::Tensor& w, const std::optional<at::Tensor>& bias) {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const OptionalTensor& u, const Tensor& w,
+                        const OptionalTensor& bias) {
     at::AutoDispatchBelowADInplaceOrView guard;
     ctx->set_materialize_grads(false);
     auto [y, product] = matrix_linear_forward(x, u, w, bias, /*save=*/true);
-    ctx->save_for_backward({x, u.value_or(at::Tensor()), w, bias.value_or(at::Tensor()), u ? product : at::Tensor()});
+    ctx->save_for_backward({x, u.value_or(Tensor()), w, bias.value_or(Tensor()), u ? product : Tensor()});
     return y;
   }
 
@@ -45,8 +47,7 @@ struct MatrixLinear : torch::autograd::Function<MatrixLinear> {
   }
 };
 
-at::Tensor matrix_linear_composite(const at::Tensor& x, const std::optional<at::Tensor>& u, const at::Tensor& w,
-                                   const std::optional<at::Tensor>& bias) {
+Tensor matrix_linear_composite(const Tensor& x, const OptionalTensor& u, const Tensor& w, const OptionalTensor& bias) {
   const bool differentiate = at::GradMode::is_enabled() && (x.requires_grad() || (u && u->requires_grad()) ||
                                                             w.requires_grad() || (bias && bias->requires_grad()));
   if (differentiate) return MatrixLinear::apply(x, u, w, bias);

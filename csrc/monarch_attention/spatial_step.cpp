@@ -13,8 +13,11 @@
 
 namespace frameattn {
 
-void check_spatial_step_inputs(const at::Tensor& query, const at::Tensor& key, const std::optional<at::Tensor>& value,
-                               const std::optional<at::Tensor>& key_mask, const c10::SymInt& frames) {
+using at::Tensor;
+using OptionalTensor = std::optional<at::Tensor>;
+
+void check_spatial_step_inputs(const Tensor& query, const Tensor& key, const OptionalTensor& value,
+                               const OptionalTensor& key_mask, const c10::SymInt& frames) {
   const char* const op = "spatial_step";
   check_head_tensors(op, {{"query", query}, {"key", key}});
   TORCH_SYM_CHECK(frames.sym_ge(1), op, ": frames must be at least 1, got ", frames);
@@ -35,19 +38,17 @@ void check_spatial_step_inputs(const at::Tensor& query, const at::Tensor& key, c
   if (key_mask) check_key_mask(op, "key_mask", *key_mask, key);
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> spatial_step(const at::Tensor& query, const at::Tensor& key,
-                                                            const std::optional<at::Tensor>& value, c10::SymInt frames,
-                                                            double scale, bool weigh_keys,
-                                                            const std::optional<at::Tensor>& key_mask) {
+std::tuple<Tensor, Tensor, Tensor> spatial_step(const Tensor& query, const Tensor& key, const OptionalTensor& value,
+                                                c10::SymInt frames, double scale, bool weigh_keys,
+                                                const OptionalTensor& key_mask) {
   static const auto op = find_operator<decltype(spatial_step)>("frameattn::spatial_step");
   return op.call(query, key, value, std::move(frames), scale, weigh_keys, key_mask);
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> spatial_step_backward(
-    const std::optional<at::Tensor>& grad_weighted_key, const std::optional<at::Tensor>& grad_weighted_value,
-    const std::optional<at::Tensor>& grad_lse, const at::Tensor& query, const at::Tensor& key,
-    const std::optional<at::Tensor>& value, const std::optional<at::Tensor>& key_mask, const at::Tensor& weighted_key,
-    const at::Tensor& weighted_value, const at::Tensor& lse, c10::SymInt frames, double scale) {
+std::tuple<Tensor, Tensor, Tensor> spatial_step_backward(
+    const OptionalTensor& grad_weighted_key, const OptionalTensor& grad_weighted_value, const OptionalTensor& grad_lse,
+    const Tensor& query, const Tensor& key, const OptionalTensor& value, const OptionalTensor& key_mask,
+    const Tensor& weighted_key, const Tensor& weighted_value, const Tensor& lse, c10::SymInt frames, double scale) {
   static const auto op = find_operator<decltype(spatial_step_backward)>("frameattn::spatial_step_backward");
   return op.call(grad_weighted_key, grad_weighted_value, grad_lse, query, key, value, key_mask, weighted_key,
                  weighted_value, lse, std::move(frames), scale);
@@ -55,30 +56,29 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> spatial_step_backward(
 
 namespace {
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> spatial_step_meta(const at::Tensor& query, const at::Tensor& key,
-                                                                 const std::optional<at::Tensor>& value,
-                                                                 c10::SymInt frames, double /*scale*/, bool weigh_keys,
-                                                                 const std::optional<at::Tensor>& key_mask) {
+std::tuple<Tensor, Tensor, Tensor> spatial_step_meta(const Tensor& query, const Tensor& key,
+                                                     const OptionalTensor& value, c10::SymInt frames, double /*scale*/,
+                                                     bool weigh_keys, const OptionalTensor& key_mask) {
   check_spatial_step_inputs(query, key, value, key_mask, frames);
   return {weigh_keys ? query.new_empty_symint(query.sym_sizes()) : query.new_empty({0}),
           value ? empty_rows(query, value->sym_size(3)) : query.new_empty({0}), empty_statistic(query)};
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> spatial_step_backward_meta(
-    const std::optional<at::Tensor>&, const std::optional<at::Tensor>&, const std::optional<at::Tensor>&,
-    const at::Tensor& query, const at::Tensor& key, const std::optional<at::Tensor>& value,
-    const std::optional<at::Tensor>& key_mask, const at::Tensor&, const at::Tensor&, const at::Tensor&,
-    c10::SymInt frames, double) {
+std::tuple<Tensor, Tensor, Tensor> spatial_step_backward_meta(const OptionalTensor&, const OptionalTensor&,
+                                                              const OptionalTensor&, const Tensor& query,
+                                                              const Tensor& key, const OptionalTensor& value,
+                                                              const OptionalTensor& key_mask, const Tensor&,
+                                                              const Tensor&, const Tensor&, c10::SymInt frames,
+                                                              double) {
   check_spatial_step_inputs(query, key, value, key_mask, frames);
   return {query.new_empty_symint(query.sym_sizes()), key.new_empty_symint(key.sym_sizes()),
           value ? value->new_empty_symint(value->sym_sizes()) : query.new_empty({0})};
 }
 
 template <at::DeviceType device>
-std::tuple<at::Tensor, at::Tensor, at::Tensor> spatial_step_autocast(const at::Tensor& query, const at::Tensor& key,
-                                                                     const std::optional<at::Tensor>& value,
-                                                                     c10::SymInt frames, double scale, bool weigh_keys,
-                                                                     const std::optional<at::Tensor>& key_mask) {
+std::tuple<Tensor, Tensor, Tensor> spatial_step_autocast(const Tensor& query, const Tensor& key,
+                                                         const OptionalTensor& value, c10::SymInt frames, double scale,
+                                                         bool weigh_keys, const OptionalTensor& key_mask) {
   return with_autocast<device>([&](auto cast) {
     return spatial_step(cast(query), cast(key), cast(value), frames, scale, weigh_keys, key_mask);
   });

@@ -9,20 +9,22 @@
 namespace frameattn {
 namespace {
 
+using at::Tensor;
+using OptionalTensor = std::optional<at::Tensor>;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 struct SpatialStep : torch::autograd::Function<SpatialStep> {
   static constexpr bool is_traceable = true;  // compiled autograd may look inside
 
-  static variable_list forward(AutogradContext* ctx, const at::Tensor& query, const at::Tensor& key,
-                               const std::optional<at::Tensor>& value, const c10::SymInt& frames, double scale,
-                               bool weigh_keys, const std::optional<at::Tensor>& key_mask) {
+  static variable_list forward(AutogradContext* ctx, const Tensor& query, const Tensor& key,
+                               const OptionalTensor& value, const c10::SymInt& frames, double scale, bool weigh_keys,
+                               const OptionalTensor& key_mask) {
     at::AutoDispatchBelowADInplaceOrView guard;
     ctx->set_materialize_grads(false);
     auto [weighted_key, weighted_value, lse] = spatial_step(query, key, value, frames, scale, weigh_keys, key_mask);
     ctx->save_for_backward(
-        {query, key, value.value_or(at::Tensor()), key_mask.value_or(at::Tensor()), weighted_key, weighted_value, lse});
+        {query, key, value.value_or(Tensor()), key_mask.value_or(Tensor()), weighted_key, weighted_value, lse});
     ctx->saved_data["frames"] = frames;
     ctx->saved_data["scale"] = scale;
     return {weighted_key, weighted_value, lse};
@@ -46,10 +48,9 @@ struct SpatialStep : torch::autograd::Function<SpatialStep> {
   }
 };
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> spatial_step_autograd(const at::Tensor& query, const at::Tensor& key,
-                                                                     const std::optional<at::Tensor>& value,
-                                                                     c10::SymInt frames, double scale, bool weigh_keys,
-                                                                     const std::optional<at::Tensor>& key_mask) {
+std::tuple<Tensor, Tensor, Tensor> spatial_step_autograd(const Tensor& query, const Tensor& key,
+                                                         const OptionalTensor& value, c10::SymInt frames, double scale,
+                                                         bool weigh_keys, const OptionalTensor& key_mask) {
   const auto out = SpatialStep::apply(query, key, value, frames, scale, weigh_keys, key_mask);
   return {out[0], out[1], out[2]};
 }

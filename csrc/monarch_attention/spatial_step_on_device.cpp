@@ -10,10 +10,11 @@
 namespace frameattn {
 
 using at::Tensor;
+using OptionalTensor = std::optional<at::Tensor>;
 
 std::tuple<Tensor, Tensor, Tensor> spatial_step_on(const Implementation& device, const Tensor& query, const Tensor& key,
-                                                   const std::optional<Tensor>& value, int64_t frames, double scale,
-                                                   bool weigh_keys, const std::optional<Tensor>& key_mask) {
+                                                   const OptionalTensor& value, int64_t frames, double scale,
+                                                   bool weigh_keys, const OptionalTensor& key_mask) {
   check_spatial_step_inputs(query, key, value, key_mask, frames);
   const c10::DeviceGuard guard(query.device());
   SpatialForwardStep step{.query = unit_stride(query), .key = unit_stride(key), .frames = frames, .scale = scale};
@@ -30,10 +31,10 @@ std::tuple<Tensor, Tensor, Tensor> spatial_step_on(const Implementation& device,
 }
 
 std::tuple<Tensor, Tensor, Tensor> spatial_step_backward_on(
-    const Implementation& device, const std::optional<Tensor>& grad_weighted_key,
-    const std::optional<Tensor>& grad_weighted_value, const std::optional<Tensor>& grad_lse, const Tensor& query,
-    const Tensor& key, const std::optional<Tensor>& value, const std::optional<Tensor>& key_mask,
-    const Tensor& weighted_key, const Tensor& weighted_value, const Tensor& lse, int64_t frames, double scale) {
+    const Implementation& device, const OptionalTensor& grad_weighted_key, const OptionalTensor& grad_weighted_value,
+    const OptionalTensor& grad_lse, const Tensor& query, const Tensor& key, const OptionalTensor& value,
+    const OptionalTensor& key_mask, const Tensor& weighted_key, const Tensor& weighted_value, const Tensor& lse,
+    int64_t frames, double scale) {
   check_spatial_step_inputs(query, key, value, key_mask, frames);
   const c10::DeviceGuard guard(query.device());
   SpatialBackwardStep step{.query = unit_stride(query), .key = unit_stride(key), .frames = frames, .scale = scale};

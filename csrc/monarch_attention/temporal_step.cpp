@@ -15,9 +15,10 @@
 namespace frameattn {
 
 using at::Tensor;
+using OptionalTensor = std::optional<at::Tensor>;
 
 void check_temporal_step_inputs(const char* op, const Tensor& query, const Tensor& weighted_key, const Tensor& entropy,
-                                const std::optional<Tensor>& value, const c10::SymInt& frames) {
+                                const OptionalTensor& value, const c10::SymInt& frames) {
   check_head_tensors(op, {{"query", query}, {"weighted_key", weighted_key}});
   TORCH_SYM_CHECK(frames.sym_ge(1), op, ": frames must be at least 1, got ", frames);
   TORCH_SYM_CHECK((query.sym_size(2) % frames).sym_eq(0), op, ": frames must divide the tokens of query, ",
@@ -61,11 +62,10 @@ std::tuple<Tensor, Tensor> temporal_output(const Tensor& query, const Tensor& we
   return op.call(query, weighted_key, entropy, value, std::move(frames));
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> temporal_output_backward(const std::optional<Tensor>& grad_out,
-                                                                    const std::optional<Tensor>& grad_lse,
-                                                                    const Tensor& query, const Tensor& weighted_key,
-                                                                    const Tensor& entropy, const Tensor& value,
-                                                                    c10::SymInt frames) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> temporal_output_backward(const OptionalTensor& grad_out,
+                                                                    const OptionalTensor& grad_lse, const Tensor& query,
+                                                                    const Tensor& weighted_key, const Tensor& entropy,
+                                                                    const Tensor& value, c10::SymInt frames) {
   static const auto op = find_operator<decltype(temporal_output_backward)>("frameattn::temporal_output_backward");
   return op.call(grad_out, grad_lse, query, weighted_key, entropy, value, std::move(frames));
 }
@@ -93,9 +93,11 @@ std::tuple<Tensor, Tensor> temporal_output_meta(const Tensor& query, const Tenso
   return {empty_rows(query, value.sym_size(3)), empty_statistic(query)};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> temporal_output_backward_meta(
-    const std::optional<Tensor>&, const std::optional<Tensor>&, const Tensor& query, const Tensor& weighted_key,
-    const Tensor& entropy, const Tensor& value, c10::SymInt frames) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> temporal_output_backward_meta(const OptionalTensor&, const OptionalTensor&,
+                                                                         const Tensor& query,
+                                                                         const Tensor& weighted_key,
+                                                                         const Tensor& entropy, const Tensor& value,
+                                                                         c10::SymInt frames) {
   check_temporal_step_inputs("temporal_output_backward", query, weighted_key, entropy, value, frames);
   return {empty_of(query), empty_of(weighted_key), empty_of(entropy), empty_of(value)};
 }

@@ -9,6 +9,7 @@
 namespace frameattn {
 
 using at::Tensor;
+using OptionalTensor = std::optional<at::Tensor>;
 
 std::tuple<Tensor, Tensor> temporal_update_on(const Implementation& device, const Tensor& query,
                                               const Tensor& weighted_key, const Tensor& entropy, int64_t frames,
@@ -75,8 +76,8 @@ std::tuple<Tensor, Tensor, Tensor> temporal_update_backward_on(const Implementat
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> temporal_output_backward_on(
-    const Implementation& device, const std::optional<Tensor>& grad_out, const std::optional<Tensor>& grad_lse,
-    const Tensor& query, const Tensor& weighted_key, const Tensor& entropy, const Tensor& value, int64_t frames) {
+    const Implementation& device, const OptionalTensor& grad_out, const OptionalTensor& grad_lse, const Tensor& query,
+    const Tensor& weighted_key, const Tensor& entropy, const Tensor& value, int64_t frames) {
   check_temporal_step_inputs("temporal_output_backward", query, weighted_key, entropy, value, frames);
   const c10::DeviceGuard guard(query.device());
   TemporalBackwardStep step = backward_step(query, weighted_key, entropy, frames);

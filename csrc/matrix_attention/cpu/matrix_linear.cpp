@@ -10,6 +10,7 @@ namespace frameattn {
 namespace {
 
 using at::Tensor;
+using OptionalTensor = std::optional<at::Tensor>;
 
 struct Cpu {
   Scratch scratch;
@@ -23,16 +24,16 @@ struct Cpu {
   }
 };
 
-std::tuple<Tensor, Tensor> matrix_linear_forward_cpu(const Tensor& x, const std::optional<Tensor>& u, const Tensor& w,
-                                                     const std::optional<Tensor>& bias, bool save) {
+std::tuple<Tensor, Tensor> matrix_linear_forward_cpu(const Tensor& x, const OptionalTensor& u, const Tensor& w,
+                                                     const OptionalTensor& bias, bool save) {
   check_matrix_linear_inputs(x, u, w, bias);
   return MatrixLinearProducts<Cpu>().forward(x, u, w, bias, save);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> matrix_linear_backward_cpu(const Tensor& grad_output, const Tensor& x,
-                                                                      const std::optional<Tensor>& u, const Tensor& w,
-                                                                      const std::optional<Tensor>& bias,
-                                                                      const std::optional<Tensor>& product,
+                                                                      const OptionalTensor& u, const Tensor& w,
+                                                                      const OptionalTensor& bias,
+                                                                      const OptionalTensor& product,
                                                                       std::array<bool, 4> wanted) {
   check_matrix_linear_backward_inputs(grad_output, x, u, w, bias, product);
   return MatrixLinearProducts<Cpu>().backward(grad_output, x, u, w, bias, product, wanted);

@@ -10,6 +10,7 @@ namespace frameattn {
 namespace {
 
 using at::Tensor;
+using OptionalTensor = std::optional<at::Tensor>;
 
 struct Cuda {
   static void gemm(const Tensor& a, const Tensor& b, const Tensor& bias, const Tensor& out, bool sum_batch) {
@@ -19,17 +20,17 @@ struct Cuda {
   static Tensor temporary(at::IntArrayRef sizes, const at::TensorOptions& options) { return at::empty(sizes, options); }
 };
 
-std::tuple<Tensor, Tensor> matrix_linear_forward_cuda(const Tensor& x, const std::optional<Tensor>& u, const Tensor& w,
-                                                      const std::optional<Tensor>& bias, bool save) {
+std::tuple<Tensor, Tensor> matrix_linear_forward_cuda(const Tensor& x, const OptionalTensor& u, const Tensor& w,
+                                                      const OptionalTensor& bias, bool save) {
   check_matrix_linear_inputs(x, u, w, bias);
   const c10::DeviceGuard guard(x.device());
   return MatrixLinearProducts<Cuda>().forward(x, u, w, bias, save);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> matrix_linear_backward_cuda(const Tensor& grad_output, const Tensor& x,
-                                                                       const std::optional<Tensor>& u, const Tensor& w,
-                                                                       const std::optional<Tensor>& bias,
-                                                                       const std::optional<Tensor>& product,
+                                                                       const OptionalTensor& u, const Tensor& w,
+                                                                       const OptionalTensor& bias,
+                                                                       const OptionalTensor& product,
                                                                        std::array<bool, 4> wanted) {
   check_matrix_linear_backward_inputs(grad_output, x, u, w, bias, product);
   const c10::DeviceGuard guard(x.device());
