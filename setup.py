@@ -7,6 +7,7 @@ compilers at once, FRAMEATTN_DEBUG=1 builds without optimisation. Metadata is in
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -58,7 +59,9 @@ TOOLKIT, CUDA = decide_cuda()
 if TOOLKIT:
     os.environ["CUDA_HOME"] = str(TOOLKIT)  # before torch.utils.cpp_extension guesses it
 
-from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension  # noqa: E402
+from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension, get_cxx_compiler  # noqa: E402
+
+COMPILER = subprocess.run([*shlex.split(get_cxx_compiler()), "--version"], capture_output=True, text=True).stdout
 
 
 def read_sources(when: str) -> list[str]:
@@ -104,14 +107,21 @@ def extension():
     if sm_90a_sources():
         macros.append(("FRAMEATTN_WITH_SM90A", "1"))
     kind = CUDAExtension if TOOLKIT else CppExtension
-    return kind(
+    built = kind(
         "frameattn._C",
         [*read_sources(""), *(read_sources("cuda") if TOOLKIT else []), "csrc/bindings/module.cpp"],
-        include_dirs=include_dirs,
+        include_dirs=[*include_dirs],
         define_macros=macros,
         extra_compile_args=flags,
         extra_link_args=["-fopenmp"],
     )
+    # Torch's headers are not ours to be warned of.
+    torch_dirs = [folder for folder in built.include_dirs if folder not in include_dirs]
+    built.include_dirs = include_dirs
+    for flags_of_one in flags.values():
+        for folder in torch_dirs:
+            flags_of_one += ["-isystem", folder]
+    return built
 
 
 def describe_build() -> dict[str, str]:
@@ -132,7 +142,24 @@ class Build(BuildExtension):
         # Kept between builds, also those of pip: ninja then compiles only what changed.
         self.build_temp = os.path.join("build", f"temp-{sys.implementation.cache_tag}-torch-{torch.__version__}")
 
+    def precompile_headers(self, ext) -> list[str]:
+        """Compiles csrc/precompiled.h; returns what makes g++ use it. Another compiler reads the headers each time."""
+        if "Free Software Foundation" not in COMPILER:
+            return []
+        folder = Path(self.build_temp).absolute() / "precompiled"
+        header, compiled = folder / "precompiled.h", folder / "precompiled.h.gch"
+        flags = [*self.compiler.compiler_so[1:], *ext.extra_compile_args["cxx"]]
+        flags += [f"-D{name}={value}" for name, value in ext.define_macros]
+        text = f"// {shlex.join(flags)}\n{(ROOT / 'csrc' / 'precompiled.h').read_text()}"
+        if not compiled.exists() or header.read_text() != text:
+            folder.mkdir(parents=True, exist_ok=True)
+            header.write_text(text)
+            compiler = shlex.split(get_cxx_compiler())
+            subprocess.run([*compiler, *flags, "-x", "c++-header", header, "-o", compiled], check=True)
+        return ["-include", str(header)]
+
     def build_extension(self, ext):
+        ext.extra_compile_args["cxx"] += self.precompile_headers(ext)
         if sources := sm_90a_sources():
             # torch gives every .cu file of an extension the same architectures, but none where the flags name one.
             nvcc = [*ext.extra_compile_args["nvcc"], "-gencode=arch=compute_90a,code=sm_90a"]
@@ -151,11 +178,10 @@ class Build(BuildExtension):
         super().run()
         path = Path(self.get_ext_fullpath("frameattn._C")).parent / "_build.py"
         path.write_text("".join(f'{name} = "{value}"\n' for name, value in values.items()))
-        compiler = subprocess.run([os.environ.get("CXX", "c++"), "--version"], capture_output=True, text=True).stdout
         print(
             "\nframeattn was built\n"
             f"  torch               {torch.__version__}\n"
-            f"  compiler            {compiler.splitlines()[0] if compiler else 'unknown'}\n"
+            f"  compiler            {COMPILER.splitlines()[0] if COMPILER else 'unknown'}\n"
             f"  openmp              -fopenmp\n"
             f"  cuda                {CUDA}\n"
             f"  cuda architectures  {os.environ['TORCH_CUDA_ARCH_LIST'] if TOOLKIT else 'none'}\n",
