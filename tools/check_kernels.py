@@ -4,7 +4,8 @@ Every .cu file of csrc/sources.txt is compiled for every architecture, or for th
 when the compiler warns, spills registers, uses a stack frame, ignores setmaxnreg or serializes wgmma, and when its
 machine code holds other numbers of tensor core instructions and of their loads than tools/kernel_table.csv says: an
 unrolled loop has as many of them as its tile needs, so a number that changes is a loop that was not unrolled or a load
-that was split.
+that was split. Where a kernel computes exponentials while products are in flight, their number is in the table too: the
+compiler may move a wait for the products above them, which undoes that without a word.
 
 examples:
   python tools/check_kernels.py
@@ -44,6 +45,7 @@ REGISTERS_MORE = 8  # than in the table, before it is a failure: they come and g
 # address in a uniform register. nvdisasm 13.5 agrees for all three architectures.
 OPCODES = {
     "HMMA": 0x03C,
+    "HGMMA": 0x1F0,
     "LDSM": 0x03B,
     "LDGSTS": 0x1AE,
     "LDL": 0x183,
@@ -52,7 +54,9 @@ OPCODES = {
     "STG": 0x186,
     "MUFU": 0x108,
 }
-COUNTED = ("HMMA", "LDSM", "LDGSTS")
+MUFU, EXP2 = 0x108, 8  # and which function, in bits 8 to 13 of the second word
+WARPGROUP, DEPBAR = 0x1C5, 1 << 47  # the wait for products: of all groups but the last few, in bits 8 to 11 there
+COUNTED = ("HMMA", "HGMMA", "LDSM", "LDGSTS", "beside_products")
 COLUMNS = ("file", "kernel", "arch", "registers", "shared", *COUNTED, "local_memory_allowed")
 Key = tuple[str, str, str]  # file, kernel, arch
 
@@ -109,8 +113,25 @@ def read_kernels(cubin: bytes) -> Iterator[tuple[str, bytes]]:
 
 def count_instructions(code: bytes) -> Counter[str]:
     """How often each instruction of OPCODES occurs in machine code, whose instructions have 128 bits."""
-    found = Counter(first & 0x1FF for first, _ in struct.iter_unpack("<QQ", code))
-    return Counter({name: found[opcode] for name, opcode in OPCODES.items()})
+    instructions = list(struct.iter_unpack("<QQ", code))
+    found = Counter(first & 0x1FF for first, _ in instructions)
+    counts = Counter({name: found[opcode] for name, opcode in OPCODES.items()})
+    counts["beside_products"] = count_beside_products(instructions)
+    return counts
+
+
+def count_beside_products(instructions: Sequence[tuple[int, int]]) -> int:
+    """Exponentials after a wait for all but one group of products and before the one for all of them."""
+    total, since = 0, None
+    for first, second in instructions:
+        if first & 0x1FF == WARPGROUP and first & DEPBAR:
+            if second >> 8 & 0xF:
+                since = 0
+            elif since is not None:
+                total, since = total + since, None
+        elif since is not None and first & 0x1FF == MUFU and second >> 8 & 0x3F == EXP2:
+            since += 1
+    return total
 
 
 def parse_ptxas(output: str) -> dict[str, Resources]:
@@ -307,19 +328,17 @@ def check_local_memory(one: Compiled, kernel: str, resources: Resources, counts:
 
 def print_summary(compiled: Sequence[Compiled]) -> None:
     """One line for each file and architecture: the greatest registers and shared memory, the sums of instructions."""
-    print(
-        f"{'file':66} {'arch':10} {'kernels':>7} {'regs':>5} {'shared':>6} {'HMMA':>6} {'LDSM':>6} {'LDGSTS':>6}    s"
-    )
+    print(f"{'file':66} {'arch':10} kernels  regs shared   HMMA  HGMMA   LDSM LDGSTS    s")
     for one in compiled:
         resources = [resources for resources, _ in one.kernels.values()]
-        numbers = [""] * 5
+        numbers = [""] * 6
         if resources:
-            sums = [sum(counts[name] for _, counts in one.kernels.values()) for name in COUNTED]
+            sums = [sum(counts[name] for _, counts in one.kernels.values()) for name in COUNTED[:4]]
             numbers = [max(r.registers for r in resources), max(r.shared for r in resources), *sums]
-        regs, shared, hmma, ldsm, ldgsts = numbers
+        regs, shared, hmma, hgmma, ldsm, ldgsts = numbers
         kernels = len(one.kernels) or one.ptx_kernels
         print(
-            f"{one.file:66} {one.arch:10} {kernels:7} {regs:>5} {shared:>6} {hmma:>6} {ldsm:>6} {ldgsts:>6} "
+            f"{one.file:66} {one.arch:10} {kernels:7} {regs:>5} {shared:>6} {hmma:>6} {hgmma:>6} {ldsm:>6} {ldgsts:>6} "
             f"{one.seconds:4.1f}"
         )
 

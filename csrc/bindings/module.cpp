@@ -136,7 +136,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("build_info", &build_info, "(name, value) pairs: what the library was built with");
   m.def("cuda_devices", &cuda_devices, "one line for each NVIDIA GPU the library sees");
   m.def("current_device_loads_sm90a", &current_device_loads_sm90a, "None if the build has no kernels for sm_90a alone");
-  m.def("kernel_choice", &kernel_choice, "what FRAMEATTN_KERNELS says: checked, composed or unchecked");
+  m.def("kernel_choice", &kernel_choice, "what FRAMEATTN_KERNELS says: checked, composed, unchecked or portable");
   m.def(
       "trusted_kernels",
       [](int capability) {

@@ -23,8 +23,9 @@ struct LaunchContext {
   int device = 0;      // a kernel is checked at its first use on each
   int capability = 0;  // 10 * major + minor
   int64_t multiprocessors = 1;
-  bool capturing = false;  // the stream, in a CUDA graph
-  void* stream = nullptr;  // a cudaStream_t
+  const char* no_sm90 = nullptr;  // why the kernels of sm_90a cannot run, where the GPU is one for them
+  bool capturing = false;         // the stream, in a CUDA graph
+  void* stream = nullptr;         // a cudaStream_t
   KernelTrust* trust = nullptr;
   // Launch a kernel on a stream and return a cudaError_t; and what one of these means.
   int (*launch_frames)(const FrameKernelId&, const FrameAttentionParams&, const FramePlan&, FrameElement,

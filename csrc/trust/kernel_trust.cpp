@@ -27,9 +27,9 @@ std::string kernel_choice() {
   const char* variable = std::getenv("FRAMEATTN_KERNELS");
   const std::string value = variable ? variable : "";
   if (value.empty()) return "checked";
-  TORCH_CHECK(value == "checked" || value == "composed" || value == "unchecked",
-              "the environment variable FRAMEATTN_KERNELS must be checked (as if it were not set), composed or "
-              "unchecked, got \"",
+  TORCH_CHECK(value == "checked" || value == "composed" || value == "unchecked" || value == "portable",
+              "the environment variable FRAMEATTN_KERNELS must be checked (as if it were not set), composed, unchecked "
+              "or portable, got \"",
               value, "\"");
   return value;
 }
@@ -49,7 +49,8 @@ bool KernelTrust::is_trusted(const KernelUse& use) const {
 }
 
 bool KernelTrust::allows(const KernelUse& use, bool capturing, const std::function<std::string()>& check) {
-  if (const std::string choice = kernel_choice(); choice != "checked") return choice == "unchecked";
+  if (const std::string choice = kernel_choice(); choice == "composed" || choice == "unchecked")
+    return choice == "unchecked";
   if (is_checking || is_trusted(use)) return true;
 
   const std::string what = use.name + " (" + use.dtype + ", " + use.shape + ")";
@@ -61,16 +62,16 @@ bool KernelTrust::allows(const KernelUse& use, bool capturing, const std::functi
     if (capturing) {
       if (!captured_.insert(key).second) return false;
       warning =
-          "has not been compared with torch's operators on this GPU yet, which a CUDA graph under capture cannot "
-          "do: torch's operators are captured instead. Call the operator once with these sizes before the capture";
+          "has not been compared with torch's operators on this GPU yet, which a CUDA graph under capture cannot do: " +
+          use.instead + " are captured instead. Call the operator once with these sizes before the capture";
     } else {
       is_checking = true;
       const std::string complaint = complaint_of(check);
       is_checking = false;
       checked_[key] = complaint.empty();
       if (complaint.empty()) return true;
-      warning = "does not agree with torch's operators on this GPU, which do its work from now on: " + complaint +
-                ". Please report this with the output of `frameattn info`";
+      warning = "does not agree with torch's operators on this GPU: " + complaint + ". From now on " + use.instead +
+                " do its work. Please report this with the output of `frameattn info`";
     }
   }
   TORCH_WARN("frameattn: kernel ", what, " ", warning);

@@ -41,7 +41,7 @@ def current_device_loads_sm90a() -> bool | None:
 
 
 def kernel_choice() -> str:
-    """Which CUDA kernels may run, by FRAMEATTN_KERNELS: "checked" (or not set), "composed" or "unchecked"."""
+    """Which CUDA kernels may run, by FRAMEATTN_KERNELS: "checked" (or not set), "composed", "unchecked" or "portable"."""
     return _C.kernel_choice()
 
 

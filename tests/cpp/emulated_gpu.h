@@ -2,9 +2,11 @@
 #pragma once
 
 #include <cstdlib>
+#include <string>
+#include <vector>
 
 #include "csrc/frame_attention/cuda/kernels/frame_attention.h"
-#include "csrc/monarch_attention/cuda/kernels/flash_attention.h"
+#include "csrc/monarch_attention/cuda/choose_flash_kernel.h"
 #include "csrc/trust/kernel_trust.h"
 #include "tools/emulator/context.h"
 
@@ -15,7 +17,9 @@ class EmulatedGpu {
   EmulatedGpu() {
     unsetenv("FRAMEATTN_KERNELS");
     launches = fails_with = 0;
+    flash_kernels.clear();
     scale_of_results = 1;
+    wrong_kernel.clear();
     gpu().trust = &trust_;
     gpu().launch_frames = &launch_frames;
     gpu().launch_flash = &launch_flash;
@@ -26,7 +30,9 @@ class EmulatedGpu {
   void trust_everything() { setenv("FRAMEATTN_KERNELS", "unchecked", 1); }
 
   static inline int launches, fails_with;
+  static inline std::vector<std::string> flash_kernels;  // launched, in their order
   static inline float scale_of_results;  // other than 1: kernels that err on purpose
+  static inline std::string wrong_kernel;  // this one errs
 
  private:
   static int launch_frames(const FrameKernelId& id, const FrameAttentionParams& params, const FramePlan& plan,
@@ -38,8 +44,9 @@ class EmulatedGpu {
   }
   static int launch_flash(const FlashKernelId& id, const FlashParams& params, FrameElement element, void* stream) {
     ++launches;
+    flash_kernels.push_back(flash_kernel_name(id));
     FlashParams wrong = params;
-    wrong.scale *= scale_of_results;
+    wrong.scale *= flash_kernels.back() == wrong_kernel ? 3 : scale_of_results;
     return fails_with ? fails_with : launch_flash_kernel(id, wrong, element, stream);
   }
 

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <limits>
 
+#include "csrc/monarch_attention/cuda/kernels/flash_forward_sm90.h"
 #include "tools/emulator/device.h"
 
 namespace frameattn {
@@ -232,6 +233,7 @@ FlashParams params_of(Problem& p, const FlashCase& c, const void* mask) {
   params.dim = c.dim;
   params.value_dim = c.value_dim;
   params.scale = static_cast<float>(p.scale);
+  params.multiprocessors = c.multiprocessors;
   params.query = p.query;
   if (c.split) params.query.part_stride = 0;
   params.key = p.key;
@@ -249,7 +251,7 @@ FlashParams params_of(Problem& p, const FlashCase& c, const void* mask) {
 }
 
 void run(FlashKernel kernel, const FlashParams& params, const FlashCase& c) {
-  device::finish(launch_flash_kernel({kernel, c.architecture}, params, c.element, nullptr));
+  device::finish(launch_flash_kernel({kernel, c.architecture, c.tile_rows}, params, c.element, nullptr));
 }
 
 bool check(const char* name, Tensor& tensor, const Tolerance& tolerance, FrameOutcome& outcome) {
@@ -377,11 +379,12 @@ void run_backward(Problem& p, const FlashCase& c, FlashParams params, FrameOutco
 std::string FlashCase::name() const {
   const char* tasks[] = {"forward", "join", "backward"};
   const char* kinds[] = {"random", "flat", "growing", "masked", "negative", "large"};
-  char text[160];
-  std::snprintf(text, sizeof text, "flash_%s_%s-%s-%s%s-%dx%d-D%d-V%d-%s%s", tasks[static_cast<int>(task)],
+  char text[160], tile[40] = "";
+  if (tile_rows) std::snprintf(tile, sizeof tile, "-tile%d-blocks%d", tile_rows, multiprocessors);
+  std::snprintf(text, sizeof text, "flash_%s_%s-%s-%s%s-%dx%d-D%d-V%d-%s%s%s", tasks[static_cast<int>(task)],
                 architecture_name(architecture), element == FrameElement::bfloat16 ? "bfloat16" : "float16",
                 keys ? "k" : "", values ? "v" : "", queries, key_rows, dim, value_dim, kinds[static_cast<int>(data)],
-                split ? "-split" : "");
+                split ? "-split" : "", tile);
   return text;
 }
 
@@ -405,6 +408,22 @@ std::vector<FlashCase> flash_cases() {
                            static_cast<FlashData>((turn + turn / 6) % (task == FlashTask::forward ? 5 : 6)),
                            task == FlashTask::forward && i == 1});
         }
+#ifdef FRAMEATTN_WITH_SM90A
+  // Around the rows of query tiles, 64, 128 and 192, and of one to four key tiles; fewer blocks than tiles, so that
+  // each goes several times round its rings.
+  const Sizes sizes_sm90[] = {{1, 1}, {65, 64}, {129, 113}, {64, 385}, {193, 161}, {257, 257}, {200, 450}};
+  const Sizes wide[] = {{128, 128}, {72, 128}, {128, 40}, {96, 96}}, narrow[] = {{64, 64}, {8, 16}, {64, 40}, {40, 64}};
+  int i = 0;
+  for (const FlashTileSm90& tile : kFlashTilesSm90)
+    for (const Sizes size : sizes_sm90) {
+      const Sizes dim = (tile.width == 128 ? wide : narrow)[i % 4];
+      const FlashData data[] = {FlashData::random, FlashData::growing, FlashData::flat, FlashData::negative};
+      cases.push_back({FlashTask::forward, static_cast<FrameElement>((i + i / 7) % 2), tile.keys, tile.values,
+                       size.queries, size.keys, dim.queries, dim.keys, data[(i + i / 4) % 4], !tile.keys && i % 2 == 0,
+                       Architecture::sm90, tile.key_rows, 1 + i % 3});
+      ++i;
+    }
+#endif
   for (const Sizes size : sizes)
     cases.push_back({FlashTask::join, static_cast<FrameElement>(turn++ % 2), false, true, size.queries, size.keys, 64,
                      size.queries % 3 ? 64 : 200, FlashData::random, false});

@@ -29,6 +29,8 @@ struct FlashCase {
   FlashData data;
   bool split;  // all parts have the same queries, and the last one fewer keys: dense rows split over keys
   Architecture architecture = Architecture::sm80;
+  int tile_rows = 0,
+      multiprocessors = 1;  // of the kernels for Hopper: rows of a key tile, and how many blocks there are
 
   std::string name() const;
 };

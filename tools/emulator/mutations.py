@@ -16,12 +16,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from flash_mutations import FLASH
+from flash_sm90_mutations import FLASH_SM90
 from frame_mutations import FRAMES
 from mutation import Mutation
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build"
-MUTATIONS = FRAMES + FLASH
+MUTATIONS = FRAMES + FLASH + FLASH_SM90
 TIMEOUT = 120
 
 

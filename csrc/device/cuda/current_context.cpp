@@ -5,6 +5,7 @@
 #include <c10/cuda/CUDAStream.h>
 #include <cuda_runtime_api.h>
 
+#include "csrc/device/hopper_probe.h"
 #include "csrc/trust/kernel_trust.h"
 
 namespace frameattn {
@@ -14,6 +15,12 @@ int attribute(cudaDeviceAttr which, int device) {
   int value = 0;
   C10_CUDA_CHECK(cudaDeviceGetAttribute(&value, which, device));
   return value;
+}
+
+const char* find_why_no_sm90() {
+  const std::optional<bool> loads = current_device_loads_sm90a();
+  if (!loads) return "it is not in this build, for 9.0a is not among its architectures";
+  return *loads ? nullptr : "the driver does not load it, or makes no tensor maps";
 }
 
 }  // namespace
@@ -27,6 +34,10 @@ LaunchContext current_context(const at::Tensor& on) {
   context.device = device;
   context.capability =
       10 * attribute(cudaDevAttrComputeCapabilityMajor, device) + attribute(cudaDevAttrComputeCapabilityMinor, device);
+  if (context.capability == 90) {
+    static const char* const why_no_sm90 = find_why_no_sm90();  // the same for all GPUs of a process
+    context.no_sm90 = why_no_sm90;
+  }
   context.multiprocessors = attribute(cudaDevAttrMultiProcessorCount, device);
   context.capturing = status != cudaStreamCaptureStatusNone;
   context.stream = stream;

@@ -1,7 +1,9 @@
 // A kernel with an instruction that sm_90a alone has: where the driver loads it, it loads all that are compiled so.
+// They also need the driver to make tensor maps.
 #include <cuda_runtime.h>
 
 #include "csrc/device/hopper_probe.h"
+#include "csrc/shared/kernels/ptx_sm90.h"
 
 namespace frameattn {
 
@@ -13,7 +15,8 @@ __global__ void hopper_probe_sm90_kernel() {
 
 std::optional<bool> current_device_loads_sm90a() {
   cudaFuncAttributes attributes;
-  if (cudaFuncGetAttributes(&attributes, hopper_probe_sm90_kernel) == cudaSuccess) return true;
+  if (cudaFuncGetAttributes(&attributes, hopper_probe_sm90_kernel) == cudaSuccess)
+    return ptx::find_encode_tensor_map() != nullptr;
   cudaGetLastError();  // no GPU, or another one: not an error of the next call
   return false;
 }

@@ -3,6 +3,9 @@
 #include <algorithm>
 #include <limits>
 
+#include "csrc/monarch_attention/cuda/kernels/flash_forward_sm90.h"
+#include "csrc/trust/kernel_trust.h"
+
 namespace frameattn {
 
 using at::Tensor;
@@ -46,6 +49,26 @@ FlashKernelChoice choose_flash_kernel(FlashKernel kernel, const char* op, const 
   if (!flash_blocks_fit(rows, frames, query.size(0) * query.size(1)))
     return because("there are more than 2^31 - 1 blocks of rows");
   return {FlashKernelId{kernel, Architecture::sm80}, ""};
+}
+
+FlashKernelChoice choose_flash_forward_sm90(const SpatialForwardStep& step, const LaunchContext& context) {
+  if (context.capability != 90 || kernel_choice() == "portable") return {};
+  const bool keys = step.weighted_key.defined(), values = step.weighted_value.defined();
+  const int width = flash_width_sm90(step.query.size(3), values ? step.value.size(3) : 0);
+  const int64_t frame_keys = step.key.size(2) / step.frames;
+  if (step.key_mask.defined() || !(keys || values) || width == 0 || frame_keys == 0 || !(step.scale > 0)) return {};
+  // What a tensor map and its coordinates can express.
+  constexpr int64_t kLargestStride = (int64_t{1} << 39) - 8, kLargestRow = std::numeric_limits<int32_t>::max() - 256;
+  if (std::max(step.query.size(2), step.key.size(2)) > kLargestRow) return {};
+  for (const Tensor& rows : {step.query, step.key, step.value, step.weighted_key, step.weighted_value})
+    if (rows.defined() && *std::max_element(rows.strides().begin(), rows.strides().end()) > kLargestStride) return {};
+  if (context.no_sm90)
+    return {std::nullopt,
+            c10::str("the spatial step runs on a kernel for all GPUs, not on the one for compute capability "
+                     "9.0: ",
+                     context.no_sm90)};
+  const int key_rows = flash_key_rows_sm90(width, keys, values, step.query.size(2) / step.frames, frame_keys);
+  return {FlashKernelId{FlashKernel::forward, Architecture::sm90, key_rows}, ""};
 }
 
 }  // namespace frameattn

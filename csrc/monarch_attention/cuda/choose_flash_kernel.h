@@ -7,7 +7,9 @@
 #include <optional>
 #include <string>
 
+#include "csrc/device/launch_context.h"
 #include "csrc/monarch_attention/cuda/kernels/flash_attention.h"
+#include "csrc/monarch_attention/implementation.h"
 
 namespace frameattn {
 
@@ -19,6 +21,10 @@ struct FlashKernelChoice {
 // capability: 10 * major + minor of the device. float32 and float64 are for torch's operators: that needs no reason.
 FlashKernelChoice choose_flash_kernel(FlashKernel kernel, const char* op, const at::Tensor& query,
                                       const at::Tensor& key, int64_t frames, int capability);
+
+// The forward kernel for Hopper where it takes this step: no mask, widths up to 128, a positive scale. A Hopper GPU
+// without it (LaunchContext::no_sm90) is a reason.
+FlashKernelChoice choose_flash_forward_sm90(const SpatialForwardStep& step, const LaunchContext& context);
 
 std::string flash_kernel_name(const FlashKernelId& id);  // "flash_backward_query_sm80"
 

@@ -32,13 +32,9 @@ Tensor padded_flash_rows(const Tensor& rows) {
   return at::zeros({rows.size(0), rows.size(1), rows.size(2), padded(rows.size(3))}, rows.options());
 }
 
-FlashCall::FlashCall(const LaunchContext& context, Architecture architecture, const char* op, const Tensor& query,
-                     const Tensor& key, int64_t frames, double scale)
-    : context_(context),
-      architecture_(architecture),
-      op_(op),
-      frames_(frames),
-      is_half_(query.scalar_type() == at::kHalf) {
+FlashCall::FlashCall(const LaunchContext& context, const char* op, const Tensor& query, const Tensor& key,
+                     int64_t frames, double scale)
+    : context_(context), op_(op), frames_(frames), is_half_(query.scalar_type() == at::kHalf) {
   params.batches = static_cast<int32_t>(query.size(0));
   params.heads = static_cast<int32_t>(query.size(1));
   params.parts = static_cast<int32_t>(frames);
@@ -47,6 +43,7 @@ FlashCall::FlashCall(const LaunchContext& context, Architecture architecture, co
   params.all_keys = key.size(2);
   params.dim = static_cast<int32_t>(padded(query.size(3)));
   params.scale = static_cast<float>(scale);
+  params.multiprocessors = context.multiprocessors;
   params.query = input(query);
   params.key = input(key);
 }
@@ -72,8 +69,7 @@ FlashScalars FlashCall::scalars(const Tensor& given) const {
           given.size(2) / frames_};
 }
 
-void FlashCall::launch(FlashKernel kernel) const {
-  const FlashKernelId id{kernel, architecture_};
+void FlashCall::launch(const FlashKernelId& id) const {
   const int error =
       context_.launch_flash(id, params, is_half_ ? FrameElement::float16 : FrameElement::bfloat16, context_.stream);
   TORCH_CHECK(error == 0, op_, ": kernel ", flash_kernel_name(id),

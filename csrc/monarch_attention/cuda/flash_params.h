@@ -20,8 +20,8 @@ at::Tensor padded_flash_rows(const at::Tensor& rows);
 class FlashCall {
  public:
   // op: for messages.
-  FlashCall(const LaunchContext& context, Architecture architecture, const char* op, const at::Tensor& query,
-            const at::Tensor& key, int64_t frames, double scale);
+  FlashCall(const LaunchContext& context, const char* op, const at::Tensor& query, const at::Tensor& key,
+            int64_t frames, double scale);
 
   void set_value(const at::Tensor& value);
   void set_mask(const at::Tensor& mask);
@@ -31,7 +31,7 @@ class FlashCall {
   FlashRows sums(const at::Tensor& given) { return result(given, /*add=*/true); }
   FlashScalars scalars(const at::Tensor& given) const;
 
-  void launch(FlashKernel kernel) const;
+  void launch(const FlashKernelId& id) const;
   void finish() const;
 
   FlashParams params;
@@ -46,7 +46,6 @@ class FlashCall {
   FlashRows result(const at::Tensor& given, bool add);
 
   const LaunchContext& context_;
-  Architecture architecture_;
   const char* op_;
   int64_t frames_;
   bool is_half_;

@@ -11,7 +11,8 @@ namespace {
 using at::Tensor;
 
 // Dense rows are few and their keys many: parts of the keys go to different blocks, and the results are joined.
-bool forward_of_split_keys(const LaunchContext& context, const SpatialForwardStep& step, FlashCall& call) {
+bool forward_of_split_keys(const LaunchContext& context, const FlashKernelId& kernel, const SpatialForwardStep& step,
+                           FlashCall& call) {
   if (step.frames != 1 || step.weighted_key.defined()) return false;
   FlashParams& p = call.params;
   const auto [parts, keys] = split_keys(p.queries, p.heads * p.batches, p.all_keys, context.multiprocessors);
@@ -27,34 +28,34 @@ bool forward_of_split_keys(const LaunchContext& context, const SpatialForwardSte
   p.weighted_value = {weighted.data_ptr(), weighted.stride(0), weighted.stride(1), p.queries * weighted.stride(2),
                       weighted.stride(2)};
   p.lse = {lse.data_ptr<float>(), lse.stride(0), lse.stride(1), p.queries};
-  call.launch(FlashKernel::forward);
+  call.launch(kernel);
   p.out = out;
   p.out_lse = call.scalars(step.lse);
-  call.launch(FlashKernel::join);
+  call.launch({FlashKernel::join, Architecture::sm80});
   call.finish();
   return true;
 }
 
 }  // namespace
 
-void flash_spatial_forward(const LaunchContext& context, Architecture architecture, const SpatialForwardStep& step) {
+void flash_spatial_forward(const LaunchContext& context, const FlashKernelId& kernel, const SpatialForwardStep& step) {
   if (step.key.size(2) == 0) return composed_spatial_forward(step);  // zeros
-  FlashCall call(context, architecture, "spatial_step", step.query, step.key, step.frames, step.scale);
+  FlashCall call(context, "spatial_step", step.query, step.key, step.frames, step.scale);
   call.set_mask(step.key_mask);
   if (step.weighted_value.defined()) call.set_value(step.value);
-  if (forward_of_split_keys(context, step, call)) return;
+  if (forward_of_split_keys(context, kernel, step, call)) return;
   FlashParams& p = call.params;
   if (step.weighted_value.defined()) p.weighted_value = call.output(step.weighted_value);
   if (step.weighted_key.defined()) p.weighted_key = call.output(step.weighted_key);
   p.lse = call.scalars(step.lse);
   p.entropy = call.scalars(step.entropy);
-  call.launch(FlashKernel::forward);
+  call.launch(kernel);
   call.finish();
 }
 
 void flash_spatial_backward(const LaunchContext& context, Architecture architecture, const SpatialBackwardStep& step) {
   if (step.key.size(2) == 0) return;  // results do not depend on the queries
-  FlashCall call(context, architecture, "spatial_step_backward", step.query, step.key, step.frames, step.scale);
+  FlashCall call(context, "spatial_step_backward", step.query, step.key, step.frames, step.scale);
   FlashParams& p = call.params;
   call.set_mask(step.key_mask);
   const bool values = step.grad_weighted_value.defined(), keys = step.grad_weighted_key.defined();
@@ -76,32 +77,32 @@ void flash_spatial_backward(const LaunchContext& context, Architecture architect
     p.grad_lse = call.scalars(step.grad_lse);
     p.weighted_key = keys ? call.input(step.weighted_key) : p.query;
     if (values) p.weighted_value = call.input(step.weighted_value);
-    call.launch(FlashKernel::offset);
+    call.launch({FlashKernel::offset, architecture});
   }
   p.offset = call.scalars(offset);
   p.grad_query = call.sums(step.grad_query);
   p.grad_key = call.sums(step.grad_key);
   if (values) p.grad_value = call.sums(step.grad_value);
-  call.launch(FlashKernel::backward_query);
-  call.launch(FlashKernel::backward_key);
+  call.launch({FlashKernel::backward_query, architecture});
+  call.launch({FlashKernel::backward_key, architecture});
   call.finish();
 }
 
 Tensor flash_row_dots(const LaunchContext& context, Architecture architecture, const Tensor& a, const Tensor& b) {
-  FlashCall call(context, architecture, "vmonarch_attention_backward", a, a, 1, 1);
+  FlashCall call(context, "vmonarch_attention_backward", a, a, 1, 1);
   const Tensor dots = at::empty(a.sizes().slice(0, 3), a.options().dtype(at::kFloat));
   FlashParams& p = call.params;
   p.value_dim = p.dim;
   p.grad_weighted_value = p.query;
   p.weighted_value = call.input(b);
   p.offset = call.scalars(dots);
-  call.launch(FlashKernel::offset);
+  call.launch({FlashKernel::offset, architecture});
   return dots;
 }
 
 void flash_join(const LaunchContext& context, Architecture architecture, const Tensor& out, const Tensor& lse,
                 const Tensor& other, const Tensor& other_lse) {
-  FlashCall call(context, architecture, "vmonarch_attention_forward", other, other, 1, 1);
+  FlashCall call(context, "vmonarch_attention_forward", other, other, 1, 1);
   FlashParams& p = call.params;
   p.value_dim = p.dim;
   p.weighted_value = p.query;
@@ -112,7 +113,7 @@ void flash_join(const LaunchContext& context, Architecture architecture, const T
   p.out = call.output(buffer);
   p.out_lse = call.scalars(lse);
   p.join_out = true;
-  call.launch(FlashKernel::join);
+  call.launch({FlashKernel::join, architecture});
   if (!aligned) out.copy_(buffer.narrow(3, 0, out.size(3)));
 }
 

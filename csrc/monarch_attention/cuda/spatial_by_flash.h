@@ -2,13 +2,13 @@
 #pragma once
 
 #include "csrc/device/launch_context.h"
+#include "csrc/monarch_attention/cuda/kernels/flash_attention.h"
 #include "csrc/monarch_attention/implementation.h"
-#include "csrc/shared/kernels/architecture.h"
 
 namespace frameattn {
 
 // For bfloat16 and float16. Rows whose addresses, strides or widths are not multiples of 16 bytes are copied.
-void flash_spatial_forward(const LaunchContext& context, Architecture architecture, const SpatialForwardStep& step);
+void flash_spatial_forward(const LaunchContext& context, const FlashKernelId& kernel, const SpatialForwardStep& step);
 void flash_spatial_backward(const LaunchContext& context, Architecture architecture, const SpatialBackwardStep& step);
 at::Tensor flash_row_dots(const LaunchContext& context, Architecture architecture, const at::Tensor& a,
                           const at::Tensor& b);

@@ -3,12 +3,14 @@
 
 namespace frameattn {
 
-enum class Architecture { sm80 };
+enum class Architecture { sm80, sm90 };
 
 constexpr const char* architecture_name(Architecture architecture) {
   switch (architecture) {
     case Architecture::sm80:
       return "sm80";
+    case Architecture::sm90:
+      return "sm90";
   }
   return "";
 }

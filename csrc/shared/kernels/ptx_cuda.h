@@ -88,6 +88,9 @@ __device__ __forceinline__ T load_shared(uint32_t address) {
 __device__ __forceinline__ void store_shared(uint32_t address, float value) {
   asm volatile("st.shared.f32 [%0], %1;" ::"r"(address), "f"(value) : "memory");
 }
+__device__ __forceinline__ void store_shared(uint32_t address, uint32_t value) {
+  asm volatile("st.shared.b32 [%0], %1;" ::"r"(address), "r"(value) : "memory");
+}
 template <int bytes>  // 4 or 16; those of 16 stay out of the first cache
 __device__ __forceinline__ void copy_async(uint32_t destination, const void* source, int valid) {
   if constexpr (bytes == 16)

@@ -95,7 +95,7 @@ def describe_sm90a(architectures: str, loads: bool | None, capability: tuple[int
     elif capability is None:
         usable = "no: there is no GPU"
     elif capability == (9, 0):
-        usable = "no: the driver does not load them"
+        usable = "no: the driver does not load them, or makes no tensor maps"
     else:
         usable = f"no: the GPU has compute capability {capability[0]}.{capability[1]}"
     return f"in this build, usable here: {usable}"

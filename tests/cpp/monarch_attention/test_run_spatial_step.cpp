@@ -16,6 +16,8 @@ using Tensors = std::vector<Tensor>;
 
 class RunSpatialStep : public testing::Test {
  protected:
+  RunSpatialStep() { gpu.capability = 80; }
+
   // weighted_key, weighted_value, lse of spatial_step, and its three gradients.
   static Tensors results(const Implementation& device, const Tensors& x, int64_t frames, bool weigh_keys) {
     auto [keys, values, lse] = spatial_step_on(device, x[0], x[1], x[2], frames, 0.3, weigh_keys, std::nullopt);
@@ -38,6 +40,24 @@ class RunSpatialStep : public testing::Test {
                 tolerance * right[i].abs().max().item<double>())
           << "result " << i;
     }
+  }
+
+  void expect_kernels(const Tensors& x, std::vector<std::string> kernels, double scale = 0.3,
+                      const std::optional<Tensor>& mask = std::nullopt) {
+    emulator.flash_kernels.clear();
+    const auto step = [&](const Implementation& device, const Tensors& x) {
+      return spatial_step_on(device, x[0], x[1], x[2], frames, scale, /*weigh_keys=*/true, mask);
+    };
+    const auto [keys, values, lse] = step(gpu_implementation<&emulated_context>(), x);
+    EXPECT_EQ(emulator.flash_kernels, kernels);
+    const auto wide = step(cpu_implementation(), {x[0].to(at::kDouble), x[1].to(at::kDouble), x[2].to(at::kDouble)});
+    EXPECT_LE((values.to(at::kDouble) - std::get<1>(wide)).abs().max().item<double>(), 0x1p-6);
+  }
+  static Tensors rows(int64_t count, int64_t width) {
+    at::manual_seed(0);
+    Tensors x;
+    for (int i = 0; i < 3; ++i) x.push_back(at::randn({1, 2, count, width}).to(at::kBFloat16));
+    return x;
   }
 
   int64_t frames = 2, queries = 9, keys = 9, dim = 16;
@@ -84,7 +104,7 @@ TEST_F(RunSpatialStep, WhileAGraphIsCapturedUncheckedKernelsAreNotUsed) {
 TEST_F(RunSpatialStep, OldGpusAndWideNumbersGetTorchsOperators) {
   gpu.capability = 75;
   expect_right();
-  gpu.capability = 90;
+  gpu.capability = 80;
   expect_right(at::kFloat, 1e-5);
   EXPECT_EQ(emulator.launches, 0);
   EXPECT_EQ(warnings.count("spatial_step of BFloat16 runs on torch's operators, not on a kernel of frameattn: compute "
@@ -112,6 +132,69 @@ TEST_F(RunSpatialStep, DenseRowsAreSplitWhereMultiprocessorsWouldIdle) {
   queries = 600;  // fewer keys than twice the queries
   expect_right();
   EXPECT_EQ(emulator.launches, 1 + 3);
+}
+
+// ---- The kernels for Hopper -----------------------------------------------------------------------------------------
+
+TEST_F(RunSpatialStep, HopperGpusGetTheirOwnForwardKernel) {
+  gpu.capability = 90;
+  emulator.trust_everything();
+  expect_right();
+  EXPECT_EQ(emulator.flash_kernels,
+            (std::vector<std::string>{"flash_forward_sm90", "flash_offset_sm80", "flash_backward_query_sm80",
+                                      "flash_backward_key_sm80"}));
+  for (const int64_t width : {16, 96, 128}) expect_kernels(rows(18, width), {"flash_forward_sm90"}, 0.1);
+  gpu.capability = 120;
+  expect_kernels(rows(18, 16), {"flash_forward_sm80"});
+}
+
+TEST_F(RunSpatialStep, WhatTheHopperKernelDoesNotTakeGoesToTheOneForAllGpus) {
+  gpu.capability = 90;
+  emulator.trust_everything();
+  const std::vector<std::string> portable = {"flash_forward_sm80"};
+  expect_kernels(rows(18, 136), portable, 0.1);
+  expect_kernels(rows(18, 16), portable, -0.3);
+  expect_kernels(rows(18, 16), portable, 0.3, at::arange(18).remainder(3).ne(1).unsqueeze(0));
+  EXPECT_TRUE(warnings.texts.empty());
+
+  setenv("FRAMEATTN_KERNELS", "portable", 1);  // which are compared, as always: first on a small problem
+  expect_kernels(rows(18, 16), {"flash_forward_sm80", "flash_forward_sm80"});
+}
+
+TEST_F(RunSpatialStep, AHopperGpuWithoutItsKernelsIsAReasonForOneWarning) {
+  gpu.capability = 90;
+  gpu.no_sm90 = "the driver makes no tensor maps";
+  emulator.trust_everything();
+  for (int i = 0; i < 2; ++i) expect_kernels(rows(18, 16), {"flash_forward_sm80"});
+  EXPECT_EQ(warnings.count("the spatial step runs on a kernel for all GPUs, not on the one for compute capability 9.0: "
+                           "the driver makes no tensor maps"),
+            1);
+}
+
+TEST_F(RunSpatialStep, AHopperKernelThatErrsIsReplacedByTheOneForAllGpus) {
+  gpu.capability = 90;
+  emulator.wrong_kernel = "flash_forward_sm90";
+  expect_kernels(rows(18, 16), {"flash_forward_sm90", "flash_forward_sm80", "flash_forward_sm80"});  // two checks
+  expect_kernels(rows(18, 16), {"flash_forward_sm80"});
+  EXPECT_EQ(warnings.count("kernel flash_forward_sm90 (bfloat16, 64 columns, keys, values, 192 keys a tile) does not "
+                           "agree with torch's operators on this GPU"),
+            1);
+  EXPECT_EQ(warnings.count("From now on kernels for all GPUs do its work"), 1);
+}
+
+TEST_F(RunSpatialStep, EveryTileOfTheHopperKernelIsCheckedOfItsOwn) {
+  gpu.capability = 90;
+  Tensors x = rows(1, 128);
+  frames = 1;
+  for (Tensor& t : x) t = t.expand({1, 2, 1600, 128});
+  const auto values = [&](int64_t count) {
+    emulator.flash_kernels.clear();
+    spatial_step_on(gpu_implementation<&emulated_context>(), x[0].narrow(2, 0, count), x[1].narrow(2, 0, count),
+                    x[2].narrow(2, 0, count), 1, 0.1, /*weigh_keys=*/false, std::nullopt);
+    return emulator.flash_kernels;
+  };
+  EXPECT_EQ(values(20), (std::vector<std::string>{"flash_forward_sm90", "flash_join_sm80", "flash_forward_sm90"}));
+  EXPECT_EQ(values(30), (std::vector<std::string>{"flash_forward_sm90"}));
 }
 
 }  // namespace

@@ -40,6 +40,7 @@ struct FlashParams {
   int64_t all_keys = 0;           // of all parts: the last may have fewer
   int32_t dim = 0, value_dim = 0;
   float scale = 1;
+  int64_t multiprocessors = 1;  // of the GPU: persistent blocks are as many
   FlashRows query, key;
   FlashRows value;                         // null: no values
   const uint8_t* key_mask = nullptr;       // [batches, all_keys], 0: takes no part; null: all do
@@ -64,6 +65,7 @@ enum class FlashKernel { forward, join, offset, backward_query, backward_key };
 struct FlashKernelId {
   FlashKernel kernel;
   Architecture architecture;
+  int key_rows = 0;  // of a key tile, where a kernel is compiled for several
 };
 
 // Columns that a kernel computes with: the fewest of 64, 96, 128, 256 that hold both dims. 0: too many.

@@ -3,6 +3,7 @@
 #include <limits>
 
 #include "csrc/monarch_attention/cuda/kernels/flash_attention.h"
+#include "csrc/monarch_attention/cuda/kernels/flash_forward_sm90.h"
 
 namespace frameattn {
 
@@ -28,6 +29,24 @@ bool flash_blocks_fit(int64_t rows, int64_t parts, int64_t heads) {
   constexpr int64_t kLargestGrid = std::numeric_limits<int32_t>::max(), kLeastRows = 32;  // of a block
   const int64_t blocks = (rows + kLeastRows - 1) / kLeastRows * parts;
   return heads <= kLargestGrid / std::max<int64_t>(1, blocks);
+}
+
+int flash_width_sm90(int64_t dim, int64_t value_dim) {
+  for (const int width : {64, 128})
+    if (std::max(dim, value_dim) <= width) return width;
+  return 0;
+}
+
+int flash_key_rows_sm90(int width, bool keys, bool values, int64_t queries, int64_t part_keys) {
+  if (width == 64) return keys && values ? 192 : 128;
+  // Value rows of frames of one size are faster with the larger tile where it does not end in a nearly empty one.
+  return !keys && queries == part_keys && part_keys > 1500 ? 160 : 112;
+}
+
+FlashQueryTiles query_tiles_sm90(int64_t queries, int64_t parts, int rows) {
+  const int64_t of_part = (queries + rows - 1) / rows, whole_of_part = queries / rows;
+  return {static_cast<int32_t>(parts * of_part), static_cast<int32_t>(parts * whole_of_part),
+          static_cast<int32_t>(whole_of_part)};
 }
 
 }  // namespace frameattn

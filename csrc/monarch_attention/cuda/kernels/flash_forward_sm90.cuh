@@ -1,0 +1,427 @@
+// Forward of the flash kernels on Hopper. A block stays on its multiprocessor and walks over tiles of query rows. One
+// thread, the producer, asks for tiles of queries, keys and values; they land in rings of places in shared memory. The
+// consumers, two or three warpgroups of 64 query rows each, multiply and weigh them. docs/cuda/flash_forward_sm90.md
+// shows a step on a time line. Everybody's order is the same:
+//   keys of step n, queries (in a tile's first step), values of step n - 1
+// because a consumer forms the logits of step n before the weighted rows of step n - 1: while the tensor cores do both,
+// it computes the softmax of step n.
+#pragma once
+
+#include "csrc/monarch_attention/cuda/kernels/flash_pipeline_sm90.cuh"
+#include "csrc/shared/kernels/fragments.cuh"
+
+namespace frameattn {
+
+// Fragments of sums are those of mma.m16n8k16 (fragments.cuh): of the 64 rows of the warpgroup a warp has 16, a thread
+// rows lane / 4 and lane / 4 + 8 of these ("halves"), and in every 8 columns two that are neighbours.
+template <FrameElement element, typename Shape>
+class FlashConsumer {
+  static constexpr FlashTileSm90 tile = Shape::tile;
+  static constexpr bool keys = Shape::keys, values = Shape::values;
+  static constexpr int kLogits = tile.key_rows / 2, kSums = Shape::width / 2;  // of a thread
+  static constexpr int kTurns = 1, kStores = kTurns + tile.consumers;          // the first barriers of their kind
+
+ public:
+  __device__ __forceinline__ FlashConsumer(const FlashForwardSm90Params& p, uint32_t memory, int consumer)
+      : p_(p),
+        barriers_(memory),
+        consumer_(consumer),
+        queries_(memory + consumer * Shape::consumer_bytes),
+        query_rows_(ptx::descriptor_low(queries_, 16)),
+        key_rows_(ptx::descriptor_low(memory + Shape::keys_at, 16)),
+        key_columns_(ptx::descriptor_low(memory + Shape::keys_at, Shape::key_block_bytes)),
+        value_columns_(ptx::descriptor_low(memory + Shape::values_at, Shape::key_block_bytes)) {
+#pragma unroll
+    for (float& sum : key_sums_) sum = 0;
+#pragma unroll
+    for (float& sum : value_sums_) sum = 0;
+  }
+
+  __device__ __forceinline__ void run() {
+    const int blocks = static_cast<int>(ptx::grid_blocks());
+    if (consumer_ == tile.consumers - 1) pass_turn();  // to the first
+    for (int index = static_cast<int>(ptx::block_index()); index < p_.tiles; index += blocks) {
+      wait_query();
+      if (!has_rows(index))
+        skip(index);
+      else if constexpr (tile.overlapped)
+        index = run_overlapped(index, blocks);
+      else
+        run_plain(index);
+      query_.advance();
+    }
+  }
+
+ private:
+  // ---- Barriers
+
+  __device__ __forceinline__ void wait_query() {
+    ptx::mbarrier_wait(barriers_.full_query(query_.at, consumer_), query_.phase);
+  }
+  __device__ __forceinline__ void wait_key() { ptx::mbarrier_wait(barriers_.full_key(key_.at), key_.phase); }
+  __device__ __forceinline__ void wait_value() {
+    if constexpr (values) ptx::mbarrier_wait(barriers_.full_value(value_.at), value_.phase);
+  }
+  // All lanes of the warp are done with a place.
+  __device__ __forceinline__ void release(uint32_t empty) {
+    if (ptx::thread_index_now() % 32 == 0) ptx::mbarrier_arrive(empty);
+  }
+  // Of the tiles that weighted rows were formed of.
+  __device__ __forceinline__ void release_weighted(int key_place) {
+    if constexpr (keys) release(barriers_.empty_key(key_place));
+    if constexpr (values) {
+      release(barriers_.empty_value(value_.at));
+      value_.advance();
+    }
+  }
+  // Consumers take turns with the tensor cores: while one multiplies, another computes its softmax.
+  __device__ __forceinline__ void wait_turn() {
+    if constexpr (tile.turns) ptx::sync_threads(kTurns + consumer_, 256);
+  }
+  __device__ __forceinline__ void pass_turn() {
+    if constexpr (tile.turns) ptx::arrive_threads(kTurns + (consumer_ + 1) % tile.consumers, 256);
+  }
+
+  // ---- Tiles
+
+  __device__ __forceinline__ bool has_rows(int index) const {
+    return query_tile<Shape::rows>(p_, index).row + 64 * consumer_ < p_.queries;
+  }
+  __device__ __forceinline__ int keys_at(int index) const {
+    return keys_of(p_, query_tile<Shape::rows>(p_, index).part);
+  }
+  static __device__ __forceinline__ int steps_of(int key_count) {
+    return (key_count + tile.key_rows - 1) / tile.key_rows;
+  }
+
+  // No rows for this consumer: it only keeps the rings and the turns going.
+  __device__ __forceinline__ void skip(int index) {
+    release(barriers_.empty_query(query_.at, consumer_));
+    const int steps = steps_of(keys_at(index));
+#pragma unroll 1
+    for (int step = 0; step < steps; ++step) {
+      wait_key();
+      wait_turn();
+      pass_turn();
+      release(barriers_.empty_key(key_.at));
+      key_.advance();
+      if constexpr (values) {
+        wait_value();
+        release(barriers_.empty_value(value_.at));
+        value_.advance();
+      }
+    }
+  }
+
+  // One step after the other.
+  __device__ __forceinline__ void run_plain(int index) {
+    const int key_count = keys_at(index), steps = steps_of(key_count);
+    start_rows();
+#pragma unroll 1
+    for (int step = 0; step < steps; ++step) {
+      wait_key();
+      wait_turn();
+      issue_logits();
+      ptx::wait_products<0>();
+      ptx::keep(logits_);
+      pass_turn();
+      if constexpr (!keys) release(barriers_.empty_key(key_.at));
+      add_weights(key_count - step * tile.key_rows);
+      pack_weights();
+      if (step > 0) rescale_sums();
+      wait_value();
+      issue_weighted(key_.at, /*accumulate=*/step > 0);
+      ptx::wait_products<0>();
+      keep_operands();
+      release_weighted(key_.at);
+      key_.advance();
+    }
+    store(index, query_.at, largest_, total_);
+  }
+
+  // The products of one step beside the softmax of the next, also from a tile's last step to the first one of the next
+  // tile. Returns the last tile. There is one copy of step(), for the compiler finds registers for no second one.
+  __device__ __forceinline__ int run_overlapped(int index, int blocks) {
+    first_step(keys_at(index));
+    int key_count = keys_at(index), steps = steps_of(key_count), step = 1;
+#pragma unroll 1
+    for (;; ++step) {
+      bool crosses = false, accumulate = step > 1;
+      if (step == steps) {
+        if (index + blocks >= p_.tiles || !has_rows(index + blocks)) break;
+        crosses = true;
+        query_.advance();
+        wait_query();
+        key_count = keys_at(index + blocks);
+        steps = steps_of(key_count);
+        step = 0;
+      }
+      overlapped_step(key_count - step * tile.key_rows, crosses, accumulate, index);
+      if (crosses) index += blocks;
+    }
+    if (step > 1) rescale_sums();
+    wait_value();
+    issue_weighted(key_.before(), /*accumulate=*/step > 1);
+    ptx::wait_products<0>();
+    keep_operands();
+    release_weighted(key_.before());
+    store(index, query_.at, largest_, total_);
+    return index;
+  }
+
+  __device__ __forceinline__ void first_step(int keys_left) {
+    wait_key();
+    wait_turn();
+    issue_logits();
+    pass_turn();
+    ptx::wait_products<0>();
+    ptx::keep(logits_);
+    if constexpr (!keys) release(barriers_.empty_key(key_.at));
+    start_rows();
+    add_weights(keys_left);
+    pack_weights();
+    key_.advance();
+  }
+
+  // The logits of one key tile and the weighted rows of the one before, which belongs to tile `index` of query rows
+  // also if this one, where the step crosses, belongs to the next.
+  __device__ __forceinline__ void overlapped_step(int keys_left, bool crosses, bool accumulate, int index) {
+    wait_key();
+    wait_turn();
+    issue_logits();
+    if (accumulate) rescale_sums();
+    wait_value();
+    issue_weighted(key_.before(), accumulate);
+    pass_turn();
+    ptx::wait_products<1>();
+    ptx::keep(logits_);
+    if constexpr (!keys) release(barriers_.empty_key(key_.at));
+    const float largest[2] = {largest_[0], largest_[1]}, total[2] = {total_[0], total_[1]};
+    if (crosses) start_rows();
+    add_weights(keys_left);
+    ptx::order_after(total_[0] + total_[1]);
+    ptx::wait_products<0>();
+    keep_operands();
+    release_weighted(key_.before());
+    key_.advance();
+    pack_weights();
+    if (crosses) store(index, query_.at ^ 1, largest, total);
+  }
+
+  // ---- Products
+
+  __device__ __forceinline__ void issue_logits() {
+    const uint32_t query = query_rows_ + query_.at * (Shape::query_bytes >> 4);
+    const uint32_t key = key_rows_ + key_.at * (Shape::key_bytes >> 4);
+    ptx::fence_products();
+#pragma unroll
+    for (int i = 0; i < Shape::width / 16; ++i) {
+      const int block = i / 4, column_bytes = i % 4 * 32;
+      ptx::multiply_add_async<element, tile.key_rows, false>(
+          logits_, ptx::descriptor(query + ((block * Shape::query_block_bytes + column_bytes) >> 4)),
+          ptx::descriptor(key + ((block * Shape::key_block_bytes + column_bytes) >> 4)), i > 0);
+    }
+    ptx::commit_products();
+  }
+
+  __device__ __forceinline__ void issue_weighted(int key_place, bool accumulate) {
+    ptx::fence_products();
+    keep_operands();
+    if constexpr (keys) add_weighted(key_sums_, key_columns_, key_place, accumulate);
+    if constexpr (values) add_weighted(value_sums_, value_columns_, value_.at, accumulate);
+    ptx::commit_products();
+  }
+  template <int count>
+  __device__ __forceinline__ void add_weighted(float (&sums)[count], uint32_t columns, int place, bool accumulate) {
+    const uint32_t rows = columns + place * (Shape::key_bytes >> 4);
+#pragma unroll
+    for (int i = 0; i < tile.key_rows / 16; ++i)
+      ptx::multiply_add_async<element, Shape::width, true>(
+          sums, weights_ + 4 * i, ptx::descriptor(rows + (16 * i * kBlockRowBytes >> 4)), i > 0 || accumulate);
+  }
+  __device__ __forceinline__ void keep_operands() {
+    ptx::keep(weights_);
+    if constexpr (keys) ptx::keep(key_sums_);
+    if constexpr (values) ptx::keep(value_sums_);
+  }
+
+  // ---- Softmax
+
+  __device__ __forceinline__ void start_rows() {
+    largest_[0] = largest_[1] = -kInfinity;
+    total_[0] = total_[1] = 0;
+  }
+
+  // Logits become weights, which are added to the total. Their unit is the exponential of `largest_`, which follows the
+  // largest logit when that has grown by the factor 2^8: for most steps nothing has to be rescaled.
+  __device__ __forceinline__ void add_weights(int keys_left) {
+    constexpr float kLeastGrowth = 8;
+    if (keys_left < tile.key_rows) {
+      const int column = 2 * (ptx::thread_index_now() % 4);
+#pragma unroll
+      for (int i = 0; i < kLogits; ++i)
+        if (8 * (i / 4) + column + i % 2 >= keys_left) logits_[i] = -kInfinity;
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float most = largest_[half];
+#pragma unroll
+      for (int i = 2 * half; i < kLogits; i += 4) most = fmaxf(most, fmaxf(logits_[i], logits_[i + 1]));
+      most = row_max(most);
+      const float growth = (most - largest_[half]) * p_.scale_log2;  // infinite in a tile's first step
+      shrink_[half] = 1;
+      if (growth > kLeastGrowth) {
+        shrink_[half] = ptx::exp2(-growth);
+        largest_[half] = most;
+      }
+      const float unit = largest_[half] * p_.scale_log2;
+      float total = total_[half] * shrink_[half];
+#pragma unroll
+      for (int i = 2 * half; i < kLogits; i += 4)
+#pragma unroll
+        for (int e = i; e < i + 2; ++e) {
+          logits_[e] = ptx::exp2(fmaf(logits_[e], p_.scale_log2, -unit));
+          total += logits_[e];
+        }
+      total_[half] = total;
+    }
+  }
+  __device__ __forceinline__ void pack_weights() {
+#pragma unroll
+    for (int i = 0; i < kLogits / 2; ++i) weights_[i] = ptx::pack<element>(logits_[2 * i], logits_[2 * i + 1]);
+  }
+  __device__ __forceinline__ void rescale_sums() {
+    if (!ptx::any(shrink_[0] != 1 || shrink_[1] != 1)) return;
+    if constexpr (keys) multiply_rows(key_sums_, shrink_);
+    if constexpr (values) multiply_rows(value_sums_, shrink_);
+  }
+  template <int count>
+  static __device__ __forceinline__ void multiply_rows(float (&sums)[count], const float (&factors)[2]) {
+#pragma unroll
+    for (int i = 0; i < count; ++i) sums[i] *= factors[i / 2 % 2];
+  }
+
+  // ---- Results
+
+  // Each warp puts its 16 rows where its queries were and has them copied from there.
+  __device__ __forceinline__ void store(int index, int query_place, const float (&largest)[2],
+                                        const float (&total)[2]) {
+    const int thread = ptx::thread_index_now() % 128, warp = thread / 32, lane = thread % 32;
+    const FlashQueryTile at = query_tile<Shape::rows>(p_, index);
+    const int row = at.row + 64 * consumer_ + 16 * warp;
+    const uint32_t rows = queries_ + query_place * Shape::query_bytes + 16 * warp * kBlockRowBytes;
+    float inverse[2], lse[2], entropy[2] = {0, 0};
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const float sum = row_sum(total[half]);
+      inverse[half] = ptx::reciprocal(sum);
+      lse[half] = (largest[half] * p_.scale_log2 + ptx::log2(sum)) * kLn2;
+    }
+    ptx::sync_threads(kStores + consumer_, 128);  // every warp's products of these queries are complete
+    if constexpr (keys) {
+      const float factors[2] = {inverse[0] * p_.scale, inverse[1] * p_.scale};
+      put_rows</*dots=*/true>(rows, lane, key_sums_, factors, entropy);
+      copy_rows(p_.weighted_key, at, row, rows, lane);
+    }
+    if constexpr (values) {
+      if constexpr (keys) wait_copied(lane);
+      put_rows</*dots=*/false>(rows, lane, value_sums_, inverse, entropy);
+      copy_rows(p_.weighted_value, at, row, rows, lane);
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int mine = row + lane / 4 + 8 * half;
+      if (lane % 4 || mine >= p_.queries) continue;
+      scalars(p_.lse, at)[mine] = lse[half];
+      if (keys && p_.entropy.data) scalars(p_.entropy, at)[mine] = entropy[half] - lse[half];
+    }
+    wait_copied(lane);
+    release(barriers_.empty_query(query_place, consumer_));
+  }
+
+  // Sums times factors, rounded, in the place of the queries; and their products with these.
+  template <bool with_dots>
+  __device__ __forceinline__ void put_rows(uint32_t rows, int lane, const float (&sums)[kSums],
+                                           const float (&factors)[2], float (&dots)[2]) {
+    const int row = lane / 4, pair = lane % 4;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const uint32_t start = rows + (row + 8 * half) * kBlockRowBytes + 4 * pair;
+      float dot = 0;
+#pragma unroll
+      for (int piece = 0; piece < Shape::width / 8; ++piece) {
+        const uint32_t place = start + piece / 8 * Shape::query_block_bytes + ((piece % 8 ^ row) << 4);
+        const float* const two = &sums[4 * piece + 2 * half];
+        const uint32_t stored = ptx::pack<element>(two[0] * factors[half], two[1] * factors[half]);
+        if constexpr (with_dots) {
+          float of_sums[2], of_query[2];
+          ptx::unpack<element>(stored, of_sums[0], of_sums[1]);
+          ptx::unpack<element>(ptx::load_shared<uint32_t>(place), of_query[0], of_query[1]);
+          dot = fmaf(of_sums[0], of_query[0], fmaf(of_sums[1], of_query[1], dot));
+        }
+        ptx::store_shared(place, stored);
+      }
+      if constexpr (with_dots) dots[half] = row_sum(dot);
+    }
+  }
+
+  __device__ __forceinline__ void copy_rows(const FlashMap& to, const FlashQueryTile& at, int row, uint32_t rows,
+                                            int lane) {
+    ptx::fence_async_proxy();
+    ptx::sync_warp();
+    if (lane != 0) return;
+#pragma unroll
+    for (int block = 0; block < Shape::blocks; ++block)
+      ptx::store_tensor(to.map, rows + block * Shape::query_block_bytes, block * kBlockColumns, row, at.part * to.part,
+                        at.head * to.head, at.batch * to.batch);
+    ptx::commit_stores();
+  }
+  // What copy_rows() reads may change.
+  static __device__ __forceinline__ void wait_copied(int lane) {
+    if (lane == 0) ptx::wait_stores_read<0>();
+    ptx::sync_warp();
+  }
+
+  static __device__ __forceinline__ float* scalars(const FlashScalars& scalars, const FlashQueryTile& at) {
+    return scalars.data + at.batch * scalars.batch_stride + at.head * scalars.head_stride +
+           at.part * scalars.part_stride;
+  }
+
+  const FlashForwardSm90Params& p_;
+  const FlashBarriersSm90<Shape> barriers_;
+  const int consumer_;
+  const uint32_t queries_;
+  // Descriptors of the first places: rows of queries and keys, whose products are logits; and columns of keys and
+  // values, which are weighted.
+  const uint32_t query_rows_, key_rows_, key_columns_, value_columns_;
+
+  RingPlace<tile.query_places> query_;
+  RingPlace<tile.key_places> key_;
+  RingPlace<values ? tile.value_places : 1> value_;
+
+  float logits_[kLogits];          // then weights,
+  uint32_t weights_[kLogits / 2];  // which are packed when the products of the last ones are complete
+  float key_sums_[keys ? kSums : 1], value_sums_[values ? kSums : 1];
+  float largest_[2], total_[2], shrink_[2];
+};
+
+template <FrameElement element, int width, bool keys, bool values, int key_rows>
+__global__ void __launch_bounds__(FlashShapeSm90<width, keys, values, key_rows>::threads, 1)
+    flash_forward_sm90_kernel(const __grid_constant__ FlashForwardSm90Params p) {
+#if !defined(__CUDACC__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  using Shape = FlashShapeSm90<width, keys, values, key_rows>;
+  const uint32_t memory = ptx::swizzled_base();
+  if (ptx::thread_index() == 0) FlashBarriersSm90<Shape>(memory).init();
+  ptx::sync_threads(0, Shape::threads);
+  const int warpgroup = ptx::uniform(ptx::thread_index() / 128);
+  if (warpgroup == 0) {
+    ptx::decrease_registers<Shape::producer_registers>();
+    if (ptx::thread_index() == 0) produce<Shape>(p, memory);
+  } else {
+    ptx::increase_registers<Shape::consumer_registers>();
+    FlashConsumer<element, Shape>(p, memory, warpgroup - 1).run();
+  }
+#endif
+}
+
+}  // namespace frameattn

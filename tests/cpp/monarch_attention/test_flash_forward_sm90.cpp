@@ -1,0 +1,88 @@
+// The forward kernel for Hopper at sizes that its small cases (tools/emulator/flash_cases.cpp) do not reach: which rows a
+// tile has, by arithmetic; and frames as long as those of videos, by value.
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+
+#include "csrc/monarch_attention/cpu/implementation.h"
+#include "csrc/monarch_attention/cuda/gpu_implementation.h"
+#include "csrc/monarch_attention/cuda/kernels/flash_pipeline_sm90.cuh"
+#include "tests/cpp/emulated_gpu.h"
+
+namespace frameattn {
+namespace {
+
+template <int rows>
+void expect_every_row_in_one_tile(int queries, int parts, int heads, int batches) {
+  const int items = parts * heads * batches;
+  const FlashQueryTiles tiles = query_tiles_sm90(queries, items, rows);
+  FlashForwardSm90Params params{};
+  params.parts = parts;
+  params.heads = heads;
+  params.queries = queries;
+  params.whole_tiles = tiles.whole;
+  params.whole_tiles_of_part = tiles.whole_of_part;
+  const int of_part = (queries + rows - 1) / rows;
+  ASSERT_EQ(tiles.all, items * of_part);
+  std::vector<bool> found(tiles.all);
+  for (int index = 0; index < tiles.all; ++index) {
+    const FlashQueryTile tile = query_tile<rows>(params, index);
+    ASSERT_TRUE(tile.row % rows == 0 && tile.row < queries);
+    ASSERT_TRUE(tile.part < parts && tile.head < heads && tile.batch < batches);
+    const int place = ((tile.batch * heads + tile.head) * parts + tile.part) * of_part + tile.row / rows;
+    ASSERT_FALSE(found[place]);
+    found[place] = true;
+    EXPECT_EQ(index >= tiles.whole, queries - tile.row < rows);  // those with rows to spare come last
+  }
+}
+
+TEST(FlashForwardSm90, EveryQueryRowIsInOneTile) {
+  for (const int queries : {1, 64, 127, 128, 129, 191, 192, 193, 1456, 1560, 100000}) {
+    expect_every_row_in_one_tile<128>(queries, 3, 2, 2);
+    expect_every_row_in_one_tile<192>(queries, 2, 3, 1);
+  }
+}
+
+TEST(FlashForwardSm90, AllKeysOfAPartAreInItsTiles) {
+  FlashForwardSm90Params params{};
+  params.keys = 1'500'000'000;
+  params.all_keys = 2'000'000'000;
+  EXPECT_EQ(keys_of(params, 0), 1'500'000'000);
+  EXPECT_EQ(keys_of(params, 1), 500'000'000);
+}
+
+struct Frame {
+  int64_t tokens;
+  bool keys, values;
+};
+class FlashForwardSm90LongFrames : public testing::TestWithParam<Frame> {};
+
+TEST_P(FlashForwardSm90LongFrames, AreRightByValue) {
+  const auto [tokens, keys, values] = GetParam();
+  EmulatedGpu emulator;
+  emulator.gpu().capability = 90;
+  emulator.gpu().multiprocessors = 5;
+  emulator.trust_everything();
+  at::manual_seed(0);
+  const auto rows = [&, tokens = tokens] { return at::randn({1, 1, tokens, 128}).to(at::kBFloat16); };
+  const at::Tensor query = rows(), key = rows();
+  const std::optional<at::Tensor> value = values ? std::optional(rows()) : std::nullopt;
+  const auto wide = [](const at::Tensor& t) { return t.to(at::kDouble); };
+  const auto found =
+      spatial_step_on(gpu_implementation<&emulated_context>(), query, key, value, 1, 0.2, keys, std::nullopt);
+  const auto right =
+      spatial_step_on(cpu_implementation(), wide(query), wide(key), values ? std::optional(wide(*value)) : std::nullopt,
+                      1, 0.2, keys, std::nullopt);
+  EXPECT_EQ(emulator.flash_kernels.front(), "flash_forward_sm90");
+  const auto expect_near = [&](const at::Tensor& a, const at::Tensor& b, double tolerance) {
+    if (b.numel() > 0) EXPECT_LE((wide(a) - b).abs().max().item<double>(), tolerance * b.abs().max().item<double>());
+  };
+  expect_near(std::get<0>(found), std::get<0>(right), 0x1p-7);
+  expect_near(std::get<1>(found), std::get<1>(right), 0x1p-7);
+  expect_near(std::get<2>(found), std::get<2>(right), 1e-5);
+}
+
+INSTANTIATE_TEST_SUITE_P(Sizes, FlashForwardSm90LongFrames,
+                         testing::Values(Frame{1456, true, true}, Frame{1560, true, false}, Frame{2000, false, true}));
+
+}  // namespace
+}  // namespace frameattn

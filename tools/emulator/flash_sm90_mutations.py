@@ -1,0 +1,107 @@
+"""Faults in the flash kernel for Hopper: in its pipeline, its softmax, its products and its results."""
+
+from flash_mutations import FOLDER
+from mutation import Mutation
+
+TASK = "flash_forward_sm90"
+# Two to four query tiles of every part and one or two key tiles; blocks that take many; consumers without rows.
+CASES = "193x161"
+SPLIT, GROWING = "split", "growing"
+
+
+def inside(file: str, *faults: tuple, cases: str = CASES, sanitized: bool = False) -> list[Mutation]:
+    source, path = FOLDER / "flash_forward_sm90.cu", str(FOLDER / file)
+    return [Mutation(f"{TASK}: {name}", source, TASK, "", path, old, new, sanitized, cases) for name, old, new in faults]
+
+
+FLASH_SM90 = [
+    *inside(
+        "flash_pipeline_sm90.cuh",
+        # Places and their barriers
+        ("keys are loaded into a place in use", "        ptx::mbarrier_wait(barriers.empty_key(key.at), key.phase ^ 1);\n", ""),
+        ("values are loaded into a place in use", "          ptx::mbarrier_wait(barriers.empty_value(value.at), value.phase ^ 1);\n", ""),
+        ("queries are loaded into a place in use", "          ptx::mbarrier_wait(barriers.empty_query(query.at, consumer), query.phase ^ 1);\n", ""),
+        ("fewer bytes are expected", "ptx::mbarrier_arrive_expect(full, blocks * block_bytes);", "ptx::mbarrier_arrive_expect(full, blocks * block_bytes - 16);"),
+        ("more bytes are expected", "ptx::mbarrier_arrive_expect(full, blocks * block_bytes);", "ptx::mbarrier_arrive_expect(full, blocks * block_bytes + 16);"),
+        ("the phase stays", "    phase ^= 1;\n", ""),
+        ("a ring of one place less", "if (++at < places) return;", "if (++at < places - 1) return;"),
+        ("the place before is this one", "return at == 0 ? places - 1 : at - 1;", "return at;"),
+        ("empty queries wait for one warp more", "ptx::mbarrier_init(empty_query(place, consumer), kWarps);", "ptx::mbarrier_init(empty_query(place, consumer), kWarps + 1);"),
+        ("empty keys wait for one consumer", "ptx::mbarrier_init(empty_key(place), kWarps * tile.consumers);", "ptx::mbarrier_init(empty_key(place), kWarps);"),
+        ("full values need two arrivals", "ptx::mbarrier_init(full_value(place), 1);", "ptx::mbarrier_init(full_value(place), 2);"),
+        ("barriers are not made visible", "    ptx::fence_mbarrier_init();\n", ""),
+        ("two barriers share a place", "return full_key(tile.key_places + place);", "return full_key(tile.key_places - 1 + place);"),
+        ("the producer keeps its registers", "producer_registers = tile.consumers == 2 ? 24 : 32;", "producer_registers = 64;"),
+        # Which rows
+        ("an order of its own for values", "first_key + (step - 1) * tile.key_rows", "first_key + step * tile.key_rows"),
+        ("heads and batches exchanged", "tile.head * from.head, tile.batch * from.batch);", "tile.batch * from.head, tile.head * from.batch);"),
+        ("keys of the first part", "first_key + step * tile.key_rows, at.part,", "first_key + step * tile.key_rows, 0,"),
+        ("parts counted as heads", "tile.part = item % p.parts;", "tile.part = item % p.heads;"),
+        ("queries of the first consumer", "load_rows<Shape::blocks>(p.query, at, at.row + 64 * consumer,", "load_rows<Shape::blocks>(p.query, at, at.row,"),
+        ("columns of the first block", "block * kBlockColumns, row, part * from.part", "0, row, part * from.part"),
+    ),
+    *inside(
+        "flash_pipeline_sm90.cuh",
+        ("pieces start at the first key", "first_key = at.part * p.part_rows;", "first_key = 0 * p.part_rows;"),
+        ("a piece has all its keys", "return left < p.keys ? static_cast<int>(left) : p.keys;", "return p.keys + 0 * static_cast<int>(left);"),
+        cases=SPLIT,
+    ),
+    *inside(
+        "flash_forward_sm90.cu",
+        ("rows beyond the last key are read", "keys = pieces ? p.all_keys : p.keys;", "keys = pieces ? static_cast<int64_t>(p.parts) * p.keys : p.keys;"),
+        cases=SPLIT,
+    ),
+    *inside(
+        "flash_forward_sm90.cuh",
+        # Waits
+        ("keys are read before they are there", "void wait_key() { ptx::mbarrier_wait(barriers_.full_key(key_.at), key_.phase); }", "void wait_key() {}"),
+        ("values are read before they are there", "if constexpr (values) ptx::mbarrier_wait(barriers_.full_value(value_.at), value_.phase);", ""),
+        ("queries are read before they are there", "    ptx::mbarrier_wait(barriers_.full_query(query_.at, consumer_), query_.phase);\n", ""),
+        ("the next queries are not waited for", "        query_.advance();\n        wait_query();\n", "        query_.advance();\n"),
+        ("logits in flight", "    ptx::wait_products<1>();\n", ""),
+        ("places are given away before they are read", "    ptx::wait_products<0>();\n    keep_operands();\n    release_weighted(key_.before());\n    key_.advance();\n", "    release_weighted(key_.before());\n    ptx::wait_products<0>();\n    keep_operands();\n    key_.advance();\n"),
+        ("weights of products in flight are overwritten", "    ptx::order_after(total_[0] + total_[1]);\n", "    pack_weights();\n"),
+        ("registers without a fence", "    ptx::fence_products();\n    keep_operands();\n", "    keep_operands();\n"),
+        ("results in the place of queries in use", "    ptx::sync_threads(kStores + consumer_, 128);", "   "),
+        ("stores are not visible to the copy", "    ptx::fence_async_proxy();\n", ""),
+        ("values over keys that are being copied", "      if constexpr (keys) wait_copied(lane);\n", ""),
+        ("results are given away while they are copied", "    wait_copied(lane);\n    release(", "    release("),
+        # Turns, and consumers without rows
+        ("the turn stays here", "kTurns + (consumer_ + 1) % tile.consumers, 256", "kTurns + consumer_, 256"),
+        ("nobody has the first turn", "    if (consumer_ == tile.consumers - 1) pass_turn();", "   "),
+        ("turns are not passed on without rows", "      wait_turn();\n      pass_turn();\n      release(", "      release("),
+        ("keys are kept without rows", "      release(barriers_.empty_key(key_.at));\n      key_.advance();\n      if", "      key_.advance();\n      if"),
+        # From one tile to the next
+        ("rows go on in the next tile", "    if (crosses) start_rows();\n", ""),
+        ("results of the next rows", "store(index, query_.at ^ 1, largest, total);", "store(index, query_.at ^ 1, largest_, total_);"),
+        ("results in the place of the next queries", "store(index, query_.at ^ 1, largest, total);", "store(index, query_.at, largest, total);"),
+        ("sums go on in the next tile", "accumulate = step > 1;", "accumulate = true;"),
+        # Products
+        ("columns of the left side", "column_bytes = i % 4 * 32;", "column_bytes = i % 4 * 16;"),
+        ("rows of the right side", "(16 * i * kBlockRowBytes >> 4)", "(8 * i * kBlockRowBytes >> 4)"),
+        ("weights of the first rows", "sums, weights_ + 4 * i,", "sums, weights_ + 0 * i,"),
+        ("blocks of columns follow each other", "value_columns_(ptx::descriptor_low(memory + Shape::values_at, Shape::key_block_bytes))", "value_columns_(ptx::descriptor_low(memory + Shape::values_at, 1024))"),
+        # Softmax and results
+        ("mask lets one key more in", "+ i % 2 >= keys_left)", "+ i % 2 > keys_left)"),
+        ("largest of a lane", "      most = row_max(most);\n", ""),
+        ("total of a lane", "const float sum = row_sum(total[half]);", "const float sum = total[half];"),
+        ("weighted key without scale", "{inverse[0] * p_.scale, inverse[1] * p_.scale}", "{inverse[0], inverse[1] * p_.scale}"),
+        ("entropy without the log-sum", "entropy[half] - lse[half]", "entropy[half]"),
+        ("not swizzled", "((piece % 8 ^ row) << 4)", "(piece % 8 << 4)"),
+        ("results of the first warp", "row = at.row + 64 * consumer_ + 16 * warp;", "row = at.row + 64 * consumer_ + 0 * warp;"),
+    ),
+    *inside(
+        "flash_forward_sm90.cuh",
+        ("sums are not rescaled", "    if (accumulate) rescale_sums();\n", ""),
+        ("sums of the other half", "sums[i] *= factors[i / 2 % 2];", "sums[i] *= factors[0];"),
+        ("total not rescaled", "float total = total_[half] * shrink_[half];", "float total = total_[half];"),
+        ("the unit stays", "        largest_[half] = most;\n", ""),
+        cases=GROWING,
+    ),
+    *inside(
+        "flash_forward_sm90.cuh",
+        ("statistics beyond the last row", "if (lane % 4 || mine >= p_.queries) continue;", "if (lane % 4 || mine > p_.queries) continue;"),
+        cases=CASES,
+        sanitized=True,
+    ),
+]  # fmt: skip
