@@ -198,7 +198,7 @@ TEST(Simt, DivergedCollectivesAreNamed) {
   EXPECT_REPORT("deadlock in block 0; {warp 0: finished x1} {warp 0: sync_warp x31}", 32, [] {
     if (lane() != 5) ptx::sync_warp();
   });
-  EXPECT_REPORT("{warp 1: barrier x32}", 64, [] {
+  EXPECT_REPORT("{warp 1: barrier 2 x32}", 64, [] {
     if (warp() == 1) ptx::sync_threads(2, 64);
   });
   EXPECT_REPORT("elsewhere", 96, [] { ptx::sync_threads(2, warp() == 0 ? 64 : 96); });
