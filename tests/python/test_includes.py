@@ -7,8 +7,9 @@ ROOT = Path(__file__).parents[2]
 SHARED = ("shared", "trust", "device", "gemm", "frame_attention")  # each may include those before it, families all
 FOLDERS = {"": {""}, "cpu": {"", "cpu"}, "cuda": {"", "cuda", "kernels"}, "kernels": {"kernels"}}
 EXCEPTIONS = {
-    # The kernels' one way out of csrc.
+    # The kernels' ways out of csrc.
     ("csrc/shared/kernels/ptx.h", "tools/emulator/ptx_host.h"),
+    ("csrc/shared/kernels/ptx_sm90.h", "tools/emulator/ptx_host_sm90.h"),
     # Under #ifdef: what a CUDA build says of itself.
     ("csrc/device/build_info.cpp", "csrc/device/cuda/device_info.h"),
     ("csrc/device/build_info.cpp", "csrc/gemm/cuda/gemm.h"),

@@ -118,7 +118,9 @@ T load_shared(uint32_t address) {
   std::memcpy(&value, memory, 4);
   return value;
 }
-inline void store_shared(uint32_t address, float value) {
+template <typename T>
+void store_shared(uint32_t address, T value) {
+  static_assert(sizeof value == 4);
   uint8_t* const memory = simt::shared_memory(address, 4, 4);
   simt::note_write(address, 4, simt::this_thread().lane, false);
   std::memcpy(memory, &value, 4);

@@ -1,5 +1,3 @@
-#include "tools/emulator/simt.h"
-
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -7,8 +5,8 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <map>
-#include <memory>
+
+#include "tools/emulator/simt_block.h"
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
@@ -23,46 +21,15 @@ namespace {
 
 constexpr size_t kStackBytes = kAsan ? 512 << 10 : 128 << 10, kGuardBytes = 4096;
 
-// Four bytes of shared memory: who wrote them last, and who has read them since.
-struct Word {
-  bool written = false, in_flight = false;
-  uint8_t writer_warp = 0, writer_lane = 0;
-  uint32_t write_epoch = 0;
-  uint32_t read_epoch[kMaxWarps] = {};
-  uint8_t reader_lane[kMaxWarps] = {};
-};
-
-struct Barrier {
-  int threads = 0, arrived = 0;
-  std::vector<Thread*> waiting;
-  uint32_t seen[kMaxWarps] = {};
-};
-
-struct Block {
-  const Options& options;
-  const std::function<void()>& body;
-  int64_t index;
-  std::vector<Thread> threads;
-  std::vector<Warp> warps;
-  std::map<int, Barrier> barriers;
-  std::unique_ptr<uint8_t, decltype(&std::free)> shared;  // of its exact size: AddressSanitizer knows its end
-  uint32_t shared_bytes;
-  std::vector<Word> words;
-  int unfinished, last_warp = 0;
-  uint32_t random;
-  std::exception_ptr error;
-  Thread main;
-  const void* main_stack = nullptr;
-  size_t main_stack_bytes = 0;
-  Counts counts;
-};
+}  // namespace
 
 thread_local Block* block = nullptr;
 thread_local Thread* current = nullptr;
 
-void join(uint32_t* into, const uint32_t* from) {
-  for (int w = 0; w < kMaxWarps; ++w) into[w] = std::max(into[w], from[w]);
-}
+uint32_t draw() { return block->random = block->random * 1664525u + 1013904223u; }
+void wake(const Thread& thread) { block->warps[thread.warp].ready |= 1u << thread.lane; }
+
+namespace {
 
 // ---- Fibers ---------------------------------------------------------------------------------------------------------
 
@@ -101,8 +68,6 @@ void switch_to(Thread* next) {
 #endif
 }
 
-uint32_t draw() { return block->random = block->random * 1664525u + 1013904223u; }
-
 int pick_warp() {
   const auto ready = [](int w) { return block->warps[w].ready != 0; };
   const int count = static_cast<int>(block->warps.size());
@@ -136,22 +101,22 @@ int pick_lane(uint32_t ready) {
     ++waiting["warp " + std::to_string(thread.warp) + ": " + (thread.finished ? "finished" : thread.waiting_at)];
   std::string message = "deadlock in block " + std::to_string(block->index) + ";";
   for (const auto& [where, count] : waiting) message += " {" + where + " x" + std::to_string(count) + "}";
+  message += describe_mbarriers();
   throw Error(message);
 }
 
 Thread* pick_thread() {
-  const int w = pick_warp();
+  // Tensor loads land when nobody can run, and in the random schedule now and then.
+  const bool by_chance = block->hopper && block->options.schedule == Schedule::random;
+  if (by_chance && draw() >> 27 == 0) land_load(true);
+  int w = pick_warp();
+  while (w < 0 && land_load(by_chance)) w = pick_warp();
   if (w < 0) report_deadlock();
   block->last_warp = w;
   Warp& warp = block->warps[w];
   const int lane = pick_lane(warp.ready);
   warp.ready &= ~(1u << lane);
   return &block->threads[w * kLanes + lane];
-}
-
-void wait_at(const char* place) {
-  current->waiting_at = place;
-  switch_to(pick_thread());
 }
 
 void run_thread() {
@@ -164,8 +129,10 @@ void run_thread() {
   try {
     block->body();
     if (!current->copies.empty()) fail("thread ends with %zu copies that it never waited for", current->copies.size());
+    check_thread_end();
     current->finished = true;
     if (--block->unfinished > 0) switch_to(pick_thread());
+    check_block_end();
   } catch (...) {
     block->error = std::current_exception();
   }
@@ -219,12 +186,14 @@ Counts launch(int64_t blocks, int threads, int shared_bytes, const Options& opti
     Block b{.options = options,
             .body = body,
             .index = index,
+            .blocks = blocks,
             .threads = std::vector<Thread>(threads),
             .warps = std::vector<Warp>(threads / kLanes),
             .barriers = {},
             .shared = {allocate(shared_bytes), &std::free},
             .shared_bytes = static_cast<uint32_t>(shared_bytes),
             .words = {},
+            .hopper = {},
             .unfinished = threads,
             .random = options.seed * 2654435761u + static_cast<uint32_t>(index),
             .error = {},
@@ -249,6 +218,7 @@ Counts launch(int64_t blocks, int threads, int shared_bytes, const Options& opti
 Thread& this_thread() { return *current; }
 Warp& this_warp() { return block->warps[current->warp]; }
 int64_t block_index() { return block->index; }
+int64_t grid_blocks() { return block->blocks; }
 int block_threads() { return static_cast<int>(block->threads.size()); }
 const Options& launch_options() { return block->options; }
 Counts& counts() { return block->counts; }
@@ -262,6 +232,11 @@ void fail(const char* format, ...) {
   std::snprintf(where, sizeof where, " (block %lld, warp %d, lane %d)", static_cast<long long>(block->index),
                 current->warp, current->lane);
   throw Error(std::string(text) + where);
+}
+
+void wait_at(const char* place) {
+  current->waiting_at = place;
+  switch_to(pick_thread());
 }
 
 // ---- Rendezvous -----------------------------------------------------------------------------------------------------
@@ -279,22 +254,24 @@ void collective(const char* name, int64_t detail, void* argument, void (*run)(Wa
   warp.arrived |= 1u << current->lane;
   if (warp.arrived != kAllLanes) return wait_at(name);
   warp.arrived = 0;
+  if (warp.fresh == kAllLanes) share_acquired(warp);
   run(warp);
   warp.ready |= kAllLanes & ~(1u << current->lane);
 }
 
-void barrier(int id, int threads) {
+namespace {
+
+Barrier& barrier_for(int id, int threads) {
   if (id < 0 || id > 15 || threads <= 0 || threads % kLanes || threads > block_threads())
     fail("barrier %d for %d threads is not legal", id, threads);
   Barrier& barrier = block->barriers[id];
   if (barrier.arrived && barrier.threads != threads)
     fail("barrier %d for %d threads here, for %d elsewhere", id, threads, barrier.threads);
   barrier.threads = threads;
-  Warp& warp = this_warp();
-  warp.seen[current->warp] = warp.epoch;
-  join(barrier.seen, warp.seen);
-  barrier.waiting.push_back(current);
-  if (++barrier.arrived < threads) return wait_at("barrier");
+  return barrier;
+}
+
+void complete(Barrier& barrier) {
   uint32_t ended = 0;  // warps whose epoch this barrier has ended
   for (Thread* thread : barrier.waiting) {
     Warp& other = block->warps[thread->warp];
@@ -303,61 +280,41 @@ void barrier(int id, int threads) {
       end_epoch(other);
       ended |= 1u << thread->warp;
     }
-    if (thread != current) other.ready |= 1u << thread->lane;
+    if (thread != current) wake(*thread);
   }
   barrier = Barrier{};
 }
 
-void end_epoch(Warp& warp) { ++warp.epoch; }
+}  // namespace
 
-// ---- Shared memory --------------------------------------------------------------------------------------------------
-
-uint8_t* shared_memory(uint32_t address, int bytes, int alignment) {
-  if (address < kSharedBase || address - kSharedBase + bytes > block->shared_bytes)
-    fail("%d bytes at shared address %u are outside its %u bytes", bytes, address - kSharedBase, block->shared_bytes);
-  if (address % alignment) fail("shared address %u is not a multiple of %d", address - kSharedBase, alignment);
-  return block->shared.get() + (address - kSharedBase);
+void barrier(int id, int threads) {
+  static constexpr const char* kNames[] = {
+      "barrier 0", "barrier 1", "barrier 2",  "barrier 3",  "barrier 4",  "barrier 5",  "barrier 6",  "barrier 7",
+      "barrier 8", "barrier 9", "barrier 10", "barrier 11", "barrier 12", "barrier 13", "barrier 14", "barrier 15"};
+  Barrier& barrier = barrier_for(id, threads);
+  Warp& warp = this_warp();
+  warp.seen.at[current->warp] = warp.epoch;
+  join(barrier.seen, warp.seen);
+  if (warp.acquired >> current->lane & 1) join(barrier.seen, block->hopper->threads[current->index].acquired);
+  barrier.waiting.push_back(current);
+  if (++barrier.arrived < threads) return wait_at(kNames[id]);
+  if (barrier.arrived > threads) fail("barrier %d for %d threads: more than these arrive", id, threads);
+  complete(barrier);
 }
 
-// Whether an access of a warp's lane in `epoch` comes before what the current lane does now. One by the whole warp only
-// comes before accesses of later epochs.
-static bool ordered(int warp, int lane, uint32_t epoch, int now) {
-  if (warp == current->warp) return epoch < this_warp().epoch || (lane == now && lane != kWholeWarp);
-  return epoch <= this_warp().seen[warp];
-}
-
-void note_read(uint32_t address, int bytes, int lane) {
-  if (!block->options.check_races) return;
-  const uint32_t first = (address - kSharedBase) / 4, last = (address - kSharedBase + bytes - 1) / 4;
-  for (uint32_t i = first; i <= last; ++i) {
-    Word& word = block->words[i];
-    if (word.in_flight) fail("shared +%u: read while a copy to it is in flight", 4 * i);
-    if (!word.written) fail("shared +%u: read before anything was written there", 4 * i);
-    if (!ordered(word.writer_warp, word.writer_lane, word.write_epoch, lane))
-      fail("race at shared +%u: read of what warp %d wrote, with no barrier between", 4 * i, word.writer_warp);
-    uint32_t& epoch = word.read_epoch[current->warp];
-    uint8_t& reader = word.reader_lane[current->warp];
-    reader = epoch == this_warp().epoch && reader != lane ? kWholeWarp : lane;
-    epoch = this_warp().epoch;
-  }
-}
-
-void note_write(uint32_t address, int bytes, int lane, bool in_flight) {
-  if (!block->options.check_races) return;
-  const uint32_t first = (address - kSharedBase) / 4, last = (address - kSharedBase + bytes - 1) / 4;
-  for (uint32_t i = first; i <= last; ++i) {
-    Word& word = block->words[i];
-    if (word.written && !ordered(word.writer_warp, word.writer_lane, word.write_epoch, lane))
-      fail("race at shared +%u: overwrites what warp %d wrote, with no barrier between", 4 * i, word.writer_warp);
-    for (int w = 0; w < static_cast<int>(block->warps.size()); ++w)
-      if (word.read_epoch[w] && !ordered(w, word.reader_lane[w], word.read_epoch[w], lane))
-        fail("race at shared +%u: overwrites what warp %d may still read", 4 * i, w);
-    word.written = true;
-    word.in_flight = in_flight;
-    word.writer_warp = static_cast<uint8_t>(current->warp);
-    word.writer_lane = static_cast<uint8_t>(lane);
-    word.write_epoch = this_warp().epoch;
-  }
+void arrive(int id, int threads) {
+  struct Arrival {
+    int id, threads;
+  } mine{id, threads};
+  collective("arrive_threads", id, &mine, [](Warp& warp) {
+    const auto* arrival = static_cast<const Arrival*>(warp.arguments[0]);
+    Barrier& barrier = barrier_for(arrival->id, arrival->threads);
+    release_warp(barrier.seen);
+    barrier.arrived += kLanes;
+    if (barrier.arrived > arrival->threads)
+      fail("barrier %d for %d threads: more than these arrive", arrival->id, arrival->threads);
+    if (barrier.arrived == arrival->threads) complete(barrier);
+  });
 }
 
 }  // namespace simt

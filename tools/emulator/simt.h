@@ -1,8 +1,8 @@
 // Runs the device code of a CUDA kernel on the CPU, thread for thread. A thread is a fiber, a collective of a warp or a
 // block a rendezvous; blocks run one after another. What a schedule decides, Options decide here, so a run can be
 // repeated. Reported by name: races and reads of unwritten or still flying data in shared memory, addresses outside it,
-// collectives that not all lanes reach, deadlocks. Registers, timing and races in global memory are not modelled.
-// tools/emulator/README.md says what is checked how.
+// collectives that not all lanes reach, deadlocks. Timing and races in global memory are not modelled.
+// simt_hopper.h has what only kernels for sm_90a use. tools/emulator/README.md says what is checked how.
 #pragma once
 
 #include <cstdint>
@@ -62,20 +62,39 @@ struct Thread {
   void* asan_stack = nullptr;
 };
 
-// Accesses to shared memory are ordered by epochs. A warp's epoch counts its synchronisations; lanes of a warp see each
-// other's accesses of earlier epochs. seen[w] is the last epoch of warp w that barriers have made visible here.
+// Accesses to shared memory are ordered by epochs. Who accesses is an agent: a warp by its own instructions, the
+// products of a warp, its tensor stores, the tensor loads that one mbarrier counts.
+constexpr int kMaxMbarriers = 48;
+constexpr int kProductsOf = kMaxWarps, kStoresOf = 2 * kMaxWarps, kLoadsOf = 3 * kMaxWarps;
+constexpr int kAgents = kLoadsOf + kMaxMbarriers;
+
+// What has been seen: all accesses of agent a in epochs up to at[a]; of a single lane also those up to its own epoch.
+struct Clock {
+  struct Lane {
+    int warp, lane;
+    uint32_t epoch;
+  };
+  uint32_t at[kAgents] = {};
+  std::vector<Lane> lanes;
+};
+
+// A warp's epoch ends when its lanes meet, and when one of them lets others see what it did so far. Lanes of a warp see
+// each other's accesses of epochs before `converged`, the first one after they last met.
 struct Warp {
   uint32_t ready = kAllLanes, arrived = 0;
   const char* collective = "";
   int64_t detail = 0;  // what lanes of one collective have to agree on
   void* arguments[kLanes] = {};
-  uint32_t epoch = 1;
-  uint32_t seen[kMaxWarps] = {};
+  uint32_t epoch = 1, converged = 1;
+  Clock seen;             // by all lanes
+  uint32_t acquired = 0;  // lanes that have seen more than that, by an mbarrier
+  uint32_t fresh = 0;     // those of them that did since what they have in common became the warp's
 };
 
 Thread& this_thread();
 Warp& this_warp();
 int64_t block_index();
+int64_t grid_blocks();
 int block_threads();
 const Options& launch_options();
 Counts& counts();
@@ -84,9 +103,10 @@ Counts& counts();
 
 // All lanes of a warp meet here with their arguments; the last one runs `run` for all.
 void collective(const char* name, int64_t detail, void* argument, void (*run)(Warp&));
-// Meets `threads` threads of the block at barrier `id`.
+// Meets `threads` threads of the block at barrier `id`; or counts all lanes of this warp there, which go on.
 void barrier(int id, int threads);
-void end_epoch(Warp& warp);
+void arrive(int id, int threads);
+void end_epoch(Warp& warp);  // when the lanes of a warp have met
 
 constexpr uint32_t kSharedBase = 1024;  // the first address of a kernel's own shared memory, as on the hardware
 uint8_t* shared_memory(uint32_t address, int bytes, int alignment);

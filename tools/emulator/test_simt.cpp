@@ -1,36 +1,12 @@
 // The emulator itself: that its instructions do what the PTX ISA says, and that every kind of fault is reported.
-#include <gtest/gtest.h>
-
 #include <algorithm>
 #include <random>
 
-#include "csrc/shared/kernels/ptx.h"
+#include "tools/emulator/test_simt.h"
 
 namespace {
 
 using frameattn::FrameElement;
-
-constexpr int kShared = 4096;
-uint32_t at(int byte) { return ptx::shared_base() + byte; }
-
-simt::Counts run(int threads, const std::function<void()>& body, simt::Options options = {}) {
-  return simt::launch(1, threads, kShared, options, body);
-}
-
-// What the launch reports, "" if nothing.
-std::string report(int threads, const std::function<void()>& body, simt::Options options = {}) {
-  try {
-    run(threads, body, options);
-    return "";
-  } catch (const simt::Error& error) {
-    return error.what();
-  }
-}
-
-#define EXPECT_REPORT(text, ...) EXPECT_NE(report(__VA_ARGS__).find(text), std::string::npos) << report(__VA_ARGS__)
-
-int lane() { return ptx::thread_index() % 32; }
-int warp() { return ptx::thread_index() / 32; }
 
 TEST(Simt, EveryThreadOfEveryBlockRunsOnceInEverySchedule) {
   for (int schedule = 0; schedule < 4; ++schedule) {
@@ -95,7 +71,7 @@ TEST(Simt, BankConflictsAreCounted) {
   const auto conflicts = [](int pitch) {
     return run(32,
                [=] {
-                 for (int i = lane(); i < kShared / 4; i += 32) ptx::store_shared(at(4 * i), 0);
+                 for (int i = lane(); i < kSharedBytes / 4; i += 32) ptx::store_shared(at(4 * i), 0);
                  ptx::sync_warp();
                  uint32_t fragment[4];
                  ptx::load_matrices<false>(fragment, at(lane() % 16 * pitch + lane() / 16 * 16));
@@ -187,7 +163,7 @@ TEST(Simt, CopiesFillUpWithZeros) {
 }
 
 TEST(Simt, SharedMemoryHasBoundsAndStartsUnwritten) {
-  EXPECT_REPORT("outside", 32, [] { ptx::store_shared(at(kShared - 64 + 4 * lane()), 0); });
+  EXPECT_REPORT("outside", 32, [] { ptx::store_shared(at(kSharedBytes - 64 + 4 * lane()), 0); });
   EXPECT_REPORT("not a multiple of 4", 32, [] { ptx::load_shared(at(2)); });
   EXPECT_REPORT("before anything was written", 32, [] { ptx::load_shared(at(4 * lane())); });
 }
@@ -198,7 +174,7 @@ TEST(Simt, DivergedCollectivesAreNamed) {
   EXPECT_REPORT("deadlock in block 0; {warp 0: finished x1} {warp 0: sync_warp x31}", 32, [] {
     if (lane() != 5) ptx::sync_warp();
   });
-  EXPECT_REPORT("{warp 1: barrier x32}", 64, [] {
+  EXPECT_REPORT("{warp 1: barrier 2 x32}", 64, [] {
     if (warp() == 1) ptx::sync_threads(2, 64);
   });
   EXPECT_REPORT("elsewhere", 96, [] { ptx::sync_threads(2, warp() == 0 ? 64 : 96); });

@@ -9,19 +9,16 @@ Launch launch_frame_attention_forward_sm80, launch_frame_attention_backward_sm80
 
 namespace {
 
-Launch* launch_of(const FrameKernelId& id) {
-  switch (id.architecture) {
-    case Architecture::sm80:
-      switch (id.kernel) {
-        case FrameKernel::attention_forward:
-          return launch_frame_attention_forward_sm80;
-        case FrameKernel::attention_backward:
-          return launch_frame_attention_backward_sm80;
-        case FrameKernel::update_forward:
-          return launch_frame_update_forward_sm80;
-        case FrameKernel::update_backward:
-          return launch_frame_update_backward_sm80;
-      }
+Launch* launch_of(FrameKernel kernel) {
+  switch (kernel) {
+    case FrameKernel::attention_forward:
+      return launch_frame_attention_forward_sm80;
+    case FrameKernel::attention_backward:
+      return launch_frame_attention_backward_sm80;
+    case FrameKernel::update_forward:
+      return launch_frame_update_forward_sm80;
+    case FrameKernel::update_backward:
+      return launch_frame_update_backward_sm80;
   }
   return nullptr;
 }
@@ -31,8 +28,8 @@ Launch* launch_of(const FrameKernelId& id) {
 int launch_frame_kernel(const FrameKernelId& id, const FrameAttentionParams& params, const FramePlan& plan,
                         FrameElement element, void* stream) {
   if (params.items[0] * params.items[1] * params.items[2] == 0) return 0;
-  Launch* const launch = launch_of(id);
-  return launch ? launch(params, plan, element, stream) : 1;  // cudaErrorInvalidValue
+  if (id.architecture != Architecture::sm80) return 1;  // cudaErrorInvalidValue
+  return launch_of(id.kernel)(params, plan, element, stream);
 }
 
 }  // namespace frameattn
