@@ -230,7 +230,8 @@ void note_operands(const Product& product) {
     shared_memory(address, 16, 16);
     note_async_read(address, agent, product.group + 1, kWholeWarp);
   };
-  if (!product.a_registers[0]) visit_a(product, note);
+  // All 64 rows: by the ISA it is one product of the warpgroup, whichever warp of the hardware reads which rows.
+  if (!product.a_registers[0]) visit_k_major(product.a, 0, 64, note);
   visit_b(product, note);
 }
 

@@ -174,6 +174,7 @@ std::string report_steps(const Steps& steps, simt::Options options = {}, int thr
   EXPECT_NE(report_steps(__VA_ARGS__).find(text), std::string::npos) << report_steps(__VA_ARGS__)
 
 const auto fence_operands = [] { ptx::fence_async_proxy(); };
+const auto overwrite_own_a = [](auto&, auto&) { store_word(at(kA + 2048 * warp() + 4 * lane()), 0); };
 const auto overwrite_b = [](auto&, auto&) { store_word(at(kB + 4 * lane()), 0); };
 
 TEST(HopperProducts, ProductsNeedTheirFences) {
@@ -223,6 +224,7 @@ TEST(HopperProducts, ProductsInFlightReadSharedMemory) {
     const simt::Options options{.early_copies = early};
     EXPECT_STEPS("a product of warp", {.before = fence_operands, .in_flight = overwrite_b}, options);
     // Its own warp has waited, others may not have.
+    EXPECT_STEPS("race at shared +", {.before = fence_operands, .done = overwrite_own_a}, options);
     EXPECT_STEPS("race at shared +", {.before = fence_operands, .done = overwrite_b}, options);
     EXPECT_EQ(report_steps({.before = fence_operands,
                             .done =
