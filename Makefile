@@ -102,13 +102,17 @@ demo: check-demo $(INSTALLED)/video
 
 test: check-test test-python test-cpp test-emulator
 
+# Most tests keep one core busy: they run side by side, those of a file after each other. PYTEST="-n 0" has them in one
+# process. Their threads must not spin while they wait for cores that others use.
+RUN_PYTEST = OMP_WAIT_POLICY=passive $(PYTHON) -m pytest -n $(MAX_JOBS) --dist loadfile
+
 test-python: $(INSTALLED)/video,dev
-	$(PYTHON) -m pytest $(PYTEST)
+	$(RUN_PYTEST) $(PYTEST)
 
 # Ahead of the installed one in the path; what both need is installed. Tests of models that it lacks say so.
 test-diffusers: $(INSTALLED)/video,dev
 	$(PYTHON) -m pip install --quiet --no-deps --upgrade --target build/diffusers-$(DIFFUSERS) diffusers==$(DIFFUSERS)
-	PYTHONPATH=build/diffusers-$(DIFFUSERS) $(PYTHON) -m pytest tests/python/adapters $(PYTEST)
+	PYTHONPATH=build/diffusers-$(DIFFUSERS) $(RUN_PYTEST) tests/python/adapters $(PYTEST)
 
 # The C++ library is built from the same sources without Python. CMake's cache would remember the torch of another
 # environment; what is compiled stays.
@@ -133,7 +137,7 @@ test-emulator: check-test
 EMULATED = tests/python/cuda
 test-cuda-on-emulator: check-test $(INSTALLED)/video,dev
 	$(EMULATOR) operators TORCH_FLAGS="$$($(PYTHON) tools/emulator/torch_flags.py)"
-	PYTHONPATH=tests/python/cuda $(PYTHON) -m pytest -p on_emulator $(EMULATED) $(PYTEST)
+	PYTHONPATH=tests/python/cuda $(RUN_PYTEST) -p on_emulator $(EMULATED) $(PYTEST)
 
 check-emulator: check-test
 	python3 tools/emulator/mutations.py $(MUTATIONS)

@@ -6,9 +6,11 @@ element.
 """
 
 import functools
+import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -18,6 +20,7 @@ from benchmarks.gpu_check.clock import FULL, number_of_sets, time_in_rotation
 from benchmarks.timing import Effort, OperationCounter, Timing, memory_of
 
 OURS = "frameattn"
+PORTABLE = "frameattn portable"  # without the kernels for one architecture alone
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,21 @@ def usable(problem: Problem, direction: str) -> tuple[Problem, dict[str, str]]:
     if not working:
         raise RuntimeError(f"no candidate runs: {unavailable}")
     return only(problem, working), unavailable
+
+
+def portable(run: Callable[[], Any]) -> Callable[[], Any]:
+    """A candidate that leaves those kernels out; where they take a problem, both are measured."""
+
+    def without() -> Any:
+        with patch.dict(os.environ, FRAMEATTN_KERNELS="portable,unchecked"):
+            return run()
+
+    return without
+
+
+def has_kernels_of_its_own() -> bool:
+    """Of this GPU's architecture alone."""
+    return torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
 
 
 def only(problem: Problem, names: Collection[str]) -> Problem:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.cases import Case, Problem
-from benchmarks.gpu_check.cases import OURS, Formula, GpuCase
+from benchmarks.gpu_check.cases import OURS, PORTABLE, Formula, GpuCase, has_kernels_of_its_own, portable
 from benchmarks.gpu_check.clock import SOME
 from benchmarks.gpu_check.peers import ROWS, elements_of, too_large_for_eager
 from benchmarks.shapes import VideoShape
@@ -63,6 +63,7 @@ def build(names: tuple[str, ...]) -> Callable[[VideoShape, torch.dtype, torch.de
         candidates = {
             "eager": lambda: eager(*arguments),
             **{name: lambda backend=backend: sdpa(backend, *arguments) for name, backend in BACKENDS.items()},
+            **({PORTABLE: portable(ours)} if has_kernels_of_its_own() else {}),
             OURS: ours,
         }
         return Problem(inputs, candidates)

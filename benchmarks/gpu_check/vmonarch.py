@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.cases import Case, Problem
-from benchmarks.gpu_check.cases import OURS, Formula, GpuCase
+from benchmarks.gpu_check.cases import OURS, PORTABLE, Formula, GpuCase, has_kernels_of_its_own, portable
 from benchmarks.gpu_check.clock import BRIEF, FEWEST
 from benchmarks.gpu_check.peers import DENSE, dense_formula, edge_rows, elements_of, too_large_for_eager
 from benchmarks.shapes import VideoShape
@@ -33,10 +33,15 @@ def attention(shape: VideoShape, dtype: torch.dtype, device: torch.device) -> Pr
     sizes = (shape.batch, shape.heads, shape.tokens, shape.head_dim)
     inputs = {name: torch.randn(sizes, device=device).to(dtype).requires_grad_() for name in ("query", "key", "value")}
     arguments = tuple(inputs.values())
+
+    def ours() -> Tensor:
+        return vmonarch_attention(*arguments, shape.frames)
+
     candidates = {
         **{name: lambda run=DENSE[name]: run(*arguments) for name in PEERS},
         "eager": lambda: reference.vmonarch_attention(*arguments, shape.frames),
-        OURS: lambda: vmonarch_attention(*arguments, shape.frames),
+        **({PORTABLE: portable(ours)} if has_kernels_of_its_own() else {}),
+        OURS: ours,
     }
     return Problem(inputs, candidates, incomparable=frozenset(PEERS))
 

@@ -1,7 +1,9 @@
 // The Python module frameattn._C. Importing it registers the operators (torch.ops.frameattn.*), which is what Python
 // code calls: torch.compile cannot look into the functions below. They are the C++ interface as C++ users see it, for
 // eager use and tests.
-#include <torch/extension.h>
+#include <ATen/core/grad_mode.h>
+#include <pybind11/stl.h>
+#include <torch/csrc/utils/pybind.h>
 
 #include "csrc/device/hopper_probe.h"
 #include "csrc/frame_attention/cuda/composed_frame_attention.h"
@@ -136,7 +138,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("build_info", &build_info, "(name, value) pairs: what the library was built with");
   m.def("cuda_devices", &cuda_devices, "one line for each NVIDIA GPU the library sees");
   m.def("current_device_loads_sm90a", &current_device_loads_sm90a, "None if the build has no kernels for sm_90a alone");
-  m.def("kernel_choice", &kernel_choice, "what FRAMEATTN_KERNELS says: checked, composed, unchecked or portable");
+  m.def("kernel_choice", &kernel_choice, "what FRAMEATTN_KERNELS says: checked, composed or unchecked");
+  m.def("only_portable_kernels", &only_portable_kernels, "whether FRAMEATTN_KERNELS says portable");
   m.def(
       "trusted_kernels",
       [](int capability) {

@@ -21,17 +21,29 @@ std::string complaint_of(const std::function<std::string()>& check) {
 
 thread_local bool is_checking = false;
 
+const std::string kPortable = "portable";
+
+std::string variable() {
+  const char* value = std::getenv("FRAMEATTN_KERNELS");
+  return value ? value : "";
+}
+
 }  // namespace
 
 std::string kernel_choice() {
-  const char* variable = std::getenv("FRAMEATTN_KERNELS");
-  const std::string value = variable ? variable : "";
-  if (value.empty()) return "checked";
-  TORCH_CHECK(value == "checked" || value == "composed" || value == "unchecked" || value == "portable",
-              "the environment variable FRAMEATTN_KERNELS must be checked (as if it were not set), composed, unchecked "
-              "or portable, got \"",
+  const std::string value = variable();
+  if (value.empty() || value == kPortable) return "checked";
+  const std::string choice = only_portable_kernels() ? value.substr(kPortable.size() + 1) : value;
+  TORCH_CHECK(choice == "checked" || choice == "composed" || choice == "unchecked",
+              "the environment variable FRAMEATTN_KERNELS must be checked (as if it were not set), composed, unchecked, "
+              "portable or, for instance, portable,unchecked, got \"",
               value, "\"");
-  return value;
+  return choice;
+}
+
+bool only_portable_kernels() {
+  const std::string value = variable();
+  return value == kPortable || value.starts_with(kPortable + ",");
 }
 
 KernelTrust& KernelTrust::global() {
@@ -49,8 +61,7 @@ bool KernelTrust::is_trusted(const KernelUse& use) const {
 }
 
 bool KernelTrust::allows(const KernelUse& use, bool capturing, const std::function<std::string()>& check) {
-  if (const std::string choice = kernel_choice(); choice == "composed" || choice == "unchecked")
-    return choice == "unchecked";
+  if (const std::string choice = kernel_choice(); choice != "checked") return choice == "unchecked";
   if (is_checking || is_trusted(use)) return true;
 
   const std::string what = use.name + " (" + use.dtype + ", " + use.shape + ")";

@@ -2,7 +2,7 @@
 // (trusted_kernels.inc). Any other is compared with torch's operators at its first use in a process; where they differ,
 // torch's operators do its work from then on, and a warning says so. The environment overrides both:
 //   FRAMEATTN_KERNELS=composed    use no kernel        FRAMEATTN_KERNELS=unchecked    use them all, compare none
-//   FRAMEATTN_KERNELS=portable    use none that is for one architecture alone
+//   FRAMEATTN_KERNELS=portable    use none that is for one architecture alone; also before one of these: portable,unchecked
 #pragma once
 
 #include <functional>
@@ -31,9 +31,10 @@ struct KernelUse {
   std::string instead = "torch's operators";  // what does the work of a kernel that is not allowed
 };
 
-// What FRAMEATTN_KERNELS says: checked, which is also what it means not to be set, composed, unchecked or portable.
-// Another value is an error.
+// What FRAMEATTN_KERNELS says: checked, which is also what it means not to be set, composed or unchecked; and whether
+// kernels for one architecture alone are left out. Another value is an error.
 std::string kernel_choice();
+bool only_portable_kernels();
 
 class KernelTrust {
  public:

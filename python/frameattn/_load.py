@@ -41,8 +41,13 @@ def current_device_loads_sm90a() -> bool | None:
 
 
 def kernel_choice() -> str:
-    """Which CUDA kernels may run, by FRAMEATTN_KERNELS: "checked" (or not set), "composed", "unchecked" or "portable"."""
+    """Which CUDA kernels may run, by FRAMEATTN_KERNELS: "checked" (or not set), "composed" or "unchecked"."""
     return _C.kernel_choice()
+
+
+def only_portable_kernels() -> bool:
+    """Whether kernels for one architecture alone are left out, by FRAMEATTN_KERNELS."""
+    return _C.only_portable_kernels()
 
 
 def trusted_kernels(capability: int) -> dict[str, list[str]]:

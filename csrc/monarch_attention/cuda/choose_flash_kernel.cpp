@@ -52,7 +52,7 @@ FlashKernelChoice choose_flash_kernel(FlashKernel kernel, const char* op, const 
 }
 
 FlashKernelChoice choose_flash_forward_sm90(const SpatialForwardStep& step, const LaunchContext& context) {
-  if (context.capability != 90 || kernel_choice() == "portable") return {};
+  if (context.capability != 90 || only_portable_kernels()) return {};
   const bool keys = step.weighted_key.defined(), values = step.weighted_value.defined();
   const int width = flash_width_sm90(step.query.size(3), values ? step.value.size(3) : 0);
   const int64_t frame_keys = step.key.size(2) / step.frames;

@@ -18,7 +18,7 @@ import torch
 
 import frameattn
 from frameattn._errors import UsageError
-from frameattn._load import current_device_loads_sm90a, kernel_choice, trusted_kernels
+from frameattn._load import current_device_loads_sm90a, kernel_choice, only_portable_kernels, trusted_kernels
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,6 +67,8 @@ def running_on() -> dict[str, str]:
         with torch.cuda.device(i):
             loads = current_device_loads_sm90a()
         values[f"sm_90a kernels on gpu {i}"] = describe_sm90a(architectures, loads, (gpu.major, gpu.minor))
+        if only_portable_kernels():
+            values[f"sm_90a kernels on gpu {i}"] += "; not used: FRAMEATTN_KERNELS=portable"
     return values
 
 

@@ -157,6 +157,8 @@ TEST_F(RunSpatialStep, WhatTheHopperKernelDoesNotTakeGoesToTheOneForAllGpus) {
   expect_kernels(rows(18, 16), portable, 0.3, at::arange(18).remainder(3).ne(1).unsqueeze(0));
   EXPECT_TRUE(warnings.texts.empty());
 
+  setenv("FRAMEATTN_KERNELS", "portable,unchecked", 1);
+  expect_kernels(rows(18, 16), portable);
   setenv("FRAMEATTN_KERNELS", "portable", 1);  // which are compared, as always: first on a small problem
   expect_kernels(rows(18, 16), {"flash_forward_sm80", "flash_forward_sm80"});
 }

@@ -27,6 +27,24 @@ def pytest_collection_modifyitems(config, items):
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 
+def pytest_generate_tests(metafunc):
+    """VMonarch's forward by the kernels of this GPU's architecture alone, and by those for all GPUs."""
+    if metafunc.module.__name__ in ("test_spatial_step", "test_vmonarch"):
+        metafunc.fixturenames.append("forward_kernels")
+        both = hasattr(metafunc.config, "is_emulated") or has_kernels_of_its_own()
+        metafunc.parametrize("forward_kernels", ["own", "portable"] if both else ["portable"], indirect=True)
+
+
+def has_kernels_of_its_own() -> bool:
+    return torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
+
+
+@pytest.fixture
+def forward_kernels(request, monkeypatch, kernels_without_a_first_check):
+    if request.param == "portable":
+        monkeypatch.setenv("FRAMEATTN_KERNELS", "portable,unchecked")
+
+
 @pytest.fixture(autouse=True)
 def kernels_without_a_first_check(monkeypatch):
     monkeypatch.setenv("FRAMEATTN_KERNELS", "unchecked")
