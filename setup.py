@@ -61,7 +61,14 @@ if TOOLKIT:
 
 from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension, get_cxx_compiler  # noqa: E402
 
-COMPILER = subprocess.run([*shlex.split(get_cxx_compiler()), "--version"], capture_output=True, text=True).stdout
+
+def describe_compiler() -> str:
+    """What the C++ compiler says of itself; "" if there is none."""
+    try:
+        command = [*shlex.split(get_cxx_compiler()), "--version"]
+        return subprocess.run(command, capture_output=True, text=True).stdout
+    except OSError:
+        return ""
 
 
 def read_sources(when: str) -> list[str]:
@@ -144,7 +151,7 @@ class Build(BuildExtension):
 
     def precompile_headers(self, ext) -> list[str]:
         """Compiles csrc/precompiled.h; returns what makes g++ use it. Another compiler reads the headers each time."""
-        if "Free Software Foundation" not in COMPILER:
+        if "Free Software Foundation" not in describe_compiler():
             return []
         folder = Path(self.build_temp).absolute() / "precompiled"
         header, compiled = folder / "precompiled.h", folder / "precompiled.h.gch"
@@ -181,7 +188,7 @@ class Build(BuildExtension):
         print(
             "\nframeattn was built\n"
             f"  torch               {torch.__version__}\n"
-            f"  compiler            {COMPILER.splitlines()[0] if COMPILER else 'unknown'}\n"
+            f"  compiler            {(describe_compiler() or 'unknown').splitlines()[0]}\n"
             f"  openmp              -fopenmp\n"
             f"  cuda                {CUDA}\n"
             f"  cuda architectures  {os.environ['TORCH_CUDA_ARCH_LIST'] if TOOLKIT else 'none'}\n",

@@ -34,10 +34,11 @@ std::string kernel_choice() {
   const std::string value = variable();
   if (value.empty() || value == kPortable) return "checked";
   const std::string choice = only_portable_kernels() ? value.substr(kPortable.size() + 1) : value;
-  TORCH_CHECK(choice == "checked" || choice == "composed" || choice == "unchecked",
-              "the environment variable FRAMEATTN_KERNELS must be checked (as if it were not set), composed, unchecked, "
-              "portable or, for instance, portable,unchecked, got \"",
-              value, "\"");
+  TORCH_CHECK(
+      choice == "checked" || choice == "composed" || choice == "unchecked",
+      "the environment variable FRAMEATTN_KERNELS must be checked (as if it were not set), composed, unchecked, "
+      "portable or, for instance, portable,unchecked, got \"",
+      value, "\"");
   return choice;
 }
 

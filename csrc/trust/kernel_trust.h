@@ -2,7 +2,8 @@
 // (trusted_kernels.inc). Any other is compared with torch's operators at its first use in a process; where they differ,
 // torch's operators do its work from then on, and a warning says so. The environment overrides both:
 //   FRAMEATTN_KERNELS=composed    use no kernel        FRAMEATTN_KERNELS=unchecked    use them all, compare none
-//   FRAMEATTN_KERNELS=portable    use none that is for one architecture alone; also before one of these: portable,unchecked
+//   FRAMEATTN_KERNELS=portable    use none that is for one architecture alone; also before one of these:
+//   portable,unchecked
 #pragma once
 
 #include <functional>

@@ -31,8 +31,8 @@ class EmulatedGpu {
 
   static inline int launches, fails_with;
   static inline std::vector<std::string> flash_kernels;  // launched, in their order
-  static inline float scale_of_results;  // other than 1: kernels that err on purpose
-  static inline std::string wrong_kernel;  // this one errs
+  static inline float scale_of_results;                  // other than 1: kernels that err on purpose
+  static inline std::string wrong_kernel;                // this one errs
 
  private:
   static int launch_frames(const FrameKernelId& id, const FrameAttentionParams& params, const FramePlan& plan,

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from runpy import run_path
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import pytest
@@ -136,6 +137,33 @@ def test_a_cpu_build_has_no_sources_of_sm_90a(setup):
     assert "FRAMEATTN_WITH_SM90A" not in dict(values["extension"]().define_macros)
 
 
+@pytest.mark.parametrize("compiler, precompiles", [("g++ 12\nFree Software Foundation", True), ("clang 19", False)])
+def test_headers_are_compiled_once_and_again_with_other_flags(setup, monkeypatch, tmp_path, compiler, precompiles):
+    values = setup(None)
+    build, extension = values["Build"](Distribution()), values["extension"]()
+    build.build_temp, build.compiler = str(tmp_path), SimpleNamespace(compiler_so=["cc", "-fPIC"])
+    commands = []
+
+    def run(command, **options):
+        if command[-1] == "--version":
+            return SimpleNamespace(stdout=compiler)
+        commands.append(command)
+        Path(command[-1]).touch()
+
+    monkeypatch.setattr(subprocess, "run", run)
+    flags = [build.precompile_headers(extension) for _ in range(2)]
+    header = tmp_path / "precompiled" / "precompiled.h"
+    assert flags == [["-include", str(header)] if precompiles else []] * 2
+    assert len(commands) == precompiles
+    if not precompiles:
+        return
+    assert {"-fPIC", "-std=c++20", "-O3"} < set(commands[0])
+    assert header.read_text().endswith((ROOT / "csrc" / "precompiled.h").read_text())
+    extension.extra_compile_args["cxx"] += ["-O0"]
+    build.precompile_headers(extension)
+    assert len(commands) == 2
+
+
 @pytest.mark.parametrize("architectures, compiled", [("8.0;9.0a", True), ("8.0", False)])
 def test_sources_of_sm_90a_are_compiled_for_it_alone(cuda_setup, architectures, compiled, monkeypatch):
     values = cuda_setup(architectures)
@@ -150,6 +178,7 @@ def test_sources_of_sm_90a_are_compiled_for_it_alone(cuda_setup, architectures, 
     monkeypatch.setattr(build_ext, "build_extension", lambda build, extension: linked.extend(extension.extra_objects))
     build, extension = values["Build"](Distribution()), values["extension"]()
     build.build_temp, build.compiler = "temp", Compiler()
+    monkeypatch.setattr(values["Build"], "precompile_headers", lambda build, extension: [])
     build.build_extension(extension)
     if not compiled:
         assert calls == linked == []

@@ -157,6 +157,21 @@ def test_kernels_and_instructions_of_a_cubin():
         list(check_kernels.read_kernels(b"no cubin"))
 
 
+def test_exponentials_beside_products_are_those_between_their_two_waits():
+    wait, exp2 = (0x8000_0000_79C5, 0xFE4_0000_0100_00), (0x8000_0006_7308, 0x2_A600_0000_0800)
+    wait_but_one, log2 = (wait[0], wait[1] | 0x100), (exp2[0], 0x2_A600_0000_0C00)
+    fence = (0x79C5, 0xFE2_0000_0000_00)  # of the same kind as the waits
+
+    def count(*code):
+        return check_kernels.count_beside_products(code)
+
+    assert count(exp2, wait_but_one, fence, exp2, log2, exp2, wait, exp2) == 2
+    assert count(wait_but_one, wait, exp2, exp2) == 0  # what the compiler makes of it if nothing holds the wait
+    assert count(exp2, exp2, wait) == 0
+    assert count(wait_but_one, exp2, wait, wait_but_one, exp2, exp2, wait) == 3
+    assert count(wait_but_one, exp2) == 0  # never waited for all
+
+
 def test_resources_that_ptxas_names():
     kernels = check_kernels.parse_ptxas(PTXAS_OUTPUT)
     assert kernels == {

@@ -11,7 +11,9 @@ SPLIT, GROWING = "split", "growing"
 
 def inside(file: str, *faults: tuple, cases: str = CASES, sanitized: bool = False) -> list[Mutation]:
     source, path = FOLDER / "flash_forward_sm90.cu", str(FOLDER / file)
-    return [Mutation(f"{TASK}: {name}", source, TASK, "", path, old, new, sanitized, cases) for name, old, new in faults]
+    return [
+        Mutation(f"{TASK}: {name}", source, TASK, "", path, old, new, sanitized, cases) for name, old, new in faults
+    ]
 
 
 FLASH_SM90 = [
@@ -69,7 +71,7 @@ FLASH_SM90 = [
         # Turns, and consumers without rows
         ("the turn stays here", "kTurns + (consumer_ + 1) % tile.consumers, 256", "kTurns + consumer_, 256"),
         ("nobody has the first turn", "    if (consumer_ == tile.consumers - 1) pass_turn();", "   "),
-        ("turns are not passed on without rows", "      wait_turn();\n      pass_turn();\n      release(", "      release("),
+        ("turns are not passed on without rows", "      wait_turn();\n      pass_turn();\n      ptx::sync_warp();\n      release(", "      ptx::sync_warp();\n      release("),
         ("keys are kept without rows", "      release(barriers_.empty_key(key_.at));\n      key_.advance();\n      if", "      key_.advance();\n      if"),
         # From one tile to the next
         ("rows go on in the next tile", "    if (crosses) start_rows();\n", ""),

@@ -1,5 +1,5 @@
-// The forward kernel for Hopper at sizes that its small cases (tools/emulator/flash_cases.cpp) do not reach: which rows a
-// tile has, by arithmetic; and frames as long as those of videos, by value.
+// The forward kernel for Hopper at sizes that its small cases (tools/emulator/flash_cases.cpp) do not reach: which rows
+// a tile has, by arithmetic; and frames as long as those of videos, by value.
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
@@ -69,9 +69,8 @@ TEST_P(FlashForwardSm90LongFrames, AreRightByValue) {
   const auto wide = [](const at::Tensor& t) { return t.to(at::kDouble); };
   const auto found =
       spatial_step_on(gpu_implementation<&emulated_context>(), query, key, value, 1, 0.2, keys, std::nullopt);
-  const auto right =
-      spatial_step_on(cpu_implementation(), wide(query), wide(key), values ? std::optional(wide(*value)) : std::nullopt,
-                      1, 0.2, keys, std::nullopt);
+  const auto right = spatial_step_on(cpu_implementation(), wide(query), wide(key),
+                                     values ? std::optional(wide(*value)) : std::nullopt, 1, 0.2, keys, std::nullopt);
   EXPECT_EQ(emulator.flash_kernels.front(), "flash_forward_sm90");
   const auto expect_near = [&](const at::Tensor& a, const at::Tensor& b, double tolerance) {
     if (b.numel() > 0) EXPECT_LE((wide(a) - b).abs().max().item<double>(), tolerance * b.abs().max().item<double>());

@@ -140,9 +140,8 @@ TEST_F(RunSpatialStep, HopperGpusGetTheirOwnForwardKernel) {
   gpu.capability = 90;
   emulator.trust_everything();
   expect_right();
-  EXPECT_EQ(emulator.flash_kernels,
-            (std::vector<std::string>{"flash_forward_sm90", "flash_offset_sm80", "flash_backward_query_sm80",
-                                      "flash_backward_key_sm80"}));
+  EXPECT_EQ(emulator.flash_kernels, (std::vector<std::string>{"flash_forward_sm90", "flash_offset_sm80",
+                                                              "flash_backward_query_sm80", "flash_backward_key_sm80"}));
   for (const int64_t width : {16, 96, 128}) expect_kernels(rows(18, width), {"flash_forward_sm90"}, 0.1);
   gpu.capability = 120;
   expect_kernels(rows(18, 16), {"flash_forward_sm80"});

@@ -15,6 +15,7 @@ namespace {
 using at::Tensor;
 
 constexpr int64_t kBatch = 2, kHeads = 3;
+constexpr FlashKernelId kForward{FlashKernel::forward, Architecture::sm80};
 
 Tensor rows(int64_t count, int64_t width, at::ScalarType dtype = at::kDouble) {
   return at::randn({kBatch, count, kHeads, width}, at::kDouble).transpose(1, 2).to(dtype);
@@ -150,7 +151,7 @@ TEST(SpatialByFlash, HandOnPointersAndStrides) {
                           .scale = 0.5};
   step.weighted_key = at::empty({kBatch, kHeads, frames * positions, dim}, at::kBFloat16);
   step.lse = at::empty({kBatch, kHeads, frames * positions});
-  flash_spatial_forward(recording(), Architecture::sm80, step);
+  flash_spatial_forward(recording(), kForward, step);
   ASSERT_EQ(launches.size(), 1);
   const FlashParams& p = launches[0].params;
   EXPECT_EQ(launches[0].element, FrameElement::bfloat16);
@@ -171,7 +172,7 @@ TEST(SpatialByFlash, CopyRowsThatAreNotAligned) {
   SpatialForwardStep step{.query = rows(20, 12, at::kHalf), .key = rows(20, 12, at::kHalf), .frames = 2, .scale = 1};
   step.weighted_key = at::empty({kBatch, kHeads, 20, 12}, at::kHalf);
   step.lse = at::empty({kBatch, kHeads, 20});
-  flash_spatial_forward(recording(), Architecture::sm80, step);
+  flash_spatial_forward(recording(), kForward, step);
   const FlashParams& p = launches.at(0).params;
   EXPECT_EQ(p.dim, 16);
   EXPECT_NE(p.query.data, step.query.const_data_ptr());
@@ -187,7 +188,7 @@ TEST(SpatialByFlash, DenseRowsAreSplitOverKeys) {
                           .scale = 1};
   step.weighted_value = at::empty({kBatch, kHeads, 100, 64}, at::kHalf);
   step.lse = at::empty({kBatch, kHeads, 100});
-  flash_spatial_forward(recording(), Architecture::sm80, step);
+  flash_spatial_forward(recording(), kForward, step);
   ASSERT_EQ(launches.size(), 2);
   const FlashParams &p = launches[0].params, &join = launches[1].params;
   EXPECT_EQ(p.parts, 3);  // of 704 keys: 6 blocks on 4 multiprocessors, 4 waves
@@ -198,7 +199,7 @@ TEST(SpatialByFlash, DenseRowsAreSplitOverKeys) {
   EXPECT_EQ(launches[1].kernel, FlashKernel::join);
   EXPECT_EQ(join.out.data, step.weighted_value.const_data_ptr());
   EXPECT_FALSE(join.join_out);
-  flash_spatial_forward(recording(/*multiprocessors=*/1), Architecture::sm80, step);
+  flash_spatial_forward(recording(/*multiprocessors=*/1), kForward, step);
   EXPECT_EQ(launches.size(), 1);
 }
 

@@ -33,9 +33,9 @@ def test_info_takes_no_arguments(fails):
 
 def test_info_names_the_values_of_frameattn_kernels(fails, monkeypatch):
     monkeypatch.setenv("FRAMEATTN_KERNELS", "fast")
-    assert 'FRAMEATTN_KERNELS must be checked (as if it were not set), composed, unchecked, portable or, for instance, portable,unchecked, got "fast"' in fails(
-        "info"
-    )
+    message = fails("info")
+    assert "FRAMEATTN_KERNELS must be checked (as if it were not set), composed, unchecked, portable or" in message
+    assert 'portable,unchecked, got "fast"' in message
 
 
 def test_info_says_which_kernels_run_on_a_gpu():
@@ -58,7 +58,12 @@ def test_info_says_which_kernels_run_on_a_gpu():
         ("8.0+PTX;12.0", None, (9, 0), "not in this build: 9.0a is not among its architectures"),
         ("9.0a", True, (9, 0), "in this build, usable here: yes"),
         ("9.0a", False, (8, 0), "in this build, usable here: no: the GPU has compute capability 8.0"),
-        ("9.0a", False, (9, 0), "in this build, usable here: no: the driver does not load them"),
+        (
+            "9.0a",
+            False,
+            (9, 0),
+            "in this build, usable here: no: the driver does not load them, or makes no tensor maps",
+        ),
         ("9.0a", False, None, "in this build, usable here: no: there is no GPU"),
     ],
 )

@@ -40,7 +40,6 @@ struct FlashParams {
   int64_t all_keys = 0;           // of all parts: the last may have fewer
   int32_t dim = 0, value_dim = 0;
   float scale = 1;
-  int64_t multiprocessors = 1;  // of the GPU: persistent blocks are as many
   FlashRows query, key;
   FlashRows value;                         // null: no values
   const uint8_t* key_mask = nullptr;       // [batches, all_keys], 0: takes no part; null: all do
@@ -58,6 +57,7 @@ struct FlashParams {
   FlashScalars offset, grad_entropy;  // grad_entropy: optional, with grad_weighted_key only
   // and adds to these, of float32.
   FlashRows grad_query, grad_key, grad_value;
+  int64_t multiprocessors = 1;  // of the GPU: persistent blocks are as many
 };
 
 // What a kernel does; and which one it is.

@@ -94,8 +94,10 @@ class FlashConsumer {
     return (key_count + tile.key_rows - 1) / tile.key_rows;
   }
 
-  // No rows for this consumer: it only keeps the rings and the turns going.
+  // No rows for this consumer: it only keeps the rings and the turns going. Where no product has all lanes meet, they
+  // have to before one of them gives a place away: a lane that waits later could miss the phase it waits for.
   __device__ __forceinline__ void skip(int index) {
+    ptx::sync_warp();
     release(barriers_.empty_query(query_.at, consumer_));
     const int steps = steps_of(keys_at(index));
 #pragma unroll 1
@@ -103,10 +105,12 @@ class FlashConsumer {
       wait_key();
       wait_turn();
       pass_turn();
+      ptx::sync_warp();
       release(barriers_.empty_key(key_.at));
       key_.advance();
       if constexpr (values) {
         wait_value();
+        ptx::sync_warp();
         release(barriers_.empty_value(value_.at));
         value_.advance();
       }
