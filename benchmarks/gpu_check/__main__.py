@@ -11,6 +11,7 @@ The package is built in place, for the architecture of this GPU, or was built el
 """
 
 import argparse
+import os
 import sys
 import tempfile
 import time
@@ -18,7 +19,7 @@ from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
-from benchmarks.gpu_check import ROOT, provenance, results, show
+from benchmarks.gpu_check import ROOT, beside, provenance, results, show
 from benchmarks.gpu_check.stages import PREBUILT, STAGES, Result, Stage, missing_part, run_stage, skip_stage
 
 LIMIT = 530.0  # seconds for all stages: under nine minutes, so that a machine that is lent for ten gives its files back
@@ -35,6 +36,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--stages", metavar="A,B", help=f"only these of {', '.join(choosable())}")
     parser.add_argument("--prebuilt", action="store_true", help="build nothing: take what is built, if it belongs here")
     parser.add_argument("--dry-run", action="store_true", help="print each command, run only what needs no GPU")
+    parser.add_argument(
+        "--beside", metavar="COMMAND", default="", help="a program to run after `timings`, for comparison"
+    )
     limits = f"{LIMIT:.0f}, with --prebuilt {PREBUILT_LIMIT:.0f}"
     parser.add_argument("--limit", type=float, metavar="S", help=f"seconds in all; default: {limits}")
     options = parser.parse_args(arguments)
@@ -61,6 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stages = choose(options.stages, options.prebuilt)
     if options.out.exists() and not options.out.is_dir():
         raise SystemExit(f"gpu_check: --out must be a folder, {options.out} is a file")
+    os.environ[beside.VARIABLE] = options.beside
     start = time.monotonic()
     about = {
         **provenance.describe(ROOT),

@@ -36,6 +36,7 @@ STAGES = (  # what decides trust in the kernels first
     Stage("sanitizer", "sanitizer", 75, least=60, needs=("device-program",)),
     Stage("baselines", "baselines", 75),
     Stage("timings", "timings", 180, least=60, needs=("extension",)),
+    Stage("beside", "beside", 90, least=30),
     Stage("profile", "profiling", 75, least=60, needs=("extension",)),
 )
 PREBUILT = Stage("build", "prebuilt", 60)  # in the place of `build`: looks at what is there

@@ -18,7 +18,7 @@ from benchmarks.gpu_check import operator_checks, processes, provenance, results
 from benchmarks.gpu_check.machine import architecture
 
 ROOT = Path(__file__).resolve().parents[3]
-STAGES = ["build", "elements", "tests", "operators", "sanitizer", "baselines", "timings", "profile"]
+STAGES = ["build", "elements", "tests", "operators", "sanitizer", "baselines", "timings", "beside", "profile"]
 
 
 def dry_run(folder: Path, *options: str) -> subprocess.CompletedProcess:

@@ -16,7 +16,7 @@ struct FlashTileSm90 {
   bool turns;       // consumers multiply in turns
 };
 
-// The fastest ones of 59 that were measured on an H100 (docs/cuda/flash_forward_sm90.md).
+// The fastest ones that a prototype measured on an H100 (docs/cuda/flash_forward_sm90.md).
 constexpr FlashTileSm90 kFlashTilesSm90[] = {
     {128, true, true, 112, 2, 2, 3, 2, true, true},  {128, true, false, 112, 3, 2, 4, 0, false, false},
     {128, false, true, 112, 2, 2, 3, 2, true, true}, {128, false, true, 160, 2, 2, 2, 2, true, true},
