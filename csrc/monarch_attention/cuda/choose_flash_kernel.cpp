@@ -10,6 +10,8 @@ namespace frameattn {
 
 using at::Tensor;
 
+static bool has_16_bits(const Tensor& t) { return t.scalar_type() == at::kBFloat16 || t.scalar_type() == at::kHalf; }
+
 std::string flash_kernel_name(const FlashKernelId& id) {
   const auto name = [&] {
     switch (id.kernel) {
@@ -36,8 +38,8 @@ std::string flash_trust_name(const FlashKernelId& id) {
 
 FlashKernelChoice choose_flash_kernel(FlashKernel kernel, const char* op, const Tensor& query, const Tensor& key,
                                       int64_t frames, int capability) {
+  if (!has_16_bits(query)) return {};
   const auto dtype = query.scalar_type();
-  if (dtype != at::kBFloat16 && dtype != at::kHalf) return {};
   const auto because = [&](const auto&... words) {
     return FlashKernelChoice{
         std::nullopt,
@@ -52,7 +54,7 @@ FlashKernelChoice choose_flash_kernel(FlashKernel kernel, const char* op, const 
 }
 
 FlashKernelChoice choose_flash_forward_sm90(const SpatialForwardStep& step, const LaunchContext& context) {
-  if (context.capability != 90 || only_portable_kernels()) return {};
+  if (context.capability != 90 || !has_16_bits(step.query) || only_portable_kernels()) return {};
   const bool keys = step.weighted_key.defined(), values = step.weighted_value.defined();
   const int width = flash_width_sm90(step.query.size(3), values ? step.value.size(3) : 0);
   const int64_t frame_keys = step.key.size(2) / step.frames;

@@ -143,6 +143,11 @@ TEST_F(RunSpatialStep, HopperGpusGetTheirOwnForwardKernel) {
   EXPECT_EQ(emulator.flash_kernels, (std::vector<std::string>{"flash_forward_sm90", "flash_offset_sm80",
                                                               "flash_backward_query_sm80", "flash_backward_key_sm80"}));
   for (const int64_t width : {16, 96, 128}) expect_kernels(rows(18, width), {"flash_forward_sm90"}, 0.1);
+  for (const at::ScalarType dtype : {at::kFloat, at::kDouble}) {
+    emulator.flash_kernels.clear();
+    expect_right(dtype, 1e-5);
+    EXPECT_TRUE(emulator.flash_kernels.empty());
+  }
   gpu.capability = 120;
   expect_kernels(rows(18, 16), {"flash_forward_sm80"});
 }
