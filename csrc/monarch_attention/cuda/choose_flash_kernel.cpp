@@ -62,6 +62,8 @@ FlashKernelChoice choose_flash_forward_sm90(const SpatialForwardStep& step, cons
   // What a tensor map and its coordinates can express.
   constexpr int64_t kLargestStride = (int64_t{1} << 39) - 8, kLargestRow = std::numeric_limits<int32_t>::max() - 256;
   if (std::max(step.query.size(2), step.key.size(2)) > kLargestRow) return {};
+  if (!flash_blocks_fit(step.query.size(2) / step.frames, step.frames, step.query.size(0) * step.query.size(1)))
+    return {};
   for (const Tensor& rows : {step.query, step.key, step.value, step.weighted_key, step.weighted_value})
     if (rows.defined() && *std::max_element(rows.strides().begin(), rows.strides().end()) > kLargestStride) return {};
   if (context.no_sm90)
