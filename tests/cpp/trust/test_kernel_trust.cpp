@@ -99,15 +99,33 @@ TEST_F(KernelTrustTest, TheEnvironmentOverrides) {
   EXPECT_TRUE(trust.allows(kUse, false, says("wrong")));
   EXPECT_FALSE(KernelTrust({}).allows(kUse, false, says("wrong")));
   EXPECT_EQ(checks, 1);
-  setenv("FRAMEATTN_KERNELS", "fast", 1);
-  try {
-    trust.allows(kUse, false, says(""));
-    FAIL() << "\"fast\" is no choice";
-  } catch (const c10::Error& error) {
-    EXPECT_NE(
-        std::string(error.what()).find("must be checked (as if it were not set), composed or unchecked, got \"fast\""),
-        std::string::npos);
+  for (const std::string wrong : {"fast", "portable,fast", "unchecked,portable"}) {
+    setenv("FRAMEATTN_KERNELS", wrong.c_str(), 1);
+    try {
+      trust.allows(kUse, false, says(""));
+      FAIL() << wrong << " is no choice";
+    } catch (const c10::Error& error) {
+      const std::string message = error.what();
+      EXPECT_NE(message.find("must be checked (as if it were not set), composed, unchecked, portable or, for instance, "
+                             "portable,unchecked, got \"" +
+                             wrong + "\""),
+                std::string::npos)
+          << message;
+    }
   }
+}
+
+TEST_F(KernelTrustTest, PortableKernelsAreCheckedUnlessTheEnvironmentSaysOtherwise) {
+  const auto choose = [](const char* value) {
+    setenv("FRAMEATTN_KERNELS", value, 1);
+    return std::pair(kernel_choice(), only_portable_kernels());
+  };
+  EXPECT_EQ(choose(""), std::pair(std::string("checked"), false));
+  EXPECT_EQ(choose("unchecked"), std::pair(std::string("unchecked"), false));
+  EXPECT_EQ(choose("portable"), std::pair(std::string("checked"), true));
+  EXPECT_EQ(choose("portable,checked"), std::pair(std::string("checked"), true));
+  EXPECT_EQ(choose("portable,composed"), std::pair(std::string("composed"), true));
+  EXPECT_EQ(choose("portable,unchecked"), std::pair(std::string("unchecked"), true));
 }
 
 TEST_F(KernelTrustTest, WithinACheckEveryKernelIsAllowed) {
