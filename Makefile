@@ -121,7 +121,7 @@ test-cpp: check-test $(TORCH_FILE)
 	rm -f $(CPP_BUILD)/CMakeCache.txt $(CPP_BUILD)/consumer/CMakeCache.txt
 	$(CMAKE) -S . -B $(CPP_BUILD) $(CMAKE_OPTIONS)
 	cmake --build $(CPP_BUILD) --parallel $(MAX_JOBS)
-	ctest --test-dir $(CPP_BUILD) --output-on-failure --no-tests=error
+	ctest --test-dir $(CPP_BUILD) --output-on-failure --no-tests=error --parallel $(MAX_JOBS)
 	cmake --install $(CPP_BUILD) --prefix $(CPP_BUILD)/installed
 	$(CMAKE) -S tests/cpp_consumer -B $(CPP_BUILD)/consumer -Dframeattn_ROOT=$(abspath $(CPP_BUILD)/installed)
 	cmake --build $(CPP_BUILD)/consumer
