@@ -77,7 +77,6 @@ FLASH_SM90 = [
         ("rows go on in the next tile", "    if (crosses) start_rows();\n", ""),
         ("results of the next rows", "store(index, query_.at ^ 1, largest, total);", "store(index, query_.at ^ 1, largest_, total_);"),
         ("results in the place of the next queries", "store(index, query_.at ^ 1, largest, total);", "store(index, query_.at, largest, total);"),
-        ("sums go on in the next tile", "accumulate = step > 1;", "accumulate = true;"),
         # Products
         ("columns of the left side", "column_bytes = i % 4 * 32;", "column_bytes = i % 4 * 16;"),
         ("rows of the right side", "(16 * i * kBlockRowBytes >> 4)", "(8 * i * kBlockRowBytes >> 4)"),
