@@ -104,7 +104,8 @@ def build(mutation: Mutation, folder: Path) -> Path:
     compiler = [os.environ.get("CXX", "g++"), "-std=c++20", "-O1", "-w", *sanitize]
     broken = folder / "kernel.o"
     include = ["-I", folder, "-I", ROOT]  # the broken file hides the sound one
-    subprocess.run([*compiler, *include, "-x", "c++", "-c", ROOT / source, "-o", broken], check=True)
+    whole = folder / source if mutation.file == str(source) else ROOT / source
+    subprocess.run([*compiler, *include, "-x", "c++", "-c", whole, "-o", broken], check=True)
     sound = [path for path in built.glob("*.o") if path.name != f"{source.name}.o" and "test_" not in path.name]
     subprocess.run([*compiler, broken, *sound, "-o", folder / "program"], check=True)
     return folder / "program"
