@@ -201,11 +201,16 @@ void solve_backward(Problem& p, const FlashCase& c) {
 void draw_inputs(Problem& p, const FlashCase& c) {
   Normal normal(c.queries * 31 + c.key_rows * 7 + c.dim);
   const bool flat = c.data == FlashData::flat, growing = c.data == FlashData::growing;
+  const bool late = c.data == FlashData::late;
   p.scale = 1.3 / std::sqrt(static_cast<double>(c.dim));
-  p.query.fill([&](auto...) { return growing || c.data == FlashData::negative ? 1 : normal(); });
+  p.query.fill([&](int, int row, int) {
+    if (late) return row % 16 < 8 ? 1.0 : 0.0;
+    return growing || c.data == FlashData::negative ? 1 : normal();
+  });
   p.key.fill([&](int item, int row, auto) {
     if (row >= p.keys_of(item)) return std::numeric_limits<double>::quiet_NaN();
     if (flat) return 0.0;
+    if (late) return row + 1 == p.keys_of(item) ? 6.2 / (p.scale * c.dim) : 0.0;
     if (c.data == FlashData::negative) return -150.0 / (p.scale * c.dim) + 0.01 * normal();
     const double position = (item % kParts * c.key_rows + row + 1.0) / (kParts * c.key_rows);
     return growing ? 150.0 * position / (p.scale * c.dim) + 0.01 * normal() : normal();
@@ -378,7 +383,7 @@ void run_backward(Problem& p, const FlashCase& c, FlashParams params, FrameOutco
 
 std::string FlashCase::name() const {
   const char* tasks[] = {"forward", "join", "backward"};
-  const char* kinds[] = {"random", "flat", "growing", "masked", "negative", "large"};
+  const char* kinds[] = {"random", "flat", "growing", "masked", "negative", "large", "late"};
   char text[160], tile[40] = "";
   if (tile_rows) std::snprintf(tile, sizeof tile, "-tile%d-blocks%d", tile_rows, multiprocessors);
   std::snprintf(text, sizeof text, "flash_%s_%s-%s-%s%s-%dx%d-D%d-V%d-%s%s%s", tasks[static_cast<int>(task)],
@@ -417,9 +422,10 @@ std::vector<FlashCase> flash_cases() {
   for (const FlashTileSm90& tile : kFlashTilesSm90)
     for (const Sizes size : sizes_sm90) {
       const Sizes dim = (tile.width == 128 ? wide : narrow)[i % 4];
-      const FlashData data[] = {FlashData::random, FlashData::growing, FlashData::flat, FlashData::negative};
+      const FlashData data[] = {FlashData::random, FlashData::late, FlashData::growing, FlashData::flat,
+                                FlashData::negative};
       cases.push_back({FlashTask::forward, static_cast<FrameElement>((i + i / 7) % 2), tile.keys, tile.values,
-                       size.queries, size.keys, dim.queries, dim.keys, data[(i + i / 4) % 4], !tile.keys && i % 2 == 0,
+                       size.queries, size.keys, dim.queries, dim.keys, data[(i + i / 5) % 5], !tile.keys && i % 2 == 0,
                        Architecture::sm90, tile.key_rows, 1 + i % 3});
       ++i;
     }

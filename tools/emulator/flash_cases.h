@@ -15,7 +15,8 @@ enum class FlashData {
   growing,   // later keys have larger logits, up to 150: their exponentials exceed float32, and sums are rescaled
   masked,    // random, with a key_mask; of one clip no key takes part
   negative,  // all logits near -150: those of rows that do not exist would be far larger
-  large      // random, and gradients whose products exceed float16
+  large,     // random, and gradients whose products exceed float16
+  late       // the last key weighs nearly 2^9 times as much as each other, for eight of sixteen rows
 };
 
 // What is computed: forward; parts joined into one; or backward, from the offset on.

@@ -6,7 +6,8 @@ from mutation import Mutation
 TASK = "flash_forward_sm90"
 # Two to four query tiles of every part and one or two key tiles; blocks that take many; consumers without rows.
 CASES = "193x161"
-SPLIT, GROWING = "split", "growing"
+SPLIT, GROWING, LATE = "split", "growing", "late"
+IDLE = "129x113"  # two key tiles, and a consumer without rows beside one that has some
 
 
 def inside(file: str, *faults: tuple, cases: str = CASES, sanitized: bool = False) -> list[Mutation]:
@@ -71,7 +72,6 @@ FLASH_SM90 = [
         # Turns, and consumers without rows
         ("the turn stays here", "kTurns + (consumer_ + 1) % tile.consumers, 256", "kTurns + consumer_, 256"),
         ("nobody has the first turn", "    if (consumer_ == tile.consumers - 1) pass_turn();", "   "),
-        ("turns are not passed on without rows", "      wait_turn();\n      pass_turn();\n      ptx::sync_warp();\n      release(", "      ptx::sync_warp();\n      release("),
         ("keys are kept without rows", "      release(barriers_.empty_key(key_.at));\n      key_.advance();\n      if", "      key_.advance();\n      if"),
         # From one tile to the next
         ("rows go on in the next tile", "    if (crosses) start_rows();\n", ""),
@@ -94,10 +94,17 @@ FLASH_SM90 = [
     *inside(
         "flash_forward_sm90.cuh",
         ("sums are not rescaled", "    if (accumulate) rescale_sums();\n", ""),
-        ("sums of the other half", "sums[i] *= factors[i / 2 % 2];", "sums[i] *= factors[0];"),
         ("total not rescaled", "float total = total_[half] * shrink_[half];", "float total = total_[half];"),
         ("the unit stays", "        largest_[half] = most;\n", ""),
         cases=GROWING,
+    ),
+    *inside("flash_forward_sm90.cuh",
+        ("turns are not passed on without rows", "      wait_turn();\n      pass_turn();\n      ptx::sync_warp();\n      release(", "      ptx::sync_warp();\n      release("),
+        cases=IDLE,
+    ),
+    *inside("flash_forward_sm90.cuh",
+        ("sums of the other half", "sums[i] *= factors[i / 2 % 2];", "sums[i] *= factors[0];"),
+        cases=LATE,
     ),
     *inside(
         "flash_forward_sm90.cuh",
