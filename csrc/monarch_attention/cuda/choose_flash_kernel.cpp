@@ -64,8 +64,9 @@ FlashKernelChoice choose_flash_forward_sm90(const SpatialForwardStep& step, cons
   if (std::max(step.query.size(2), step.key.size(2)) > kLargestRow) return {};
   if (!flash_blocks_fit(step.query.size(2) / step.frames, step.frames, step.query.size(0) * step.query.size(1)))
     return {};
-  for (const Tensor& rows : {step.query, step.key, step.value, step.weighted_key, step.weighted_value})
-    if (rows.defined() && *std::max_element(rows.strides().begin(), rows.strides().end()) > kLargestStride) return {};
+  for (const Tensor* rows : {&step.query, &step.key, &step.value, &step.weighted_key, &step.weighted_value})
+    if (rows->defined() && *std::max_element(rows->strides().begin(), rows->strides().end()) > kLargestStride)
+      return {};
   if (context.no_sm90)
     return {std::nullopt,
             c10::str("the spatial step runs on a kernel for all GPUs, not on the one for compute capability "

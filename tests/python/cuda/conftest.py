@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import frameattn
+from benchmarks.gpu_check.cases import has_kernels_of_its_own
 
 
 def reason_to_skip() -> str | None:
@@ -33,10 +34,6 @@ def pytest_generate_tests(metafunc):
         metafunc.fixturenames.append("forward_kernels")
         both = hasattr(metafunc.config, "is_emulated") or has_kernels_of_its_own()
         metafunc.parametrize("forward_kernels", ["own", "portable"] if both else ["portable"], indirect=True)
-
-
-def has_kernels_of_its_own() -> bool:
-    return torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
 
 
 @pytest.fixture
