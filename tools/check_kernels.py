@@ -153,8 +153,8 @@ def parse_ptxas(output: str) -> dict[str, Resources]:
 
 
 def complaints(output: str) -> list[str]:
-    """Lines of a compiler's output that must not be there. C7508: setmaxnreg was ignored."""
-    return [line.strip() for line in output.splitlines() if re.search(r"\b(warning|serialized|C7508)\b", line)]
+    """Lines of a compiler's output that must not be there. C7504, C7506, C7508: setmaxnreg was ignored."""
+    return [line.strip() for line in output.splitlines() if re.search(r"\b(warning|serialized|C750[468])\b", line)]
 
 
 def short_name(demangled: str) -> str:

@@ -87,7 +87,8 @@ def smi() -> dict[str, str | None]:
 def architecture(major: int, minor: int) -> str:
     """TORCH_CUDA_ARCH_LIST of the image that a full build would run on this GPU, and no other.
 
-    setup.py builds 8.0, 9.0a and 12.0: sm_80 code is what 8.6 and 8.9 run, 9.0a has Hopper's own instructions.
+    setup.py builds 8.0, 9.0a and 12.0: sm_80 code is what 8.6 and 8.9 run, 9.0a has Hopper's own instructions. GPUs
+    for which it has PTX alone, 10.0, get machine code of their own here.
     """
     return {8: "8.0", 9: "9.0a", 12: "12.0"}.get(major, f"{major}.{minor}")
 

@@ -183,6 +183,7 @@ def test_resources_that_ptxas_names():
 def test_complaints_of_the_compiler():
     bad = [
         "ptxas info    : (C7508) Potential Performance Loss: 'setmaxnreg' ignored; unable to determine register count.",
+        "ptxas info    : (C7506) Potential Performance Loss: 'setmaxnreg' ignored to maintain compatibility.",
         "ptxas info    : (C7512) Potential Performance Loss: wgmma.mma_async instructions are serialized due to it",
         "kernel.cu(1): warning #177-D: variable was declared but never referenced",
     ]
