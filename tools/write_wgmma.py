@@ -8,8 +8,8 @@ An asm statement names each of its registers, some hundred of them, and a templa
 from pathlib import Path
 
 FILE = Path(__file__).parents[1] / "csrc" / "shared" / "kernels" / "wgmma_sm90.cuh"
-FROM_SHARED = (112, 128, 160, 192)  # columns of the products whose left side is in shared memory: logits
-FROM_REGISTERS = (64, 128)  # ... in registers: weighted rows
+FROM_SHARED = (80, 112, 128, 160, 192)  # columns of the products whose left side is in shared memory: logits
+FROM_REGISTERS = (64, 128, 256)  # ... in registers: weighted rows
 TYPES = {"bfloat16": "bf16", "float16": "f16"}
 
 HEAD = """\

@@ -10,6 +10,7 @@
 #include "csrc/matrix_attention/cuda/matrix_attention_problem.h"
 #include "csrc/matrix_attention/matrix_attention.h"
 #include "csrc/matrix_attention/matrix_linear.h"
+#include "csrc/monarch_attention/cuda/kernels/flash_forward_sm90.h"
 #include "csrc/monarch_attention/cuda/temporal_by_frames.h"
 #include "csrc/monarch_attention/temporal_step.h"
 #include "csrc/trust/kernel_trust.h"
@@ -110,6 +111,30 @@ void bind_choices(py::module_& m) {
                              [](const FrameKernelChoice& c) { return c.plan.items * c.plan.item_bytes; });
   m.def("choose_matrix_attention_kernel", &choose_matrix_attention_kernel, py::arg("query"), py::arg("value"),
         py::arg("row_heads"), py::arg("col_heads"), py::kw_only(), py::arg("backward"), py::arg("capability"));
+  py::class_<FlashTileSm90>(m, "FlashTileSm90")
+      .def_readonly("width", &FlashTileSm90::width)
+      .def_readonly("keys", &FlashTileSm90::keys)
+      .def_readonly("values", &FlashTileSm90::values)
+      .def_readonly("key_rows", &FlashTileSm90::key_rows)
+      .def_property_readonly("rows", &FlashTileSm90::rows);
+  py::class_<FlashCostSm90>(m, "FlashCostSm90")
+      .def_readonly("tile", &FlashCostSm90::tile)
+      .def_readonly("step", &FlashCostSm90::step)
+      .def_readonly("short_last", &FlashCostSm90::short_last);
+  py::class_<FlashPlanSm90>(m, "FlashPlanSm90")
+      .def_readonly("tile", &FlashPlanSm90::tile)
+      .def_readonly("key_parts", &FlashPlanSm90::key_parts)
+      .def_readonly("microseconds", &FlashPlanSm90::microseconds);
+  m.def("flash_tiles_sm90", [] { return std::vector(std::begin(kFlashTilesSm90), std::end(kFlashTilesSm90)); });
+  m.def("flash_costs_sm90", [] { return std::vector(std::begin(kFlashCostsSm90), std::end(kFlashCostsSm90)); });
+  m.def(
+      "plan_flash_sm90",
+      [](int width, bool keys, bool values, int64_t parts, int64_t queries, int64_t part_keys, bool may_split,
+         int64_t multiprocessors) {
+        return plan_flash_sm90(width, keys, values, {parts, queries, part_keys, may_split, multiprocessors});
+      },
+      py::arg("width"), py::arg("keys"), py::arg("values"), py::kw_only(), py::arg("parts"), py::arg("queries"),
+      py::arg("part_keys"), py::arg("may_split"), py::arg("multiprocessors"));
   m.def("choose_temporal_step_kernel", &choose_temporal_step_kernel, py::arg("query"), py::arg("value"),
         py::arg("frames"), py::kw_only(), py::arg("backward"), py::arg("capability"));
 }

@@ -35,6 +35,9 @@ struct SpatialForwardStep {
   double scale;
   at::Tensor weighted_key, weighted_value, lse;  // the first two only if wanted; weighted_key may be query
   at::Tensor entropy;                            // query . weighted_key - lse, if wanted
+  // weighted_value, contiguous, and lse hold what the rows got of other keys and take what they get of all; without
+  // weighted_key.
+  bool join = false;
 };
 
 struct SpatialBackwardStep {
@@ -80,11 +83,18 @@ struct Implementation {
   std::function<void(const TemporalBackwardStep&)> temporal_backward;
   // sum over the last dimension of a * b, in acc dtype: [B, H, rows]
   std::function<at::Tensor(const at::Tensor& a, const at::Tensor& b)> row_dots;
-  // Rows that attend to two sets of keys, from what they got of each: contiguous; out and lse take the result.
-  std::function<void(const at::Tensor& out, const at::Tensor& lse, const at::Tensor& other,
-                     const at::Tensor& other_lse)>
-      join;
 };
+
+// A step that joins, by one that does not and a join of its results, which go into `out` and `lse`.
+template <typename Forward, typename Join>
+void forward_and_join(const SpatialForwardStep& step, const Forward& forward, const Join& join) {
+  SpatialForwardStep other = step;
+  other.weighted_value = empty_of(step.weighted_value);
+  other.lse = empty_of(step.lse);
+  other.join = false;
+  forward(other);
+  join(/*out=*/step.weighted_value, /*lse=*/step.lse, other.weighted_value, other.lse);
+}
 
 // ---- The operators (spatial_step.h, temporal_step.h, vmonarch_attention.h) by the steps of a device -----------------
 

@@ -81,10 +81,10 @@ VMonarchForward vmonarch_attention_forward_on(const Implementation& device, cons
                              .frames = 1,
                              .scale = scale};
     if (inputs.extra_mask) extra.key_mask = inputs.extra_mask->contiguous();
-    extra.weighted_value = at::empty(out.sizes(), out.options());
-    extra.lse = empty_statistic(query);
+    extra.weighted_value = out;
+    extra.lse = lse;
+    extra.join = true;
     device.spatial_forward(extra);
-    device.join(out, lse, extra.weighted_value, extra.lse);
   }
   return {out, lse, save ? saved.to_list() : std::vector<Tensor>()};
 }

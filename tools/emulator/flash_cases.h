@@ -28,10 +28,10 @@ struct FlashCase {
   bool keys, values;  // weighted rows of which
   int queries, key_rows, dim, value_dim;
   FlashData data;
-  bool split;  // all parts have the same queries, and the last one fewer keys: dense rows split over keys
+  bool split;           // all parts have the same queries, and the last one fewer keys: dense rows split over keys
+  bool joined = false;  // with what weighted_value and lse hold
   Architecture architecture = Architecture::sm80;
-  int tile_rows = 0,
-      multiprocessors = 1;  // of the kernels for Hopper: rows of a key tile, and how many blocks there are
+  int tile = 0, multiprocessors = 1;  // of the kernels for Hopper: of kFlashTilesSm90, and how many blocks there are
 
   std::string name() const;
 };

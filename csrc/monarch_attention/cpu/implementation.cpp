@@ -90,6 +90,7 @@ constexpr int64_t kPositions = 64;
 }  // namespace
 
 void run_spatial_forward(const SpatialForwardStep& step) {
+  if (step.join) return forward_and_join(step, run_spatial_forward, join);
   const Tensor &query = step.query, &key = step.key;
   const int64_t queries = query.size(2) / step.frames, keys = key.size(2) / step.frames, dim = query.size(3);
   const int64_t value_dim = step.value.defined() ? step.value.size(3) : 0;
@@ -294,8 +295,7 @@ const Implementation& cpu_implementation() {
                                              .dense_backward = &run_dense_backward,
                                              .temporal_forward = &run_temporal_forward,
                                              .temporal_backward = &run_temporal_backward,
-                                             .row_dots = &row_dots,
-                                             .join = &join};
+                                             .row_dots = &row_dots};
   return implementation;
 }
 

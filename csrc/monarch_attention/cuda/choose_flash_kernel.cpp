@@ -1,14 +1,29 @@
 #include "csrc/monarch_attention/cuda/choose_flash_kernel.h"
 
 #include <algorithm>
+#include <charconv>
+#include <cstdlib>
+#include <cstring>
 #include <limits>
 
-#include "csrc/monarch_attention/cuda/kernels/flash_forward_sm90.h"
+#include "csrc/monarch_attention/cuda/flash_params.h"
 #include "csrc/trust/kernel_trust.h"
 
 namespace frameattn {
 
 using at::Tensor;
+
+// The tile that FRAMEATTN_TILE_SM90 names, for measuring each (benchmarks/sweep_hopper.py).
+static std::optional<int> tile_to_measure() {
+  const char* const text = std::getenv("FRAMEATTN_TILE_SM90");
+  if (!text || !*text) return std::nullopt;
+  int tile = -1;
+  const auto [end, error] = std::from_chars(text, text + std::strlen(text), tile);
+  TORCH_CHECK(error == std::errc() && !*end && tile >= 0 && tile < kFlashTileCountSm90,
+              "the environment variable FRAMEATTN_TILE_SM90 must be a number from 0 to ", kFlashTileCountSm90 - 1,
+              ", got \"", text, "\"");
+  return tile;
+}
 
 static bool has_16_bits(const Tensor& t) { return t.scalar_type() == at::kBFloat16 || t.scalar_type() == at::kHalf; }
 
@@ -57,8 +72,9 @@ FlashKernelChoice choose_flash_forward_sm90(const SpatialForwardStep& step, cons
   if (context.capability != 90 || !has_16_bits(step.query) || only_portable_kernels()) return {};
   const bool keys = step.weighted_key.defined(), values = step.weighted_value.defined();
   const int width = flash_width_sm90(step.query.size(3), values ? step.value.size(3) : 0);
-  const int64_t frame_keys = step.key.size(2) / step.frames;
-  if (step.key_mask.defined() || !(keys || values) || width == 0 || frame_keys == 0 || !(step.scale > 0)) return {};
+  if (!(keys || values) || width == 0 || step.key.size(2) == 0 || !(step.scale > 0)) return {};
+  // Rows that would be copied there and back do not hold what is joined.
+  if (step.join && (keys || !flash_rows_are_aligned(step.weighted_value))) return {};
   // What a tensor map and its coordinates can express.
   constexpr int64_t kLargestStride = (int64_t{1} << 39) - 8, kLargestRow = std::numeric_limits<int32_t>::max() - 256;
   if (std::max(step.query.size(2), step.key.size(2)) > kLargestRow) return {};
@@ -72,8 +88,21 @@ FlashKernelChoice choose_flash_forward_sm90(const SpatialForwardStep& step, cons
             c10::str("the spatial step runs on a kernel for all GPUs, not on the one for compute capability "
                      "9.0: ",
                      context.no_sm90)};
-  const int key_rows = flash_key_rows_sm90(width, keys, values, step.query.size(2) / step.frames, frame_keys);
-  return {FlashKernelId{FlashKernel::forward, Architecture::sm90, key_rows}, ""};
+  int tile = plan_flash_sm90(width, keys, values, flash_sizes(step, context.multiprocessors)).tile;
+  if (const auto other = tile_to_measure(); other && flash_tile_fits_sm90(*other, width, keys, values)) tile = *other;
+  return {FlashKernelId{FlashKernel::forward, Architecture::sm90, tile}, ""};
+}
+
+FlashSizes flash_sizes(const SpatialForwardStep& step, int64_t multiprocessors) {
+  return {.parts = step.query.size(0) * step.query.size(1) * step.frames,
+          .queries = step.query.size(2) / step.frames,
+          .keys = step.key.size(2) / step.frames,
+          .may_split = step.frames == 1 && !step.weighted_key.defined(),
+          .multiprocessors = multiprocessors};
+}
+
+std::string flash_tile_name_sm90(int tile) {
+  return c10::str(kFlashTilesSm90[tile].rows(), " x ", kFlashTilesSm90[tile].key_rows);
 }
 
 }  // namespace frameattn

@@ -9,6 +9,7 @@
 
 #include "csrc/device/launch_context.h"
 #include "csrc/monarch_attention/cuda/kernels/flash_attention.h"
+#include "csrc/monarch_attention/cuda/kernels/flash_forward_sm90.h"
 #include "csrc/monarch_attention/implementation.h"
 
 namespace frameattn {
@@ -22,9 +23,11 @@ struct FlashKernelChoice {
 FlashKernelChoice choose_flash_kernel(FlashKernel kernel, const char* op, const at::Tensor& query,
                                       const at::Tensor& key, int64_t frames, int capability);
 
-// The forward kernel for Hopper where it takes this step: no mask, widths up to 128, a positive scale. A Hopper GPU
-// without it (LaunchContext::no_sm90) is a reason.
+// The forward kernel for Hopper where it takes this step, which has a positive scale. A Hopper GPU without it
+// (LaunchContext::no_sm90) is a reason.
 FlashKernelChoice choose_flash_forward_sm90(const SpatialForwardStep& step, const LaunchContext& context);
+FlashSizes flash_sizes(const SpatialForwardStep& step, int64_t multiprocessors);
+std::string flash_tile_name_sm90(int tile);  // "128 x 112": rows of queries and of keys
 
 std::string flash_kernel_name(const FlashKernelId& id);  // "flash_backward_query_sm80"
 

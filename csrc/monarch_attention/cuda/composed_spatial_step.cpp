@@ -66,6 +66,8 @@ Tensor weights_of(const Tensor& x, const Tensor& lse) {
 }  // namespace
 
 void composed_spatial_forward(const SpatialForwardStep& step, int64_t bytes) {
+  const auto forward = [&](const SpatialForwardStep& other) { composed_spatial_forward(other, bytes); };
+  if (step.join) return forward_and_join(step, forward, composed_join);
   const auto acc = acc_dtype(step.query);
   for_pieces(step.query, step.key, step.frames, bytes, [&](const Piece& piece) {
     const auto rows = [&](const Tensor& t) { return rows_of(t, piece, step.frames); };

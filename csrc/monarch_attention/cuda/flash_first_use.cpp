@@ -66,6 +66,13 @@ std::string forward_difference(const std::function<void(const SpatialForwardStep
   SpatialForwardStep right = found;
   for (SpatialForwardStep* step : {&found, &right})
     set_outputs(*step, like.weighted_key.defined(), like.weighted_value.defined());
+  if (like.join) {
+    found.join = right.join = true;
+    found.weighted_value = draws.rows(found.query.size(2), found.value.size(3)).contiguous();
+    found.lse = draws.statistic(found.query.size(2));
+    right.weighted_value = found.weighted_value.clone();
+    right.lse = found.lse.clone();
+  }
   kernels(found);
   composed_spatial_forward(right);
   for (const auto output : {&SpatialForwardStep::weighted_key, &SpatialForwardStep::weighted_value,

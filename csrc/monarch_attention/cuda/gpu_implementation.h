@@ -18,9 +18,7 @@ const Implementation& gpu_implementation() {
                            bool) { run_spatial_backward(context_of(step.query), step); },
       .temporal_forward = [](const TemporalForwardStep& step) { temporal_forward_by(run_frames<context_of>, step); },
       .temporal_backward = [](const TemporalBackwardStep& step) { temporal_backward_by(run_frames<context_of>, step); },
-      .row_dots = [](const Tensor& a, const Tensor& b) { return run_row_dots(context_of(a), a, b); },
-      .join = [](const Tensor& out, const Tensor& lse, const Tensor& other,
-                 const Tensor& other_lse) { run_join(context_of(out), out, lse, other, other_lse); }};
+      .row_dots = [](const Tensor& a, const Tensor& b) { return run_row_dots(context_of(a), a, b); }};
   return implementation;
 }
 

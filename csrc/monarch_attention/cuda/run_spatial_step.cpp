@@ -26,7 +26,7 @@ bool run_kernel(const LaunchContext& context, const FlashKernelChoice& choice, a
                       .version = kFlashKernelVersion,
                       .capability = context.capability,
                       .dtype = dtype == at::kHalf ? "float16" : "bfloat16",
-                      .shape = shape + (kernel.key_rows ? ", " + std::to_string(kernel.key_rows) + " keys a tile" : ""),
+                      .shape = shape + (portable ? "" : ", tile " + flash_tile_name_sm90(kernel.tile)),
                       .device = context.device,
                       .instead = portable ? "torch's operators" : "kernels for all GPUs"};
   if (!context.trust->allows(use, context.capturing, [&] { return check(kernel); })) return false;
@@ -41,12 +41,28 @@ std::string shape_of(const Tensor& query, const Tensor& value, bool keys, bool v
          (frames == 1 ? ", one frame" : "");
 }
 
+void run_join(const LaunchContext& context, const Tensor& out, const Tensor& lse, const Tensor& other,
+              const Tensor& other_lse) {
+  const auto by = [&](const FlashKernelId& kernel) {
+    return [&, kernel](const Tensor& a, const Tensor& a_lse, const Tensor& b, const Tensor& b_lse) {
+      flash_join(context, kernel.architecture, a, a_lse, b, b_lse);
+    };
+  };
+  if (out.numel() == 0 ||
+      !run_kernel(
+          context,
+          choose_flash_kernel(FlashKernel::join, "vmonarch_attention_forward", out, out, 1, context.capability),
+          out.scalar_type(), "rows", [&](const FlashKernelId& kernel) { return join_difference(by(kernel), out); },
+          [&](const FlashKernelId& kernel) { by(kernel)(out, lse, other, other_lse); }))
+    composed_join(out, lse, other, other_lse);
+}
+
 }  // namespace
 
 void run_spatial_forward(const LaunchContext& context, const SpatialForwardStep& step) {
   if (step.query.size(0) * step.query.size(1) * step.query.size(2) == 0) return;
   const bool keys = step.weighted_key.defined(), values = step.weighted_value.defined();
-  const std::string shape = shape_of(step.query, step.value, keys, values, step.frames);
+  const std::string shape = shape_of(step.query, step.value, keys, values, step.frames) + (step.join ? ", joined" : "");
   const auto by = [&](const FlashKernelId& kernel) {
     return [&, kernel](const SpatialForwardStep& s) { flash_spatial_forward(context, kernel, s); };
   };
@@ -55,6 +71,10 @@ void run_spatial_forward(const LaunchContext& context, const SpatialForwardStep&
   if (!keys && !values) return composed_spatial_forward(step);
   const at::ScalarType dtype = step.query.scalar_type();
   if (run_kernel(context, choose_flash_forward_sm90(step, context), dtype, shape, check, run)) return;
+  if (step.join)
+    return forward_and_join(
+        step, [&](const SpatialForwardStep& other) { run_spatial_forward(context, other); },
+        [&](const auto&... rows) { run_join(context, rows...); });
   const FlashKernelChoice portable =
       choose_flash_kernel(FlashKernel::forward, "spatial_step", step.query, step.key, step.frames, context.capability);
   if (!run_kernel(context, portable, dtype, shape, check, run)) composed_spatial_forward(step);
@@ -88,22 +108,6 @@ Tensor run_row_dots(const LaunchContext& context, const Tensor& a, const Tensor&
           [&](const FlashKernelId& kernel) { dots = by(kernel)(a, b); }))
     dots = composed_row_dots(a, b);
   return dots;
-}
-
-void run_join(const LaunchContext& context, const Tensor& out, const Tensor& lse, const Tensor& other,
-              const Tensor& other_lse) {
-  const auto by = [&](const FlashKernelId& kernel) {
-    return [&, kernel](const Tensor& a, const Tensor& a_lse, const Tensor& b, const Tensor& b_lse) {
-      flash_join(context, kernel.architecture, a, a_lse, b, b_lse);
-    };
-  };
-  if (out.numel() == 0 ||
-      !run_kernel(
-          context,
-          choose_flash_kernel(FlashKernel::join, "vmonarch_attention_forward", out, out, 1, context.capability),
-          out.scalar_type(), "rows", [&](const FlashKernelId& kernel) { return join_difference(by(kernel), out); },
-          [&](const FlashKernelId& kernel) { by(kernel)(out, lse, other, other_lse); }))
-    composed_join(out, lse, other, other_lse);
 }
 
 }  // namespace frameattn

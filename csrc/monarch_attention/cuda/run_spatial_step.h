@@ -11,7 +11,5 @@ namespace frameattn {
 void run_spatial_forward(const LaunchContext& context, const SpatialForwardStep& step);
 void run_spatial_backward(const LaunchContext& context, const SpatialBackwardStep& step);
 at::Tensor run_row_dots(const LaunchContext& context, const at::Tensor& a, const at::Tensor& b);
-void run_join(const LaunchContext& context, const at::Tensor& out, const at::Tensor& lse, const at::Tensor& other,
-              const at::Tensor& other_lse);
 
 }  // namespace frameattn

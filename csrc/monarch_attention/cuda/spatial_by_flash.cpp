@@ -2,6 +2,7 @@
 
 #include <ATen/Functions.h>
 
+#include "csrc/monarch_attention/cuda/choose_flash_kernel.h"
 #include "csrc/monarch_attention/cuda/composed_spatial_step.h"
 #include "csrc/monarch_attention/cuda/flash_params.h"
 
@@ -15,7 +16,12 @@ bool forward_of_split_keys(const LaunchContext& context, const FlashKernelId& ke
                            FlashCall& call) {
   if (step.frames != 1 || step.weighted_key.defined()) return false;
   FlashParams& p = call.params;
-  const auto [parts, keys] = split_keys(p.queries, p.heads * p.batches, p.all_keys, context.multiprocessors);
+  KeyParts split = split_keys(p.queries, p.heads * p.batches, p.all_keys, context.multiprocessors);
+  if (kernel.architecture == Architecture::sm90) {
+    const FlashPlanSm90 plan = plan_flash_tile_sm90(kernel.tile, flash_sizes(step, context.multiprocessors));
+    split = {plan.key_parts, plan.part_keys};
+  }
+  const auto [parts, keys] = split;
   if (parts == 1) return false;
 
   const Tensor weighted = at::empty({p.batches, p.heads, parts * p.queries, p.value_dim}, step.query.options());
@@ -31,6 +37,7 @@ bool forward_of_split_keys(const LaunchContext& context, const FlashKernelId& ke
   call.launch(kernel);
   p.out = out;
   p.out_lse = call.scalars(step.lse);
+  p.join_out = step.join;
   call.launch({FlashKernel::join, Architecture::sm80});
   call.finish();
   return true;
@@ -49,6 +56,7 @@ void flash_spatial_forward(const LaunchContext& context, const FlashKernelId& ke
   if (step.weighted_key.defined()) p.weighted_key = call.output(step.weighted_key);
   p.lse = call.scalars(step.lse);
   p.entropy = call.scalars(step.entropy);
+  p.join_out = step.join;
   call.launch(kernel);
   call.finish();
 }

@@ -12,9 +12,9 @@ namespace frameattn {
 namespace {
 
 template <int rows>
-void expect_every_row_in_one_tile(int queries, int parts, int heads, int batches) {
+void expect_every_row_in_one_tile(int queries, int parts, int heads, int batches, bool short_last) {
   const int items = parts * heads * batches;
-  const FlashQueryTiles tiles = query_tiles_sm90(queries, items, rows);
+  const FlashQueryTiles tiles = query_tiles_sm90(queries, items, rows, short_last);
   FlashForwardSm90Params params{};
   params.parts = parts;
   params.heads = heads;
@@ -31,15 +31,47 @@ void expect_every_row_in_one_tile(int queries, int parts, int heads, int batches
     const int place = ((tile.batch * heads + tile.head) * parts + tile.part) * of_part + tile.row / rows;
     ASSERT_FALSE(found[place]);
     found[place] = true;
-    EXPECT_EQ(index >= tiles.whole, queries - tile.row < rows);  // those with rows to spare come last
+    if (short_last) EXPECT_EQ(index >= tiles.whole, queries - tile.row < rows);
   }
 }
 
 TEST(FlashForwardSm90, EveryQueryRowIsInOneTile) {
-  for (const int queries : {1, 64, 127, 128, 129, 191, 192, 193, 1456, 1560, 100000}) {
-    expect_every_row_in_one_tile<128>(queries, 3, 2, 2);
-    expect_every_row_in_one_tile<192>(queries, 2, 3, 1);
-  }
+  for (const int queries : {1, 64, 127, 128, 129, 191, 192, 193, 1456, 1560, 100000})
+    for (const bool short_last : {false, true}) {
+      expect_every_row_in_one_tile<128>(queries, 3, 2, 2, short_last);
+      expect_every_row_in_one_tile<192>(queries, 2, 3, 1, short_last);
+    }
+}
+
+FlashPlanSm90 plan_of(bool keys, bool values, int64_t parts, int64_t queries, int64_t part_keys, int width = 128) {
+  return plan_flash_sm90(width, keys, values, {parts, queries, part_keys, !keys && parts == 12, 132});
+}
+std::pair<int, int> tile_of(const FlashPlanSm90& plan) {
+  return {kFlashTilesSm90[plan.tile].rows(), kFlashTilesSm90[plan.tile].key_rows};
+}
+
+// The fastest of what a prototype measured (docs/cuda/flash_forward_sm90.md) at these sizes.
+TEST(FlashForwardSm90, ThePlanIsTheTileThatWasMeasuredFastest) {
+  using Tile = std::pair<int, int>;
+  EXPECT_EQ(tile_of(plan_of(true, true, 12 * 16, 1456, 1456)), Tile(128, 112));
+  EXPECT_EQ(tile_of(plan_of(true, true, 12 * 21, 1560, 1560)), Tile(128, 112));  // at 3600 tokens two are equal
+  EXPECT_EQ(tile_of(plan_of(true, false, 12 * 16, 1456, 1456)), Tile(192, 112));
+  EXPECT_EQ(tile_of(plan_of(true, false, 12 * 21, 1560, 1560)), Tile(128, 112));
+  EXPECT_EQ(tile_of(plan_of(false, true, 12 * 16, 1456, 1456)), Tile(128, 112));
+  EXPECT_EQ(tile_of(plan_of(false, true, 24 * 21, 3600, 3600)), Tile(128, 160));
+  EXPECT_EQ(plan_of(true, true, 4, 100, 100, 256).tile, plan_of(true, false, 4, 100, 100, 256).tile);
+}
+
+TEST(FlashForwardSm90, KeysOfDenseRowsAreSplitSoThatMultiprocessorsHaveWork) {
+  const FlashPlanSm90 first_frame = plan_of(false, true, 12, 1456, 23296);
+  EXPECT_GE(first_frame.key_parts, 4);  // the first frame of 16 x 28 x 52
+  EXPECT_EQ((23296 + first_frame.part_keys - 1) / first_frame.part_keys, first_frame.key_parts);
+  EXPECT_EQ(first_frame.part_keys % kFlashTilesSm90[first_frame.tile].key_rows, 0);
+  EXPECT_EQ(plan_of(false, true, 12, 23296, 512).key_parts, 1);        // text beside video
+  EXPECT_EQ(plan_of(false, true, 12, 1456, 2900).key_parts, 1);        // results no larger than the keys
+  EXPECT_EQ(plan_of(false, true, 12 * 16, 1456, 23296).key_parts, 1);  // not to be split
+  const FlashPlanSm90 empty = plan_of(false, true, 0, 0, 10);
+  EXPECT_TRUE(empty.key_parts == 1 && empty.part_keys == 10);
 }
 
 TEST(FlashForwardSm90, AllKeysOfAPartAreInItsTiles) {
@@ -53,17 +85,18 @@ TEST(FlashForwardSm90, AllKeysOfAPartAreInItsTiles) {
 struct Frame {
   int64_t tokens;
   bool keys, values;
+  int64_t width = 128;
 };
 class FlashForwardSm90LongFrames : public testing::TestWithParam<Frame> {};
 
 TEST_P(FlashForwardSm90LongFrames, AreRightByValue) {
-  const auto [tokens, keys, values] = GetParam();
+  const auto [tokens, keys, values, width] = GetParam();
   EmulatedGpu emulator;
   emulator.gpu().capability = 90;
   emulator.gpu().multiprocessors = 5;
   emulator.trust_everything();
   at::manual_seed(0);
-  const auto rows = [&, tokens = tokens] { return at::randn({1, 1, tokens, 128}).to(at::kBFloat16); };
+  const auto rows = [&, tokens = tokens, width = width] { return at::randn({1, 1, tokens, width}).to(at::kBFloat16); };
   const at::Tensor query = rows(), key = rows();
   const std::optional<at::Tensor> value = values ? std::optional(rows()) : std::nullopt;
   const auto wide = [](const at::Tensor& t) { return t.to(at::kDouble); };
@@ -81,7 +114,8 @@ TEST_P(FlashForwardSm90LongFrames, AreRightByValue) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Sizes, FlashForwardSm90LongFrames,
-                         testing::Values(Frame{1456, true, true}, Frame{1560, true, false}, Frame{2000, false, true}));
+                         testing::Values(Frame{1456, true, true}, Frame{1560, true, false}, Frame{2000, false, true},
+                                         Frame{700, true, true, 256}));
 
 }  // namespace
 }  // namespace frameattn

@@ -142,7 +142,9 @@ TEST_F(RunSpatialStep, HopperGpusGetTheirOwnForwardKernel) {
   expect_right();
   EXPECT_EQ(emulator.flash_kernels, (std::vector<std::string>{"flash_forward_sm90", "flash_offset_sm80",
                                                               "flash_backward_query_sm80", "flash_backward_key_sm80"}));
-  for (const int64_t width : {16, 96, 128}) expect_kernels(rows(18, width), {"flash_forward_sm90"}, 0.1);
+  for (const int64_t width : {16, 96, 128, 136, 256}) expect_kernels(rows(18, width), {"flash_forward_sm90"}, 0.1);
+  const auto mask = at::arange(18).remainder(3).ne(1).unsqueeze(0);
+  expect_kernels(rows(18, 16), {"flash_forward_sm90"}, 0.3, mask);
   for (const at::ScalarType dtype : {at::kFloat, at::kDouble}) {
     emulator.flash_kernels.clear();
     expect_right(dtype, 1e-5);
@@ -156,15 +158,30 @@ TEST_F(RunSpatialStep, WhatTheHopperKernelDoesNotTakeGoesToTheOneForAllGpus) {
   gpu.capability = 90;
   emulator.trust_everything();
   const std::vector<std::string> portable = {"flash_forward_sm80"};
-  expect_kernels(rows(18, 136), portable, 0.1);
   expect_kernels(rows(18, 16), portable, -0.3);
-  expect_kernels(rows(18, 16), portable, 0.3, at::arange(18).remainder(3).ne(1).unsqueeze(0));
   EXPECT_TRUE(warnings.texts.empty());
 
   setenv("FRAMEATTN_KERNELS", "portable,unchecked", 1);
   expect_kernels(rows(18, 16), portable);
   setenv("FRAMEATTN_KERNELS", "portable", 1);  // which are compared, as always: first on a small problem
   expect_kernels(rows(18, 16), {"flash_forward_sm80", "flash_forward_sm80"});
+}
+
+TEST_F(RunSpatialStep, ATileCanBeNamedForMeasuringIt) {
+  gpu.capability = 90;
+  emulator.wrong_kernel = "flash_forward_sm90";  // which is named, with its tile
+  expect_kernels(rows(18, 128), {"flash_forward_sm90", "flash_forward_sm80", "flash_forward_sm80"}, 0.1);
+  setenv("FRAMEATTN_TILE_SM90", "1", 1);
+  expect_kernels(rows(18, 128), {"flash_forward_sm90", "flash_forward_sm80"}, 0.1);
+  setenv("FRAMEATTN_TILE_SM90", "2", 1);  // of keys alone
+  expect_kernels(rows(18, 128), {"flash_forward_sm80"}, 0.1);
+  for (const char* wrong : {"-1", "11", "1 ", "x"}) {
+    setenv("FRAMEATTN_TILE_SM90", wrong, 1);
+    EXPECT_THROW(expect_right(), c10::Error) << wrong;
+  }
+  unsetenv("FRAMEATTN_TILE_SM90");
+  EXPECT_EQ(warnings.count("keys, values, tile 128 x 112)"), 1);
+  EXPECT_EQ(warnings.count("keys, values, tile 128 x 80)"), 1);
 }
 
 TEST_F(RunSpatialStep, AHopperGpuWithoutItsKernelsIsAReasonForOneWarning) {
@@ -182,10 +199,37 @@ TEST_F(RunSpatialStep, AHopperKernelThatErrsIsReplacedByTheOneForAllGpus) {
   emulator.wrong_kernel = "flash_forward_sm90";
   expect_kernels(rows(18, 16), {"flash_forward_sm90", "flash_forward_sm80", "flash_forward_sm80"});  // two checks
   expect_kernels(rows(18, 16), {"flash_forward_sm80"});
-  EXPECT_EQ(warnings.count("kernel flash_forward_sm90 (bfloat16, 64 columns, keys, values, 192 keys a tile) does not "
+  EXPECT_EQ(warnings.count("kernel flash_forward_sm90 (bfloat16, 64 columns, keys, values, tile 128 x 192) does not "
                            "agree with torch's operators on this GPU"),
             1);
   EXPECT_EQ(warnings.count("From now on kernels for all GPUs do its work"), 1);
+}
+
+TEST_F(RunSpatialStep, RowsAreJoinedByTheHopperKernelItselfAndByALaunchAfterOthers) {
+  emulator.trust_everything();
+  for (const int64_t width : {16, 20})  // these rows are copied to be read: what they hold would not be
+    for (const int capability : {80, 90}) {
+      gpu.capability = capability;
+      const Tensors x = rows(40, width);
+      SpatialForwardStep step{.query = x[0], .key = x[1], .value = x[2], .frames = 1, .scale = 0.3};
+      step.weighted_value = x[2].clone();
+      step.lse = at::randn({1, 2, 40});
+      step.join = true;
+      SpatialForwardStep right = step;
+      for (Tensor SpatialForwardStep::* t : {&SpatialForwardStep::query, &SpatialForwardStep::key,
+                                             &SpatialForwardStep::value, &SpatialForwardStep::weighted_value})
+        right.*t = (step.*t).to(at::kDouble);
+      right.lse = step.lse.to(at::kDouble);
+      cpu_implementation().spatial_forward(right);
+      emulator.flash_kernels.clear();
+      gpu_implementation<&emulated_context>().spatial_forward(step);
+      if (capability == 90 && width == 16)
+        EXPECT_EQ(emulator.flash_kernels, std::vector<std::string>{"flash_forward_sm90"});
+      else
+        EXPECT_EQ(emulator.flash_kernels.back(), "flash_join_sm80");
+      EXPECT_LE((step.weighted_value.to(at::kDouble) - right.weighted_value).abs().max().item<double>(), 0x1p-6);
+      EXPECT_LE((step.lse.to(at::kDouble) - right.lse).abs().max().item<double>(), 1e-5);
+    }
 }
 
 TEST_F(RunSpatialStep, EveryTileOfTheHopperKernelIsCheckedOfItsOwn) {

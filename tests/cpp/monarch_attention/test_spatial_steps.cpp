@@ -113,15 +113,39 @@ INSTANTIATE_TEST_SUITE_P(, ComposedSpatialStep,
 TEST(ComposedRows, AreThoseOfTheCpu) {
   const Tensor a = rows(13, 6), b = rows(13, 6);
   expect_equal(composed_row_dots(a, b), cpu_implementation().row_dots(a, b));
-  Tensor out = rows(13, 6).contiguous(), lse = statistic(13), other = rows(13, 6).contiguous(),
-         other_lse = statistic(13);
-  lse[0][0].fill_(-INFINITY);
-  other_lse[1].fill_(-INFINITY);
-  const Tensor right = out.clone(), right_lse = lse.clone();
-  composed_join(out, lse, other, other_lse);
-  cpu_implementation().join(right, right_lse, other, other_lse);
-  expect_equal(out, right);
-  expect_equal(lse, right_lse);
+}
+
+TEST(SpatialStepThatJoins, IsDenseAttentionToBothSetsOfKeys) {
+  const Tensor query = rows(13, 6), key = rows(9, 6), value = rows(9, 5);
+  const auto dense = [&](int64_t first, int64_t count, const Tensor& out, const Tensor& lse, bool join) {
+    SpatialForwardStep step{.query = query, .key = key.narrow(2, first, count), .frames = 1, .scale = 0.7};
+    step.value = value.narrow(2, first, count);
+    step.weighted_value = out;
+    step.lse = lse;
+    step.join = join;
+    if (join) {  // and rows of one clip get nothing of the second set
+      step.key_mask = at::ones({kBatch, count}, at::kBool);
+      step.key_mask.select(0, 0).zero_();
+    }
+    return step;
+  };
+  const auto zeros = [&](int64_t width) { return at::zeros({kBatch, kHeads, 13, width}, at::kDouble); };
+  const Tensor all = zeros(5), all_lse = zeros(1).squeeze(3), some = zeros(5), some_lse = zeros(1).squeeze(3);
+  composed_spatial_forward(dense(0, 9, all, all_lse, false));
+  composed_spatial_forward(dense(0, 4, some, some_lse, false));
+  some_lse.select(2, 7).fill_(-INFINITY);  // a row of no keys: it joins as if it were not there
+  const Tensor out = some.clone(), lse = some_lse.clone(), of_cpu = some.clone(), lse_of_cpu = some_lse.clone();
+  composed_spatial_forward(dense(4, 5, out, lse, true));
+  cpu_implementation().spatial_forward(dense(4, 5, of_cpu, lse_of_cpu, true));
+  const Tensor rows_of_both = at::tensor({0, 1, 2, 3, 4, 5, 6, 8, 9, 10, 11, 12});
+  const auto of_both = [&](const Tensor& t) { return t.select(0, 1).index_select(1, rows_of_both); };
+  expect_equal(of_both(out), of_both(all));
+  expect_equal(of_both(lse), of_both(all_lse));
+  expect_equal(lse.select(0, 0), some_lse.select(0, 0));
+  expect_equal(out.select(0, 0).narrow(1, 0, 7), some.select(0, 0).narrow(1, 0, 7));
+  const Tensor exist = lse.ne(-INFINITY);  // of a row without any key nothing is said but its lse
+  expect_equal(lse_of_cpu, lse);
+  expect_equal(of_cpu.index({exist}), out.index({exist}));
 }
 
 // ---- What the kernels are given -------------------------------------------------------------------------------------
@@ -258,6 +282,15 @@ TEST(FlashFirstUse, TellsAWrongKernel) {
   };
   for (const int64_t frames : {1, 3}) {
     EXPECT_EQ(forward_difference([](auto& step) { composed_spatial_forward(step); }, of(frames)), "");
+    SpatialForwardStep joined = of(frames);
+    joined.weighted_key.reset();
+    joined.join = true;
+    EXPECT_EQ(forward_difference([](auto& step) { composed_spatial_forward(step); }, joined), "");
+    const auto alone = [](SpatialForwardStep step) {
+      step.join = false;
+      composed_spatial_forward(step);
+    };
+    EXPECT_NE(forward_difference(alone, joined), "");
     const auto wrong = [](const SpatialForwardStep& step) {
       composed_spatial_forward(step);
       step.weighted_value.select(2, step.weighted_value.size(2) - 1).mul_(1.5);

@@ -47,6 +47,7 @@ struct FlashParams {
   FlashScalars lse;                        // forward writes it, -inf where no key takes part; backward reads it
   FlashScalars entropy;                    // forward, optional; with weighted_key only
   // Join merges the parts of weighted_value and lse, and what out and out_lse hold if join_out, into out and out_lse.
+  // Forward for Hopper, of values alone, joins with what weighted_value and lse hold.
   FlashRows out;         // part_stride is not used
   FlashScalars out_lse;  // likewise
   bool join_out = false;
@@ -65,7 +66,7 @@ enum class FlashKernel { forward, join, offset, backward_query, backward_key };
 struct FlashKernelId {
   FlashKernel kernel;
   Architecture architecture;
-  int key_rows = 0;  // of a key tile, where a kernel is compiled for several
+  int tile = 0;  // of kFlashTilesSm90
 };
 
 // Columns that a kernel computes with: the fewest of 64, 96, 128, 256 that hold both dims. 0: too many.

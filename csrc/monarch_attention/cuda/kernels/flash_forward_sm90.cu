@@ -1,7 +1,7 @@
 #include "csrc/monarch_attention/cuda/kernels/flash_forward_sm90.cuh"
 
 #include <algorithm>
-#include <iterator>
+#include <array>
 #include <utility>
 
 namespace frameattn {
@@ -29,12 +29,12 @@ int make_map(FlashMap& map, const FlashParams& p, const FlashRows& rows, int64_t
 }
 
 template <typename Shape>
-int make_params(const FlashParams& p, FlashForwardSm90Params& params) {
+int make_params(const FlashParams& p, bool short_last, FlashForwardSm90Params& params) {
   // Parts of different sizes are pieces of one long range of keys.
   const bool pieces = p.all_keys != static_cast<int64_t>(p.parts) * p.keys;
   const int64_t key_parts = pieces ? 1 : p.parts, keys = pieces ? p.all_keys : p.keys;
-  const FlashQueryTiles tiles =
-      query_tiles_sm90(p.queries, static_cast<int64_t>(p.parts) * p.heads * p.batches, Shape::rows);
+  const int64_t parts = static_cast<int64_t>(p.parts) * p.heads * p.batches;
+  const FlashQueryTiles tiles = query_tiles_sm90(p.queries, parts, Shape::rows, short_last);
   params.lse = p.lse;
   params.entropy = p.entropy;
   params.scale = p.scale;
@@ -44,6 +44,9 @@ int make_params(const FlashParams& p, FlashForwardSm90Params& params) {
   params.queries = p.queries;
   params.keys = p.keys;
   params.all_keys = p.all_keys;
+  params.key_mask = p.key_mask;
+  params.joined = p.join_out ? p.weighted_value : FlashRows{};
+  params.value_dim = p.value_dim;
   params.part_rows = pieces ? p.keys : 0;
   params.tiles = tiles.all;
   params.whole_tiles = tiles.whole;
@@ -59,32 +62,43 @@ int make_params(const FlashParams& p, FlashForwardSm90Params& params) {
   return error;
 }
 
-template <FrameElement element, int index>
+template <FrameElement element, int tile>
 int launch_tile(const FlashParams& p, void* stream) {
-  constexpr FlashTileSm90 tile = kFlashTilesSm90[index];
-  using Shape = FlashShapeSm90<tile.width, tile.keys, tile.values, tile.key_rows>;
+  using Shape = FlashShapeSm90<tile>;
   FlashForwardSm90Params params;
-  if (const int error = make_params<Shape>(p, params)) return error;
-  return ptx::launch<flash_forward_sm90_kernel<element, tile.width, tile.keys, tile.values, tile.key_rows>>(
-      std::min<int64_t>(params.tiles, p.multiprocessors), Shape::threads, Shape::shared_bytes, stream, params);
+  if (const int error = make_params<Shape>(p, kFlashCostsSm90[tile].short_last, params)) return error;
+  return ptx::launch<flash_forward_sm90_kernel<element, tile>>(std::min<int64_t>(params.tiles, p.multiprocessors),
+                                                               Shape::threads, Shape::shared_bytes, stream, params);
 }
+
+template <int tile>
+int launch_tile(const FlashParams& p, FrameElement element, void* stream) {
+  return element == FrameElement::bfloat16 ? launch_tile<FrameElement::bfloat16, tile>(p, stream)
+                                           : launch_tile<FrameElement::float16, tile>(p, stream);
+}
+
+using LaunchTile = int(const FlashParams&, FrameElement, void* stream);
+template <int... tile>
+constexpr std::array<LaunchTile*, sizeof...(tile)> launches_of(std::integer_sequence<int, tile...>) {
+  return {&launch_tile<tile>...};
+}
+constexpr auto kLaunches = launches_of(std::make_integer_sequence<int, kFlashTileCountSm90>());
 
 }  // namespace
 
-int launch_flash_forward_sm90(const FlashParams& p, FrameElement element, int key_rows, void* stream) {
+int launch_flash_forward_sm90(const FlashParams& p, FrameElement element, int tile, void* stream) {
   const int width = flash_width_sm90(p.dim, p.value_dim);
   const bool keys = p.weighted_key.data, values = p.weighted_value.data;
-  int error = 1;  // cudaErrorInvalidValue, if no kernel is of this kind
-  const auto try_tile = [&]<int index>() {
-    constexpr FlashTileSm90 tile = kFlashTilesSm90[index];
-    if (tile.width != width || tile.keys != keys || tile.values != values || tile.key_rows != key_rows) return;
-    error = element == FrameElement::bfloat16 ? launch_tile<FrameElement::bfloat16, index>(p, stream)
-                                              : launch_tile<FrameElement::float16, index>(p, stream);
-  };
-  [&]<int... index>(std::integer_sequence<int, index...>) {
-    (try_tile.template operator()<index>(), ...);
-  }(std::make_integer_sequence<int, std::size(kFlashTilesSm90)>());
-  return error;
+  if (tile < 0 || tile >= kFlashTileCountSm90 || !flash_tile_fits_sm90(tile, width, keys, values))
+    return 1;  // cudaErrorInvalidValue
+  if (values == kFlashTilesSm90[tile].values) return kLaunches[tile](p, element, stream);
+  // Values on their own, before weighted_key takes the place of the queries.
+  FlashParams of_values = p, of_keys = p;
+  of_values.weighted_key = {};
+  of_keys.value = of_keys.weighted_value = {};
+  const FlashSizes sizes{int64_t{p.parts} * p.heads * p.batches, p.queries, p.keys, false, p.multiprocessors};
+  const int error = kLaunches[plan_flash_sm90(width, false, true, sizes).tile](of_values, element, stream);
+  return error ? error : kLaunches[tile](of_keys, element, stream);
 }
 
 }  // namespace frameattn

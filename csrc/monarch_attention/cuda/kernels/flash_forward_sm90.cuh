@@ -20,6 +20,7 @@ class FlashConsumer {
   static constexpr bool keys = Shape::keys, values = Shape::values;
   static constexpr int kLogits = tile.key_rows / 2, kSums = Shape::width / 2;  // of a thread
   static constexpr int kTurns = 1, kStores = kTurns + tile.consumers;          // the first barriers of their kind
+  static constexpr bool overlapped = tile.overlap != FlashOverlap::none, crosses = tile.overlap == FlashOverlap::across;
 
  public:
   __device__ __forceinline__ FlashConsumer(const FlashForwardSm90Params& p, uint32_t memory, int consumer)
@@ -27,6 +28,7 @@ class FlashConsumer {
         barriers_(memory),
         consumer_(consumer),
         queries_(memory + consumer * Shape::consumer_bytes),
+        results_(memory + Shape::results_at + consumer * Shape::query_block_bytes),
         query_rows_(ptx::descriptor_low(queries_, 16)),
         key_rows_(ptx::descriptor_low(memory + Shape::keys_at, 16)),
         key_columns_(ptx::descriptor_low(memory + Shape::keys_at, Shape::key_block_bytes)),
@@ -44,12 +46,14 @@ class FlashConsumer {
       wait_query();
       if (!has_rows(index))
         skip(index);
-      else if constexpr (tile.overlapped)
+      else if constexpr (overlapped)
         index = run_overlapped(index, blocks);
       else
         run_plain(index);
+      if constexpr (tile.query_places == 1) finish_store();
       query_.advance();
     }
+    finish_store();
   }
 
  private:
@@ -97,6 +101,7 @@ class FlashConsumer {
   // No rows for this consumer: it only keeps the rings and the turns going. Where no product has all lanes meet, they
   // have to before one of them gives a place away: a lane that waits later could miss the phase it waits for.
   __device__ __forceinline__ void skip(int index) {
+    finish_store();
     ptx::sync_warp();
     release(barriers_.empty_query(query_.at, consumer_));
     const int steps = steps_of(keys_at(index));
@@ -129,8 +134,9 @@ class FlashConsumer {
       ptx::wait_products<0>();
       ptx::keep(logits_);
       pass_turn();
+      finish_store();
       if constexpr (!keys) release(barriers_.empty_key(key_.at));
-      add_weights(key_count - step * tile.key_rows);
+      add_weights(index, step, key_count);
       pack_weights();
       if (step > 0) rescale_sums();
       wait_value();
@@ -143,25 +149,28 @@ class FlashConsumer {
     store(index, query_.at, largest_, total_);
   }
 
-  // The products of one step beside the softmax of the next, also from a tile's last step to the first one of the next
-  // tile. Returns the last tile. There is one copy of step(), for the compiler finds registers for no second one.
+  // The products of one step beside the softmax of the next, also, if that is the overlap, from a tile's last step to
+  // the first one of the next tile. Returns the last tile. There is one copy of overlapped_step(), for the compiler
+  // finds registers for no second one.
   __device__ __forceinline__ int run_overlapped(int index, int blocks) {
-    first_step(keys_at(index));
+    first_step(index);
     int key_count = keys_at(index), steps = steps_of(key_count), step = 1;
 #pragma unroll 1
     for (;; ++step) {
-      bool crosses = false, accumulate = step > 1;
+      const bool accumulate = step > 1;
+      int next = index;
       if (step == steps) {
-        if (index + blocks >= p_.tiles || !has_rows(index + blocks)) break;
-        crosses = true;
+        if (!crosses || index + blocks >= p_.tiles || !has_rows(index + blocks)) break;
+        next += blocks;
         query_.advance();
+        finish_store();  // of a tile of one step: its place is the next queries'
         wait_query();
-        key_count = keys_at(index + blocks);
+        key_count = keys_at(next);
         steps = steps_of(key_count);
         step = 0;
       }
-      overlapped_step(key_count - step * tile.key_rows, crosses, accumulate, index);
-      if (crosses) index += blocks;
+      overlapped_step(index, next, step, key_count, accumulate);
+      index = next;
     }
     if (step > 1) rescale_sums();
     wait_value();
@@ -173,23 +182,24 @@ class FlashConsumer {
     return index;
   }
 
-  __device__ __forceinline__ void first_step(int keys_left) {
+  __device__ __forceinline__ void first_step(int index) {
     wait_key();
     wait_turn();
     issue_logits();
     pass_turn();
     ptx::wait_products<0>();
     ptx::keep(logits_);
+    finish_store();
     if constexpr (!keys) release(barriers_.empty_key(key_.at));
     start_rows();
-    add_weights(keys_left);
+    add_weights(index, 0, keys_at(index));
     pack_weights();
     key_.advance();
   }
 
-  // The logits of one key tile and the weighted rows of the one before, which belongs to tile `index` of query rows
-  // also if this one, where the step crosses, belongs to the next.
-  __device__ __forceinline__ void overlapped_step(int keys_left, bool crosses, bool accumulate, int index) {
+  // The logits of key tile `step` of the query tile `next`, and the weighted rows of the key tile before, which belongs
+  // to `index`: the same query tile, or the one before.
+  __device__ __forceinline__ void overlapped_step(int index, int next, int step, int key_count, bool accumulate) {
     wait_key();
     wait_turn();
     issue_logits();
@@ -199,17 +209,18 @@ class FlashConsumer {
     pass_turn();
     ptx::wait_products<1>();
     ptx::keep(logits_);
+    finish_store();
     if constexpr (!keys) release(barriers_.empty_key(key_.at));
     const float largest[2] = {largest_[0], largest_[1]}, total[2] = {total_[0], total_[1]};
-    if (crosses) start_rows();
-    add_weights(keys_left);
+    if (crosses && next != index) start_rows();
+    add_weights(next, step, key_count);
     ptx::order_after(total_[0] + total_[1]);
     ptx::wait_products<0>();
     keep_operands();
     release_weighted(key_.before());
     key_.advance();
     pack_weights();
-    if (crosses) store(index, query_.at ^ 1, largest, total);
+    if (crosses && next != index) store(index, query_.at ^ 1, largest, total);
   }
 
   // ---- Products
@@ -256,29 +267,37 @@ class FlashConsumer {
     total_[0] = total_[1] = 0;
   }
 
+  // Keys that do not exist or take no part.
+  __device__ __forceinline__ void hide_keys(int index, int step, int key_count) {
+    const FlashQueryTile at = query_tile<Shape::rows>(p_, index);
+    const int first = step * tile.key_rows, column = 2 * (ptx::thread_index_now() % 4);
+    const uint8_t* const mask =
+        p_.key_mask ? p_.key_mask + at.batch * p_.all_keys + static_cast<int64_t>(at.part) * p_.keys : nullptr;
+#pragma unroll
+    for (int i = 0; i < kLogits; ++i) {
+      const int key = first + 8 * (i / 4) + column + i % 2;
+      if (key >= key_count || (mask && !mask[key])) logits_[i] = -kInfinity;
+    }
+  }
+
   // Logits become weights, which are added to the total. Their unit is the exponential of `largest_`, which follows the
   // largest logit when that has grown by the factor 2^8: for most steps nothing has to be rescaled.
-  __device__ __forceinline__ void add_weights(int keys_left) {
+  __device__ __forceinline__ void add_weights(int index, int step, int key_count) {
     constexpr float kLeastGrowth = 8;
-    if (keys_left < tile.key_rows) {
-      const int column = 2 * (ptx::thread_index_now() % 4);
-#pragma unroll
-      for (int i = 0; i < kLogits; ++i)
-        if (8 * (i / 4) + column + i % 2 >= keys_left) logits_[i] = -kInfinity;
-    }
+    if (key_count - step * tile.key_rows < tile.key_rows || p_.key_mask) hide_keys(index, step, key_count);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       float most = largest_[half];
 #pragma unroll
       for (int i = 2 * half; i < kLogits; i += 4) most = fmaxf(most, fmaxf(logits_[i], logits_[i + 1]));
       most = row_max(most);
-      const float growth = (most - largest_[half]) * p_.scale_log2;  // infinite in a tile's first step
+      const float growth = (most - largest_[half]) * p_.scale_log2;  // infinite for a row's first key
       shrink_[half] = 1;
       if (growth > kLeastGrowth) {
         shrink_[half] = ptx::exp2(-growth);
         largest_[half] = most;
       }
-      const float unit = largest_[half] * p_.scale_log2;
+      const float unit = largest_[half] == -kInfinity ? 0 : largest_[half] * p_.scale_log2;  // no key so far
       float total = total_[half] * shrink_[half];
 #pragma unroll
       for (int i = 2 * half; i < kLogits; i += 4)
@@ -307,30 +326,43 @@ class FlashConsumer {
 
   // ---- Results
 
-  // Each warp puts its 16 rows where its queries were and has them copied from there.
+  // Each warp puts its 16 rows where its queries were and has them copied from there: until finish_store().
   __device__ __forceinline__ void store(int index, int query_place, const float (&largest)[2],
                                         const float (&total)[2]) {
     const int thread = ptx::thread_index_now() % 128, warp = thread / 32, lane = thread % 32;
     const FlashQueryTile at = query_tile<Shape::rows>(p_, index);
-    const int row = at.row + 64 * consumer_ + 16 * warp;
-    const uint32_t rows = queries_ + query_place * Shape::query_bytes + 16 * warp * kBlockRowBytes;
+    const int row = at.row + 64 * consumer_ + 16 * warp, of_warp = 16 * warp * kBlockRowBytes;
+    const uint32_t rows = queries_ + query_place * Shape::query_bytes + of_warp;
+    finish_store();  // of a tile of one step
     float inverse[2], lse[2], entropy[2] = {0, 0};
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const float sum = row_sum(total[half]);
-      inverse[half] = ptx::reciprocal(sum);
-      lse[half] = (largest[half] * p_.scale_log2 + ptx::log2(sum)) * kLn2;
+      inverse[half] = sum > 0 ? ptx::reciprocal(sum) : 0;
+      lse[half] = sum > 0 ? (largest[half] * p_.scale_log2 + ptx::log2(sum)) * kLn2 : -kInfinity;
     }
+    if constexpr (!keys)
+      if (p_.joined.data) join_rows(at, row, lane, inverse, lse);
     ptx::sync_threads(kStores + consumer_, 128);  // every warp's products of these queries are complete
     if constexpr (keys) {
       const float factors[2] = {inverse[0] * p_.scale, inverse[1] * p_.scale};
-      put_rows</*dots=*/true>(rows, lane, key_sums_, factors, entropy);
-      copy_rows(p_.weighted_key, at, row, rows, lane);
+#pragma unroll
+      for (int block = 0; block < Shape::blocks; ++block) {
+        const uint32_t place = rows + block * Shape::query_block_bytes;
+        put_block</*dots=*/true>(place, block, lane, key_sums_, factors, entropy);
+        copy_block(p_.weighted_key, at, row, block, place, lane);
+      }
     }
     if constexpr (values) {
-      if constexpr (keys) wait_copied(lane);
-      put_rows</*dots=*/false>(rows, lane, value_sums_, inverse, entropy);
-      copy_rows(p_.weighted_value, at, row, rows, lane);
+#pragma unroll
+      for (int block = 0; block < Shape::blocks; ++block) {
+        // Beside keys they follow one place behind, where the keys' copy was the first to begin.
+        const int behind = keys ? block - 1 : block;
+        if (behind < block && block > 0) wait_copied<Shape::blocks>(lane);
+        const uint32_t place = behind < 0 ? results_ + of_warp : rows + behind * Shape::query_block_bytes;
+        put_block</*dots=*/false>(place, block, lane, value_sums_, inverse, entropy);
+        copy_block(p_.weighted_value, at, row, block, place, lane);
+      }
     }
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -339,51 +371,91 @@ class FlashConsumer {
       scalars(p_.lse, at)[mine] = lse[half];
       if (keys && p_.entropy.data) scalars(p_.entropy, at)[mine] = entropy[half] - lse[half];
     }
-    wait_copied(lane);
-    release(barriers_.empty_query(query_place, consumer_));
+    stored_ = barriers_.empty_query(query_place, consumer_);
+  }
+  // The copies of the last store() have read their places. Only now, under products, for they take their time.
+  __device__ __forceinline__ void finish_store() {
+    if (stored_ != 0 && ptx::thread_index_now() % 32 == 0) {
+      ptx::wait_stores_read<0>();
+      ptx::mbarrier_arrive(stored_);
+    }
+    stored_ = 0;
   }
 
-  // Sums times factors, rounded, in the place of the queries; and their products with these.
-  template <bool with_dots>
-  __device__ __forceinline__ void put_rows(uint32_t rows, int lane, const float (&sums)[kSums],
-                                           const float (&factors)[2], float (&dots)[2]) {
+  // Sums times factors, rounded, in a place of 64 columns; and, where that has the queries, their products with these.
+  template <bool dots>
+  __device__ __forceinline__ void put_block(uint32_t place, int block, int lane, const float (&sums)[kSums],
+                                            const float (&factors)[2], float (&products)[2]) {
+    constexpr int kPieces = kBlockColumns / 8;
     const int row = lane / 4, pair = lane % 4;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const uint32_t start = rows + (row + 8 * half) * kBlockRowBytes + 4 * pair;
-      float dot = 0;
+      const uint32_t start = place + (row + 8 * half) * kBlockRowBytes + 4 * pair;
+      const auto at = [&](int piece) { return start + ((piece ^ row) << 4); };
+      uint32_t queries[kPieces];  // all are asked for before the first one is used
+      if constexpr (dots)
 #pragma unroll
-      for (int piece = 0; piece < Shape::width / 8; ++piece) {
-        const uint32_t place = start + piece / 8 * Shape::query_block_bytes + ((piece % 8 ^ row) << 4);
-        const float* const two = &sums[4 * piece + 2 * half];
+        for (int piece = 0; piece < kPieces; ++piece) queries[piece] = ptx::load_shared<uint32_t>(at(piece));
+      float product = 0;
+#pragma unroll
+      for (int piece = 0; piece < kPieces; ++piece) {
+        const float* const two = &sums[4 * (kPieces * block + piece) + 2 * half];
         const uint32_t stored = ptx::pack<element>(two[0] * factors[half], two[1] * factors[half]);
-        if constexpr (with_dots) {
+        if constexpr (dots) {
           float of_sums[2], of_query[2];
           ptx::unpack<element>(stored, of_sums[0], of_sums[1]);
-          ptx::unpack<element>(ptx::load_shared<uint32_t>(place), of_query[0], of_query[1]);
-          dot = fmaf(of_sums[0], of_query[0], fmaf(of_sums[1], of_query[1], dot));
+          ptx::unpack<element>(queries[piece], of_query[0], of_query[1]);
+          product = fmaf(of_sums[0], of_query[0], fmaf(of_sums[1], of_query[1], product));
         }
-        ptx::store_shared(place, stored);
+        ptx::store_shared(at(piece), stored);
       }
-      if constexpr (with_dots) dots[half] = row_sum(dot);
+      if constexpr (dots) products[half] += row_sum(product);
     }
   }
 
-  __device__ __forceinline__ void copy_rows(const FlashMap& to, const FlashQueryTile& at, int row, uint32_t rows,
-                                            int lane) {
+  __device__ __forceinline__ void copy_block(const FlashMap& to, const FlashQueryTile& at, int row, int block,
+                                             uint32_t place, int lane) {
     ptx::fence_async_proxy();
     ptx::sync_warp();
     if (lane != 0) return;
-#pragma unroll
-    for (int block = 0; block < Shape::blocks; ++block)
-      ptx::store_tensor(to.map, rows + block * Shape::query_block_bytes, block * kBlockColumns, row, at.part * to.part,
-                        at.head * to.head, at.batch * to.batch);
+    ptx::store_tensor(to.map, place, block * kBlockColumns, row, at.part * to.part, at.head * to.head,
+                      at.batch * to.batch);
     ptx::commit_stores();
   }
-  // What copy_rows() reads may change.
+  // All copies but the last few have read their places.
+  template <int pending>
   static __device__ __forceinline__ void wait_copied(int lane) {
-    if (lane == 0) ptx::wait_stores_read<0>();
+    if (lane == 0) ptx::wait_stores_read<pending>();
     ptx::sync_warp();
+  }
+
+  // Rows that attended to other keys before: sums, whose factors are then 1, and lse become those of all keys.
+  __device__ __forceinline__ void join_rows(const FlashQueryTile& at, int row, int lane, float (&inverse)[2],
+                                            float (&lse)[2]) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int mine = row + lane / 4 + 8 * half;
+      const bool exists = mine < p_.queries;
+      const float before = exists ? scalars(p_.lse, at)[mine] : -kInfinity;
+      const float largest = fmaxf(lse[half], before), unit = largest == -kInfinity ? 0 : largest;
+      const float share = ptx::exp2((lse[half] - unit) * kLog2E), kept = ptx::exp2((before - unit) * kLog2E);
+      const float both = share + kept, of_both = both > 0 ? ptx::reciprocal(both) : 0;
+      const float factor = inverse[half] * share * of_both, factor_before = kept * of_both;
+      lse[half] = both > 0 ? unit + ptx::log2(both) * kLn2 : -kInfinity;
+      inverse[half] = 1;
+      const uint16_t* const rows = static_cast<const uint16_t*>(p_.joined.data) + at.batch * p_.joined.batch_stride +
+                                   at.head * p_.joined.head_stride + at.part * p_.joined.part_stride +
+                                   mine * p_.joined.row_stride + 2 * (lane % 4);
+#pragma unroll
+      for (int piece = 0; piece < Shape::width / 8; ++piece) {
+        float* const two = &value_sums_[4 * piece + 2 * half];
+        float of_before[2] = {0, 0};
+        if (exists && 8 * piece < p_.value_dim)
+          ptx::unpack<element>(*reinterpret_cast<const uint32_t*>(rows + 8 * piece), of_before[0], of_before[1]);
+#pragma unroll
+        for (int e = 0; e < 2; ++e) two[e] = fmaf(two[e], factor, of_before[e] * factor_before);
+      }
+    }
   }
 
   static __device__ __forceinline__ float* scalars(const FlashScalars& scalars, const FlashQueryTile& at) {
@@ -394,7 +466,7 @@ class FlashConsumer {
   const FlashForwardSm90Params& p_;
   const FlashBarriersSm90<Shape> barriers_;
   const int consumer_;
-  const uint32_t queries_;
+  const uint32_t queries_, results_;
   // Descriptors of the first places: rows of queries and keys, whose products are logits; and columns of keys and
   // values, which are weighted.
   const uint32_t query_rows_, key_rows_, key_columns_, value_columns_;
@@ -407,13 +479,14 @@ class FlashConsumer {
   uint32_t weights_[kLogits / 2];  // which are packed when the products of the last ones are complete
   float key_sums_[keys ? kSums : 1], value_sums_[values ? kSums : 1];
   float largest_[2], total_[2], shrink_[2];
+  uint32_t stored_ = 0;  // the barrier of the place that results leave from, until finish_store()
 };
 
-template <FrameElement element, int width, bool keys, bool values, int key_rows>
-__global__ void __launch_bounds__(FlashShapeSm90<width, keys, values, key_rows>::threads, 1)
+template <FrameElement element, int tile>
+__global__ void __launch_bounds__(FlashShapeSm90<tile>::threads, 1)
     flash_forward_sm90_kernel(const __grid_constant__ FlashForwardSm90Params p) {
 #if !defined(__CUDACC__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  using Shape = FlashShapeSm90<width, keys, values, key_rows>;
+  using Shape = FlashShapeSm90<tile>;
   const uint32_t memory = ptx::swizzled_base();
   if (ptx::thread_index() == 0) FlashBarriersSm90<Shape>(memory).init();
   ptx::sync_threads(0, Shape::threads);

@@ -3,7 +3,7 @@
 
 namespace frameattn {
 
-int launch_flash_forward_sm90(const FlashParams&, FrameElement, int key_rows, void* stream);
+int launch_flash_forward_sm90(const FlashParams&, FrameElement, int tile, void* stream);
 
 using Launch = int(const FlashParams&, FrameElement, void* stream);
 Launch launch_flash_forward_sm80, launch_flash_join_sm80, launch_flash_offset_sm80, launch_flash_backward_query_sm80,
@@ -34,7 +34,7 @@ int launch_flash_kernel(const FlashKernelId& id, const FlashParams& params, Fram
   if (rows * params.parts * params.heads * params.batches == 0) return 0;
   if (id.architecture == Architecture::sm80) return launch_of(id.kernel)(params, element, stream);
 #ifdef FRAMEATTN_WITH_SM90A
-  if (id.kernel == FlashKernel::forward) return launch_flash_forward_sm90(params, element, id.key_rows, stream);
+  if (id.kernel == FlashKernel::forward) return launch_flash_forward_sm90(params, element, id.tile, stream);
 #endif
   return 1;  // cudaErrorInvalidValue
 }

@@ -20,6 +20,9 @@ struct FlashForwardSm90Params {
   float scale, scale_log2;
   int32_t heads, parts, queries, keys;
   int64_t all_keys;
+  const uint8_t* key_mask;  // as in FlashParams
+  FlashRows joined;         // weighted_value, where what it holds is to be joined
+  int32_t value_dim;
   int32_t part_rows;    // of the key's map from one part to the next: 0 where parts are a dimension of their own
   int32_t tiles;        // of query rows
   int32_t whole_tiles;  // those that come first: of every part all but its last, if that has rows to spare
@@ -31,25 +34,27 @@ struct FlashForwardSm90Params {
 // A tile of rows is stored in blocks of 64 columns, 128 bytes a row, as tensor maps swizzle them.
 constexpr int kBlockColumns = 64, kBlockRowBytes = 128;
 
-template <int width_, bool keys_, bool values_, int key_rows>
+template <int tile_index>
 struct FlashShapeSm90 {
-  static constexpr int width = width_, blocks = width / kBlockColumns;
-  static constexpr bool keys = keys_, values = values_;
-  static constexpr FlashTileSm90 tile = flash_tile_sm90(width, keys, values, key_rows);
-  static constexpr int rows = 64 * tile.consumers, threads = 128 * (tile.consumers + 1);
-  static constexpr int query_block_bytes = 64 * kBlockRowBytes, key_block_bytes = key_rows * kBlockRowBytes;
+  static constexpr FlashTileSm90 tile = kFlashTilesSm90[tile_index];
+  static constexpr int width = tile.width, blocks = width / kBlockColumns;
+  static constexpr bool keys = tile.keys, values = tile.values;
+  static constexpr int rows = tile.rows(), threads = 128 * (tile.consumers + 1);
+  static constexpr int query_block_bytes = 64 * kBlockRowBytes, key_block_bytes = tile.key_rows * kBlockRowBytes;
   static constexpr int consumer_bytes = blocks * query_block_bytes;  // the queries of one consumer
   static constexpr int query_bytes = tile.consumers * consumer_bytes, key_bytes = blocks * key_block_bytes;
   static constexpr int keys_at = tile.query_places * query_bytes;
   static constexpr int values_at = keys_at + tile.key_places * key_bytes;
-  static constexpr int barriers_at = values_at + tile.value_places * key_bytes;
+  // Results leave from the place of the queries. Of a second kind, the first block of columns has a place of its own.
+  static constexpr int results_at = values_at + tile.value_places * key_bytes;
+  static constexpr int barriers_at = results_at + (keys && values ? tile.consumers * query_block_bytes : 0);
   static constexpr int barriers = 2 * (tile.query_places * tile.consumers + tile.key_places + tile.value_places);
   static constexpr int shared_bytes = barriers_at + 8 * barriers;
   // A thread starts with 65,536 / threads registers, cut to a multiple of 8; what the producer gives up consumers get.
   static constexpr int producer_registers = tile.consumers == 2 ? 24 : 32;
   static constexpr int consumer_registers = tile.consumers == 2 ? 240 : 160;
-  static_assert(tile.consumers > 0 && shared_bytes <= 227 << 10 && key_rows % 16 == 0);
-  static_assert(!tile.overlapped || tile.query_places == 2, "the next queries are in use beside these");
+  static_assert(shared_bytes <= 227 << 10 && tile.key_rows % 16 == 0);
+  static_assert(tile.overlap != FlashOverlap::across || tile.query_places == 2, "the next queries are in use too");
 };
 
 // Each place has a barrier that is complete when it is full, and one when it is empty.

@@ -32,19 +32,55 @@ bool flash_blocks_fit(int64_t rows, int64_t parts, int64_t heads) {
 }
 
 int flash_width_sm90(int64_t dim, int64_t value_dim) {
-  for (const int width : {64, 128})
+  for (const int width : {64, 128, 256})
     if (std::max(dim, value_dim) <= width) return width;
   return 0;
 }
 
-int flash_key_rows_sm90(int width, bool keys, bool values, int64_t queries, int64_t part_keys) {
-  if (width == 64) return keys && values ? 192 : 128;
-  // Value rows of frames of one size are faster with the larger tile where it does not end in a nearly empty one.
-  return !keys && queries == part_keys && part_keys > 1500 ? 160 : 112;
+const FlashCostSm90 kFlashCostsSm90[] = {
+#include "csrc/monarch_attention/cuda/kernels/flash_costs_sm90.inc"
+};
+
+bool flash_tile_fits_sm90(int index, int width, bool keys, bool values) {
+  const FlashTileSm90& tile = kFlashTilesSm90[index];
+  return tile.width == width && tile.keys == keys && tile.values == (values && !(keys && width == 256));
 }
 
-FlashQueryTiles query_tiles_sm90(int64_t queries, int64_t parts, int rows) {
-  const int64_t of_part = (queries + rows - 1) / rows, whole_of_part = queries / rows;
+FlashPlanSm90 plan_flash_tile_sm90(int index, const FlashSizes& sizes) {
+  constexpr int64_t kMostParts = 16, kLeastKeys = 512;
+  const FlashTileSm90& tile = kFlashTilesSm90[index];
+  const FlashCostSm90& cost = kFlashCostsSm90[index];
+  const auto divide_up = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
+  FlashPlanSm90 best{index, 1, sizes.keys, 0};
+  for (int64_t parts = 1; parts <= kMostParts; ++parts) {
+    // No more than keep the results of all parts smaller than the keys are.
+    if (parts > 1 && (!sizes.may_split || parts * std::max(kLeastKeys, sizes.queries) > sizes.keys)) break;
+    const int64_t steps = divide_up(sizes.keys, parts * tile.key_rows);
+    const int64_t part_keys = parts == 1 ? sizes.keys : steps * tile.key_rows;
+    if (parts > 1 && divide_up(sizes.keys, part_keys) != parts) continue;
+    const int64_t tiles = divide_up(sizes.queries, tile.rows()) * sizes.parts * parts;
+    const double rounds = divide_up(tiles, sizes.multiprocessors);
+    // The join is a launch that reads the rows of every part, some 20 KB in a microsecond by a multiprocessor.
+    const double rows = static_cast<double>(sizes.queries) * sizes.parts * parts / sizes.multiprocessors;
+    const double join = parts == 1 ? 0 : 3 + rows * tile.width / 10000;
+    const double microseconds = rounds * (cost.tile + steps * cost.step) + join;
+    if (parts == 1 || microseconds < best.microseconds) best = {index, parts, part_keys, microseconds};
+  }
+  return best;
+}
+
+FlashPlanSm90 plan_flash_sm90(int width, bool keys, bool values, const FlashSizes& sizes) {
+  FlashPlanSm90 best;
+  for (int i = 0; i < kFlashTileCountSm90; ++i) {
+    if (!flash_tile_fits_sm90(i, width, keys, values)) continue;
+    const FlashPlanSm90 plan = plan_flash_tile_sm90(i, sizes);
+    if (best.tile < 0 || plan.microseconds < best.microseconds) best = plan;
+  }
+  return best;
+}
+
+FlashQueryTiles query_tiles_sm90(int64_t queries, int64_t parts, int rows, bool short_last) {
+  const int64_t of_part = (queries + rows - 1) / rows, whole_of_part = short_last ? queries / rows : of_part;
   return {static_cast<int32_t>(parts * of_part), static_cast<int32_t>(parts * whole_of_part),
           static_cast<int32_t>(whole_of_part)};
 }
