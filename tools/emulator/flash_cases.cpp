@@ -1,6 +1,7 @@
 #include "tools/emulator/flash_cases.h"
 
 #include <cstdio>
+#include <span>
 
 #include "csrc/monarch_attention/cuda/kernels/flash_forward_sm90.h"
 #include "tools/emulator/flash_solution.h"
@@ -118,6 +119,12 @@ void run_join(Problem& p, const FlashCase& c, FlashParams params, FrameOutcome& 
   outcome.right = check("lse", p.out_lse, kStatisticTolerance, outcome) && right;
 }
 
+struct Gradient {
+  const char* name;
+  Tensor &sums, &rounded;
+  FlashSum FlashParams::* param;
+};
+
 void run_backward(Problem& p, const FlashCase& c, FlashParams params, FrameOutcome& outcome) {
   // What forward stores.
   solve_forward(p, c);
@@ -147,20 +154,32 @@ void run_backward(Problem& p, const FlashCase& c, FlashParams params, FrameOutco
     }
   bool right = check("offset", p.offset, {3e-5, 3e-5, 1e-5}, outcome);
 
-  // They are added to: what is there must remain.
-  for (Tensor* gradient : {&p.grad_query, &p.grad_key, &p.grad_value}) {
-    gradient->fill([](int, int row, int column) { return 0.25 * ((row + column) % 5); });
-    gradient->magnitudes = gradient->values;
+  const Gradient gradients[] = {{"grad_query", p.grad_query, p.rounded_query, &FlashParams::grad_query},
+                                {"grad_key", p.grad_key, p.rounded_key, &FlashParams::grad_key},
+                                {"grad_value", p.grad_value, p.rounded_value, &FlashParams::grad_value}};
+  const bool adds = c.sums == FlashSums::add || c.sums == FlashSums::add_and_round;
+  const bool rounds = c.sums == FlashSums::round || c.sums == FlashSums::add_and_round;
+  for (const Gradient& gradient : gradients) {
+    if (adds) gradient.sums.fill([](int, int row, int column) { return 0.25 * ((row + column) % 5); });
+    gradient.sums.magnitudes = gradient.sums.values;
+    FlashSum& sum = params.*gradient.param;
+    if (c.sums != FlashSums::round) sum.sums = gradient.sums;
+    if (rounds) sum.rounded = gradient.rounded;
+    sum.add = adds;
   }
   solve_backward(p, c);
-  params.grad_query = p.grad_query;
-  params.grad_key = p.grad_key;
-  if (c.values) params.grad_value = p.grad_value;
   run(FlashKernel::backward_query, params, c);
   run(FlashKernel::backward_key, params, c);
-  right = check("grad_query", p.grad_query, result_tolerance(c.element), outcome) && right;
-  right = check("grad_key", p.grad_key, result_tolerance(c.element), outcome) && right;
-  if (c.values) right = check("grad_value", p.grad_value, result_tolerance(c.element), outcome) && right;
+  for (const Gradient& gradient : std::span(gradients, c.values ? 3 : 2)) {
+    Tensor &sums = gradient.sums, &rounded = gradient.rounded, &found = rounds ? rounded : sums;
+    for (int item = 0; item < kItems; ++item)
+      for (int row = 0; row < sums.rows; ++row)
+        for (int column = 0; column < sums.columns; ++column) {
+          rounded.at(item, row, column) = sums.at(item, row, column);
+          rounded.magnitudes[rounded.index(item, row, column)] = sums.magnitudes[sums.index(item, row, column)];
+        }
+    right = check(gradient.name, found, result_tolerance(c.element), outcome) && right;
+  }
   outcome.right = right;
 }
 
@@ -168,15 +187,16 @@ void run_backward(Problem& p, const FlashCase& c, FlashParams params, FrameOutco
 
 std::string FlashCase::name() const {
   const char* tasks[] = {"forward", "join", "backward"};
+  const char* ways[] = {"", "-stored", "-rounded", "-added-rounded"};
   const char* kinds[] = {"random", "flat", "growing", "masked", "negative", "large", "late"};
   char text[160], on_tile[40] = "";
   if (architecture == Architecture::sm90)
     std::snprintf(on_tile, sizeof on_tile, "-tile%dx%d-blocks%d", kFlashTilesSm90[tile].rows(),
                   kFlashTilesSm90[tile].key_rows, multiprocessors);
-  std::snprintf(text, sizeof text, "flash_%s_%s-%s-%s%s-%dx%d-D%d-V%d-%s%s%s%s", tasks[static_cast<int>(task)],
+  std::snprintf(text, sizeof text, "flash_%s_%s-%s-%s%s-%dx%d-D%d-V%d-%s%s%s%s%s", tasks[static_cast<int>(task)],
                 architecture_name(architecture), element == FrameElement::bfloat16 ? "bfloat16" : "float16",
                 keys ? "k" : "", values ? "v" : "", queries, key_rows, dim, value_dim, kinds[static_cast<int>(data)],
-                split ? "-split" : "", joined ? "-joined" : "", on_tile);
+                split ? "-split" : "", joined ? "-joined" : "", ways[static_cast<int>(sums)], on_tile);
   return text;
 }
 
@@ -199,6 +219,7 @@ std::vector<FlashCase> flash_cases() {
                            size.keys, dim.queries, dim.keys,
                            static_cast<FlashData>((turn + turn / 6) % (task == FlashTask::forward ? 5 : 6)),
                            task == FlashTask::forward && i == 1});
+          if (task == FlashTask::backward) cases.back().sums = static_cast<FlashSums>((turn + turn / 9) % 4);
         }
 #ifdef FRAMEATTN_WITH_SM90A
   // Around the rows of query tiles, 64, 128 and 192, and of one to four key tiles; fewer blocks than tiles, so that

@@ -22,6 +22,9 @@ enum class FlashData {
 // What is computed: forward; parts joined into one; or backward, from the offset on.
 enum class FlashTask { forward, join, backward };
 
+// What becomes of gradients: added to sums, stored as sums, rounded, or added to sums and the result rounded.
+enum class FlashSums { add, store, round, add_and_round };
+
 struct FlashCase {
   FlashTask task;
   FrameElement element;
@@ -32,6 +35,7 @@ struct FlashCase {
   bool joined = false;  // with what weighted_value and lse hold
   Architecture architecture = Architecture::sm80;
   int tile = 0, multiprocessors = 1;  // of the kernels for Hopper: of kFlashTilesSm90, and how many blocks there are
+  FlashSums sums = FlashSums::add;
 
   std::string name() const;
 };

@@ -108,6 +108,9 @@ struct Problem {
         grad_query(c.element, kParts, c.queries, c.dim, false, Kind::float32),
         grad_key(c.element, kParts, c.key_rows, c.dim, false, Kind::float32),
         grad_value(c.element, kParts, c.key_rows, c.value_dim, false, Kind::float32),
+        rounded_query(c.element, kParts, c.queries, c.dim, true),
+        rounded_key(c.element, kParts, c.key_rows, c.dim, true),
+        rounded_value(c.element, kParts, c.key_rows, c.value_dim, false),
         lse(c.element, kParts, c.queries, 1, false, Kind::float32),
         entropy(c.element, kParts, c.queries, 1, false, Kind::float32),
         offset(c.element, kParts, c.queries, 1, false, Kind::float32),
@@ -129,7 +132,8 @@ struct Problem {
 
   int query_parts;
   Tensor query, key, value, weighted_key, weighted_value, out, grad_weighted_key, grad_weighted_value;
-  Tensor grad_query, grad_key, grad_value, lse, entropy, offset, grad_lse, grad_entropy, out_lse;
+  Tensor grad_query, grad_key, grad_value, rounded_query, rounded_key, rounded_value, lse, entropy, offset, grad_lse,
+      grad_entropy, out_lse;
   int all_keys;
   std::vector<uint8_t> mask;
   double scale = 1;

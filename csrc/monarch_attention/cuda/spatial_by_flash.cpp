@@ -88,9 +88,10 @@ void flash_spatial_backward(const LaunchContext& context, Architecture architect
     call.launch({FlashKernel::offset, architecture});
   }
   p.offset = call.scalars(offset);
-  p.grad_query = call.sums(step.grad_query);
-  p.grad_key = call.sums(step.grad_key);
-  if (values) p.grad_value = call.sums(step.grad_value);
+  const auto sum = [&](const Tensor& sums) { return FlashSum{.sums = call.sums(sums), .add = true}; };
+  p.grad_query = sum(step.grad_query);
+  p.grad_key = sum(step.grad_key);
+  if (values) p.grad_value = sum(step.grad_value);
   call.launch({FlashKernel::backward_query, architecture});
   call.launch({FlashKernel::backward_key, architecture});
   call.finish();

@@ -6,9 +6,10 @@
 //   entropy[j] = query[j].weighted_key[j] - lse[j], of weighted_key as it is stored
 // Backward, with R = exp(x - lse) and
 //   dx = R (grad_weighted_value[j].value[i] + scale grad_weighted_key[j].key[i] + grad_entropy[j] x[j,i] - offset[j]):
-//   grad_query[j] += scale sum_i dx key[i]
-//   grad_key[i]   += scale sum_j (R grad_weighted_key[j] + dx query[j])
-//   grad_value[i] += sum_j R grad_weighted_value[j]
+//   grad_query[j] = scale sum_i dx key[i]
+//   grad_key[i]   = scale sum_j (R grad_weighted_key[j] + dx query[j])
+//   grad_value[i] = sum_j R grad_weighted_value[j]
+// or these added to what is there (FlashSum).
 // For the plain gradient offset[j] = grad_weighted_value[j].weighted_value[j] + grad_weighted_key[j].weighted_key[j]
 // + grad_entropy[j] query[j].weighted_key[j] - grad_lse[j]. Rows that attend to more keys than these have the lse and
 // the offset of all of them.
@@ -34,6 +35,13 @@ struct FlashScalars {
   int64_t batch_stride = 0, head_stride = 0, part_stride = 0;
 };
 
+// A gradient that several launches add up, one after the other: the first one stores, others add, the last one rounds.
+struct FlashSum {
+  FlashRows sums;     // float32; null: this launch is the first and the last
+  bool add = false;   // to what sums hold
+  FlashRows rounded;  // 16-bit elements, which take the result in the place of sums; null: this launch is not the last
+};
+
 struct FlashParams {
   int32_t batches = 0, heads = 0, parts = 0;
   int32_t queries = 0, keys = 0;  // rows of a part
@@ -56,8 +64,8 @@ struct FlashParams {
   // Backward reads these, the first two where there are weighted rows and one of them at least,
   FlashRows grad_weighted_key, grad_weighted_value;
   FlashScalars offset, grad_entropy;  // grad_entropy: optional, with grad_weighted_key only
-  // and adds to these, of float32.
-  FlashRows grad_query, grad_key, grad_value;
+  // and writes these.
+  FlashSum grad_query, grad_key, grad_value;
   int64_t multiprocessors = 1;  // of the GPU: persistent blocks are as many
 };
 
@@ -86,6 +94,6 @@ bool flash_blocks_fit(int64_t rows, int64_t parts, int64_t heads);
 int launch_flash_kernel(const FlashKernelId& id, const FlashParams& params, FrameElement element, void* stream);
 
 // Counts the changes of these kernels that change what they compute: a recorded check holds for one version.
-constexpr int kFlashKernelVersion = 1;
+constexpr int kFlashKernelVersion = 2;
 
 }  // namespace frameattn

@@ -84,8 +84,8 @@ __global__ void __launch_bounds__(kFlashBackwardQuery<width, keys, values>.threa
     add_weighted_rows<element, width, kKeyRows>(gradients, key_tile, sums);
   }
   const float factor[2] = {p.scale / unit[0], p.scale / unit[1]};
-  add_to_rows<width>(sums[0], factor, block.rows<float>(p.grad_query), p.grad_query.row_stride, first + row, p.queries,
-                     p.dim);
+  const auto of = [&](int c, int i) { return sums[0][c][i]; };
+  write_sums<element, width>(of, factor, p.grad_query, block, first + row, p.queries, p.dim);
 }
 
 }  // namespace frameattn

@@ -1,6 +1,7 @@
 // What the two backward kernels of flash attention share.
 #pragma once
 
+#include "csrc/monarch_attention/cuda/kernels/flash_sums.cuh"
 #include "csrc/monarch_attention/cuda/kernels/flash_tiles.cuh"
 
 namespace frameattn {
@@ -40,30 +41,6 @@ __device__ __forceinline__ void pack_in_unit(float (&gradients)[rows / 8][4], co
 #pragma unroll
       for (int e = 0; e < 4; ++e) gradients[c][e] *= unit[e / 2];
   pack_weights<element, rows>(gradients, weights);
-}
-
-// Adds sums[16, width] * factor[half] to rows row + lane / 4 and row + lane / 4 + 8 of float32, of which `count` exist.
-template <int width>
-__device__ __forceinline__ void add_to_rows(const float (&sums)[width / 8][4], const float (&factor)[2], float* rows,
-                                            int64_t stride, int row, int count, int columns) {
-  struct alignas(8) Pair {
-    float values[2];
-  };
-  const int lane = ptx::thread_index() % 32;
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const int j = row + lane / 4 + 8 * half;
-    if (j >= count) continue;
-#pragma unroll
-    for (int c = 0; c < width / 8; ++c) {
-      if (8 * c >= columns) break;
-      auto* const place = reinterpret_cast<Pair*>(rows + j * stride + 8 * c + 2 * (lane % 4));
-      Pair pair = *place;
-      pair.values[0] += sums[c][2 * half] * factor[half];
-      pair.values[1] += sums[c][2 * half + 1] * factor[half];
-      *place = pair;
-    }
-  }
 }
 
 }  // namespace frameattn
