@@ -27,7 +27,7 @@ KERNELS = (
     "frame_attention_forward_sm80", "frame_attention_backward_sm80",
     "frame_update_forward_sm80", "frame_update_backward_sm80",
     "flash_forward_sm80", "flash_backward_sm80", "flash_offset_sm80", "flash_join_sm80",
-    "flash_forward_sm90",
+    "flash_forward_sm90", "flash_backward_sm90",
 )  # fmt: skip
 KERNEL_DTYPES = ("bfloat16", "float16")
 # A kernel is trusted if it passed in the first two; a failure in any of them keeps it from that.

@@ -40,7 +40,8 @@ FlashParams params_of(Problem& p, const FlashCase& c, const void* mask) {
 }
 
 void run(FlashKernel kernel, const FlashParams& params, const FlashCase& c) {
-  device::finish(launch_flash_kernel({kernel, c.architecture, c.tile}, params, c.element, nullptr));
+  const Architecture architecture = kernel == FlashKernel::offset ? Architecture::sm80 : c.architecture;  // is for all
+  device::finish(launch_flash_kernel({kernel, architecture, c.tile}, params, c.element, nullptr));
 }
 
 bool check(const char* name, Tensor& tensor, const Tolerance& tolerance, FrameOutcome& outcome) {
@@ -190,7 +191,9 @@ std::string FlashCase::name() const {
   const char* ways[] = {"", "-stored", "-rounded", "-added-rounded"};
   const char* kinds[] = {"random", "flat", "growing", "masked", "negative", "large", "late"};
   char text[160], on_tile[40] = "";
-  if (architecture == Architecture::sm90)
+  if (architecture == Architecture::sm90 && task == FlashTask::backward)
+    std::snprintf(on_tile, sizeof on_tile, "-blocks%d", multiprocessors);
+  else if (architecture == Architecture::sm90)
     std::snprintf(on_tile, sizeof on_tile, "-tile%dx%d-blocks%d", kFlashTilesSm90[tile].rows(),
                   kFlashTilesSm90[tile].key_rows, multiprocessors);
   std::snprintf(text, sizeof text, "flash_%s_%s-%s-%s%s-%dx%d-D%d-V%d-%s%s%s%s%s", tasks[static_cast<int>(task)],
@@ -241,6 +244,18 @@ std::vector<FlashCase> flash_cases() {
                        Architecture::sm90, tile, 1 + i % 3});
       ++i;
     }
+  // Around the 64 and 128 rows that stay, and one to four tiles of 64 to 128 rows that pass by.
+  const Sizes backward_sm90[] = {{1, 1}, {65, 64}, {129, 113}, {64, 257}, {193, 161}, {130, 200}, {300, 66}};
+  i = 0;
+  for (const int width : {128, 64})
+    for (int kinds = 1; kinds < 4; ++kinds)
+      for (const Sizes size : backward_sm90) {
+        const Sizes dim = (width == 64 ? narrow : wide)[i % 4];
+        cases.push_back({FlashTask::backward, static_cast<FrameElement>(i % 2), (kinds & 1) != 0, (kinds & 2) != 0,
+                         size.queries, size.keys, dim.queries, dim.keys, static_cast<FlashData>((i + i / 7) % 7), false,
+                         false, Architecture::sm90, 0, 1 + i % 3, static_cast<FlashSums>((i + i / 4) % 4)});
+        ++i;
+      }
 #endif
   for (const Sizes size : sizes)
     cases.push_back({FlashTask::join, static_cast<FrameElement>(turn++ % 2), false, true, size.queries, size.keys, 64,

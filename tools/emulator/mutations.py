@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from flash_backward_sm90_mutations import FLASH_BACKWARD_SM90
 from flash_mutations import FLASH
 from flash_sm90_mutations import FLASH_SM90
 from frame_mutations import FRAMES
@@ -24,7 +25,7 @@ from mutation import Mutation
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build"
-MUTATIONS = FRAMES + FLASH + FLASH_SM90
+MUTATIONS = FRAMES + FLASH + FLASH_SM90 + FLASH_BACKWARD_SM90
 TIMEOUT = 120
 
 

@@ -57,6 +57,8 @@ inline void mbarrier_arrive(uint32_t barrier) { simt::mbarrier_arrive(barrier, 0
 inline void mbarrier_arrive_expect(uint32_t barrier, uint32_t bytes) { simt::mbarrier_arrive(barrier, bytes); }
 inline void mbarrier_wait(uint32_t barrier, uint32_t parity) { simt::mbarrier_wait(barrier, parity); }
 
+inline void mbarrier_wait_or_trap(uint32_t barrier, uint32_t parity) { mbarrier_wait(barrier, parity); }
+
 // ---- Tensor maps ----------------------------------------------------------------------------------------------------
 
 struct TensorMap {
@@ -116,6 +118,14 @@ template <frameattn::FrameElement element, int columns, bool transposed>
 void multiply_add_async(float (&c)[columns / 2], const uint32_t* a, uint64_t b, bool accumulate) {
   static_assert(columns % 8 == 0 && columns >= 8 && columns <= 256);
   simt::multiply_add_async({element, columns, transposed}, c, a, 0, b, accumulate);
+}
+template <frameattn::FrameElement element, int columns, bool transposed>
+void multiply_async(float (&c)[columns / 2], uint64_t a, uint64_t b) {
+  multiply_add_async<element, columns, transposed>(c, a, b, false);
+}
+template <frameattn::FrameElement element, int columns, bool transposed>
+void multiply_async(float (&c)[columns / 2], const uint32_t* a, uint64_t b) {
+  multiply_add_async<element, columns, transposed>(c, a, b, false);
 }
 inline void fence_products() { simt::fence_products(); }
 inline void commit_products() { simt::commit_products(); }

@@ -68,29 +68,50 @@ FlashKernelChoice choose_flash_kernel(FlashKernel kernel, const char* op, const 
   return {FlashKernelId{kernel, Architecture::sm80}, ""};
 }
 
+// What a tensor map and its coordinates can express, and a grid.
+template <typename... Rows>
+static bool fits_tensor_maps(const Tensor& query, const Tensor& key, int64_t frames, const Rows&... others) {
+  constexpr int64_t kLargestStride = (int64_t{1} << 39) - 8, kLargestRow = std::numeric_limits<int32_t>::max() - 256;
+  if (std::max(query.size(2), key.size(2)) > kLargestRow) return false;
+  const int64_t rows = std::max(query.size(2), key.size(2)) / frames;
+  if (!flash_blocks_fit(rows, frames, query.size(0) * query.size(1))) return false;
+  const auto fits = [](const Tensor& rows) {
+    return !rows.defined() || *std::max_element(rows.strides().begin(), rows.strides().end()) <= kLargestStride;
+  };
+  return fits(query) && fits(key) && (fits(others) && ...);
+}
+
+static bool gets_sm90(const Tensor& query, const Tensor& key, const LaunchContext& context) {
+  return context.capability == 90 && has_16_bits(query) && !only_portable_kernels() && key.size(2) > 0;
+}
+
+static FlashKernelChoice on_sm90(const FlashKernelId& id, const LaunchContext& context) {
+  if (!context.no_sm90) return {id, ""};
+  return {std::nullopt, c10::str("the spatial step runs on kernels for all GPUs, not on those for compute capability "
+                                 "9.0: ",
+                                 context.no_sm90)};
+}
+
 FlashKernelChoice choose_flash_forward_sm90(const SpatialForwardStep& step, const LaunchContext& context) {
-  if (context.capability != 90 || !has_16_bits(step.query) || only_portable_kernels()) return {};
   const bool keys = step.weighted_key.defined(), values = step.weighted_value.defined();
   const int width = flash_width_sm90(step.query.size(3), values ? step.value.size(3) : 0);
-  if (!(keys || values) || width == 0 || step.key.size(2) == 0 || !(step.scale > 0)) return {};
+  if (!gets_sm90(step.query, step.key, context) || !(keys || values) || width == 0 || !(step.scale > 0)) return {};
   // Rows that would be copied there and back do not hold what is joined.
   if (step.join && (keys || !flash_rows_are_aligned(step.weighted_value))) return {};
-  // What a tensor map and its coordinates can express.
-  constexpr int64_t kLargestStride = (int64_t{1} << 39) - 8, kLargestRow = std::numeric_limits<int32_t>::max() - 256;
-  if (std::max(step.query.size(2), step.key.size(2)) > kLargestRow) return {};
-  if (!flash_blocks_fit(step.query.size(2) / step.frames, step.frames, step.query.size(0) * step.query.size(1)))
+  if (!fits_tensor_maps(step.query, step.key, step.frames, step.value, step.weighted_key, step.weighted_value))
     return {};
-  for (const Tensor* rows : {&step.query, &step.key, &step.value, &step.weighted_key, &step.weighted_value})
-    if (rows->defined() && *std::max_element(rows->strides().begin(), rows->strides().end()) > kLargestStride)
-      return {};
-  if (context.no_sm90)
-    return {std::nullopt,
-            c10::str("the spatial step runs on a kernel for all GPUs, not on the one for compute capability "
-                     "9.0: ",
-                     context.no_sm90)};
   int tile = plan_flash_sm90(width, keys, values, flash_sizes(step, context.multiprocessors)).tile;
   if (const auto other = tile_to_measure(); other && flash_tile_fits_sm90(*other, width, keys, values)) tile = *other;
-  return {FlashKernelId{FlashKernel::forward, Architecture::sm90, tile}, ""};
+  return on_sm90({FlashKernel::forward, Architecture::sm90, tile}, context);
+}
+
+FlashKernelChoice choose_flash_backward_sm90(const SpatialBackwardStep& step, const LaunchContext& context) {
+  const Tensor &of_keys = step.grad_weighted_key, &of_values = step.grad_weighted_value;
+  const int width = flash_width_sm90(step.query.size(3), of_values.defined() ? step.value.size(3) : 0);
+  // Wider sums are more registers than a thread has.
+  if (!gets_sm90(step.query, step.key, context) || width == 0 || width > 128) return {};
+  if (!fits_tensor_maps(step.query, step.key, step.frames, step.value, of_keys, of_values)) return {};
+  return on_sm90({FlashKernel::backward_key, Architecture::sm90}, context);
 }
 
 FlashSizes flash_sizes(const SpatialForwardStep& step, int64_t multiprocessors) {

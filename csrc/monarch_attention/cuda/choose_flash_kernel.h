@@ -23,9 +23,10 @@ struct FlashKernelChoice {
 FlashKernelChoice choose_flash_kernel(FlashKernel kernel, const char* op, const at::Tensor& query,
                                       const at::Tensor& key, int64_t frames, int capability);
 
-// The forward kernel for Hopper where it takes this step, which has a positive scale. A Hopper GPU without it
-// (LaunchContext::no_sm90) is a reason.
+// The kernels for Hopper where they take this step: forward with a positive scale, backward up to 128 columns. A Hopper
+// GPU without them (LaunchContext::no_sm90) is a reason.
 FlashKernelChoice choose_flash_forward_sm90(const SpatialForwardStep& step, const LaunchContext& context);
+FlashKernelChoice choose_flash_backward_sm90(const SpatialBackwardStep& step, const LaunchContext& context);
 FlashSizes flash_sizes(const SpatialForwardStep& step, int64_t multiprocessors);
 std::string flash_tile_name_sm90(int tile);  // "128 x 112": rows of queries and of keys
 

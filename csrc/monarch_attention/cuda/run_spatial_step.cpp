@@ -22,13 +22,15 @@ bool run_kernel(const LaunchContext& context, const FlashKernelChoice& choice, a
   if (!choice.kernel) return false;
   const FlashKernelId& kernel = *choice.kernel;
   const bool portable = kernel.architecture == Architecture::sm80;
-  const KernelUse use{.name = flash_trust_name(kernel),
-                      .version = kFlashKernelVersion,
-                      .capability = context.capability,
-                      .dtype = dtype == at::kHalf ? "float16" : "bfloat16",
-                      .shape = shape + (portable ? "" : ", tile " + flash_tile_name_sm90(kernel.tile)),
-                      .device = context.device,
-                      .instead = portable ? "torch's operators" : "kernels for all GPUs"};
+  const KernelUse use{
+      .name = flash_trust_name(kernel),
+      .version = kFlashKernelVersion,
+      .capability = context.capability,
+      .dtype = dtype == at::kHalf ? "float16" : "bfloat16",
+      .shape = shape +
+               (portable || kernel.kernel != FlashKernel::forward ? "" : ", tile " + flash_tile_name_sm90(kernel.tile)),
+      .device = context.device,
+      .instead = portable ? "torch's operators" : "kernels for all GPUs"};
   if (!context.trust->allows(use, context.capturing, [&] { return check(kernel); })) return false;
   run(kernel);
   return true;
@@ -85,15 +87,15 @@ void run_spatial_backward(const LaunchContext& context, const SpatialBackwardSte
   const auto by = [&](const FlashKernelId& kernel) {
     return [&, kernel](const SpatialBackwardStep& s) { flash_spatial_backward(context, kernel.architecture, s); };
   };
-  const FlashKernelChoice choice = choose_flash_kernel(FlashKernel::backward_key, "spatial_step_backward", step.query,
-                                                       step.key, step.frames, context.capability);
+  const auto check = [&](const FlashKernelId& kernel) { return backward_difference(by(kernel), step); };
+  const auto run = [&](const FlashKernelId& kernel) { by(kernel)(step); };
+  const at::ScalarType dtype = step.query.scalar_type();
   const std::string shape = shape_of(step.query, step.value, step.grad_weighted_key.defined(),
                                      step.grad_weighted_value.defined(), step.frames);
-  if (!run_kernel(
-          context, choice, step.query.scalar_type(), shape,
-          [&](const FlashKernelId& kernel) { return backward_difference(by(kernel), step); },
-          [&](const FlashKernelId& kernel) { by(kernel)(step); }))
-    composed_spatial_backward(step);
+  if (run_kernel(context, choose_flash_backward_sm90(step, context), dtype, shape, check, run)) return;
+  const FlashKernelChoice portable = choose_flash_kernel(FlashKernel::backward_key, "spatial_step_backward", step.query,
+                                                         step.key, step.frames, context.capability);
+  if (!run_kernel(context, portable, dtype, shape, check, run)) composed_spatial_backward(step);
 }
 
 Tensor run_row_dots(const LaunchContext& context, const Tensor& a, const Tensor& b) {

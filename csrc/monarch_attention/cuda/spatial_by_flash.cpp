@@ -85,7 +85,7 @@ void flash_spatial_backward(const LaunchContext& context, Architecture architect
     p.grad_lse = call.scalars(step.grad_lse);
     p.weighted_key = keys ? call.input(step.weighted_key) : p.query;
     if (values) p.weighted_value = call.input(step.weighted_value);
-    call.launch({FlashKernel::offset, architecture});
+    call.launch({FlashKernel::offset, Architecture::sm80});
   }
   p.offset = call.scalars(offset);
   const auto sum = [&](const Tensor& sums) { return FlashSum{.sums = call.sums(sums), .add = true}; };

@@ -59,16 +59,27 @@ __device__ __forceinline__ void mbarrier_arrive(uint32_t barrier) {
 __device__ __forceinline__ void mbarrier_arrive_expect(uint32_t barrier, uint32_t bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
-__device__ __forceinline__ void mbarrier_wait(uint32_t barrier, uint32_t parity) {
+__device__ __forceinline__ bool mbarrier_try_wait(uint32_t barrier, uint32_t parity) {
   uint32_t complete;
-  do {
-    asm volatile(
-        "{.reg .pred complete; mbarrier.try_wait.parity.shared::cta.b64 complete, [%1], %2;"
-        " selp.u32 %0, 1, 0, complete;}"
-        : "=r"(complete)
-        : "r"(barrier), "r"(parity)
-        : "memory");
-  } while (!complete);
+  asm volatile(
+      "{.reg .pred complete; mbarrier.try_wait.parity.shared::cta.b64 complete, [%1], %2;"
+      " selp.u32 %0, 1, 0, complete;}"
+      : "=r"(complete)
+      : "r"(barrier), "r"(parity)
+      : "memory");
+  return complete;
+}
+__device__ __forceinline__ void mbarrier_wait(uint32_t barrier, uint32_t parity) {
+  while (!mbarrier_try_wait(barrier, parity)) {
+  }
+}
+// The same, where a barrier that is not complete after minutes is an error. Which of the two lets ptxas keep products in
+// flight differs from kernel to kernel: it serializes those of the other one (C7512, C7514).
+__device__ __forceinline__ void mbarrier_wait_or_trap(uint32_t barrier, uint32_t parity) {
+  if (mbarrier_try_wait(barrier, parity)) return;
+  uint32_t polls = 0;
+  while (!mbarrier_try_wait(barrier, parity))
+    if (++polls == 0) asm volatile("trap;");
 }
 
 // ---- Copies by tensor maps ------------------------------------------------------------------------------------------
@@ -172,8 +183,10 @@ __device__ __forceinline__ void order_after(float x) {
                : "memory");
 }
 
-// multiply_add_async<element, columns, transposed>(c, a, b, accumulate): a b^T or, transposed, a b, added to the sums
-// c[64, columns] or put in their place; of these a thread has columns / 2. a: a descriptor or four registers.
+// multiply_async<element, columns, transposed>(c, a, b): a b^T or, transposed, a b becomes the sums c[64, columns], of
+// which a thread has columns / 2. a: a descriptor or four registers.
+// multiply_add_async(c, a, b, accumulate): it is added to the sums or, without accumulate, becomes them. The compiler
+// cannot know which: registers of sums that hold nothing yet count as in use.
 
 }  // namespace ptx
 

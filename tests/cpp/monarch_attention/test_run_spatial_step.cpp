@@ -136,12 +136,12 @@ TEST_F(RunSpatialStep, DenseRowsAreSplitWhereMultiprocessorsWouldIdle) {
 
 // ---- The kernels for Hopper -----------------------------------------------------------------------------------------
 
-TEST_F(RunSpatialStep, HopperGpusGetTheirOwnForwardKernel) {
+TEST_F(RunSpatialStep, HopperGpusGetTheirOwnKernels) {
   gpu.capability = 90;
   emulator.trust_everything();
   expect_right();
   EXPECT_EQ(emulator.flash_kernels, (std::vector<std::string>{"flash_forward_sm90", "flash_offset_sm80",
-                                                              "flash_backward_query_sm80", "flash_backward_key_sm80"}));
+                                                              "flash_backward_query_sm90", "flash_backward_key_sm90"}));
   for (const int64_t width : {16, 96, 128, 136, 256}) expect_kernels(rows(18, width), {"flash_forward_sm90"}, 0.1);
   const auto mask = at::arange(18).remainder(3).ne(1).unsqueeze(0);
   expect_kernels(rows(18, 16), {"flash_forward_sm90"}, 0.3, mask);
@@ -157,6 +157,10 @@ TEST_F(RunSpatialStep, HopperGpusGetTheirOwnForwardKernel) {
 TEST_F(RunSpatialStep, WhatTheHopperKernelDoesNotTakeGoesToTheOneForAllGpus) {
   gpu.capability = 90;
   emulator.trust_everything();
+  dim = 136;  // backward of so wide rows
+  expect_right();
+  EXPECT_EQ(emulator.flash_kernels, (std::vector<std::string>{"flash_forward_sm90", "flash_offset_sm80",
+                                                              "flash_backward_query_sm80", "flash_backward_key_sm80"}));
   const std::vector<std::string> portable = {"flash_forward_sm80"};
   expect_kernels(rows(18, 16), portable, -0.3);
   EXPECT_TRUE(warnings.texts.empty());
@@ -189,7 +193,7 @@ TEST_F(RunSpatialStep, AHopperGpuWithoutItsKernelsIsAReasonForOneWarning) {
   gpu.no_sm90 = "the driver makes no tensor maps";
   emulator.trust_everything();
   for (int i = 0; i < 2; ++i) expect_kernels(rows(18, 16), {"flash_forward_sm80"});
-  EXPECT_EQ(warnings.count("the spatial step runs on a kernel for all GPUs, not on the one for compute capability 9.0: "
+  EXPECT_EQ(warnings.count("the spatial step runs on kernels for all GPUs, not on those for compute capability 9.0: "
                            "the driver makes no tensor maps"),
             1);
 }
@@ -230,6 +234,18 @@ TEST_F(RunSpatialStep, RowsAreJoinedByTheHopperKernelItselfAndByALaunchAfterOthe
       EXPECT_LE((step.weighted_value.to(at::kDouble) - right.weighted_value).abs().max().item<double>(), 0x1p-6);
       EXPECT_LE((step.lse.to(at::kDouble) - right.lse).abs().max().item<double>(), 1e-5);
     }
+}
+
+TEST_F(RunSpatialStep, AHopperBackwardThatErrsIsReplacedByTheOneForAllGpus) {
+  gpu.capability = 90;
+  emulator.wrong_kernel = "flash_backward_key_sm90";
+  expect_right();
+  expect_right();
+  EXPECT_EQ(std::count(emulator.flash_kernels.begin(), emulator.flash_kernels.end(), "flash_backward_key_sm90"), 1);
+  EXPECT_EQ(
+      warnings.count("kernel flash_backward_sm90 (bfloat16, 64 columns, keys, values) does not agree with torch's "
+                     "operators on this GPU"),
+      1);
 }
 
 TEST_F(RunSpatialStep, EveryTileOfTheHopperKernelIsCheckedOfItsOwn) {

@@ -308,7 +308,7 @@ def test_operations_fail_the_kernels_behind_their_results():
     assert kernels_behind("MatrixAttention", True) == ["frame_attention_backward_sm80"]
     forward = ["flash_forward_sm80", "flash_join_sm80", "flash_forward_sm90"]
     assert kernels_behind("spatial_last", False) == forward
-    assert kernels_behind("spatial_step", True) == ["flash_backward_sm80", "flash_offset_sm80"]
+    assert kernels_behind("spatial_step", True) == ["flash_backward_sm80", "flash_offset_sm80", "flash_backward_sm90"]
     both = kernels_behind("vmonarch_attention", False) + kernels_behind("vmonarch_attention", True)
     assert sorted(both) == sorted(gpu_check.KERNELS)
     assert kernels_behind("dense attention", False) == []

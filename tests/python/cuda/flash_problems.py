@@ -14,7 +14,7 @@ from oracle import randn
 
 MANY_KEYS = 1100  # beside few queries: they are split among blocks, whose results are joined
 POSITIONS = 5
-FLASH = ("flash_forward_sm80", "flash_forward_sm90", "flash_backward_sm80")
+FLASH = ("flash_forward_sm80", "flash_forward_sm90", "flash_backward_sm80", "flash_backward_sm90")
 
 
 def some(like: Tensor) -> Tensor:

@@ -7,7 +7,7 @@
 // it computes the softmax of step n.
 #pragma once
 
-#include "csrc/monarch_attention/cuda/kernels/flash_pipeline_sm90.cuh"
+#include "csrc/monarch_attention/cuda/kernels/flash_products_sm90.cuh"
 #include "csrc/shared/kernels/fragments.cuh"
 
 namespace frameattn {
@@ -42,7 +42,7 @@ class FlashConsumer {
   __device__ __forceinline__ void run() {
     const int blocks = static_cast<int>(ptx::grid_blocks());
     if (consumer_ == tile.consumers - 1) pass_turn();  // to the first
-    for (int index = static_cast<int>(ptx::block_index()); index < p_.tiles; index += blocks) {
+    for (int index = static_cast<int>(ptx::block_index()); index < p_.order.tiles; index += blocks) {
       wait_query();
       if (!has_rows(index))
         skip(index);
@@ -89,10 +89,10 @@ class FlashConsumer {
   // ---- Tiles
 
   __device__ __forceinline__ bool has_rows(int index) const {
-    return query_tile<Shape::rows>(p_, index).row + 64 * consumer_ < p_.queries;
+    return row_tile<Shape::rows>(p_.order, index).row + 64 * consumer_ < p_.queries;
   }
   __device__ __forceinline__ int keys_at(int index) const {
-    return keys_of(p_, query_tile<Shape::rows>(p_, index).part);
+    return keys_of(p_.all_keys, p_.keys, row_tile<Shape::rows>(p_.order, index).part);
   }
   static __device__ __forceinline__ int steps_of(int key_count) {
     return (key_count + tile.key_rows - 1) / tile.key_rows;
@@ -160,7 +160,7 @@ class FlashConsumer {
       const bool accumulate = step > 1;
       int next = index;
       if (step == steps) {
-        if (!crosses || index + blocks >= p_.tiles || !has_rows(index + blocks)) break;
+        if (!crosses || index + blocks >= p_.order.tiles || !has_rows(index + blocks)) break;
         next += blocks;
         query_.advance();
         finish_store();  // of a tile of one step: its place is the next queries'
@@ -229,30 +229,21 @@ class FlashConsumer {
     const uint32_t query = query_rows_ + query_.at * (Shape::query_bytes >> 4);
     const uint32_t key = key_rows_ + key_.at * (Shape::key_bytes >> 4);
     ptx::fence_products();
-#pragma unroll
-    for (int i = 0; i < Shape::width / 16; ++i) {
-      const int block = i / 4, column_bytes = i % 4 * 32;
-      ptx::multiply_add_async<element, tile.key_rows, false>(
-          logits_, ptx::descriptor(query + ((block * Shape::query_block_bytes + column_bytes) >> 4)),
-          ptx::descriptor(key + ((block * Shape::key_block_bytes + column_bytes) >> 4)), i > 0);
-    }
+    multiply_rows<element, Shape::width, tile.key_rows>(logits_, query, key);
     ptx::commit_products();
   }
 
   __device__ __forceinline__ void issue_weighted(int key_place, bool accumulate) {
     ptx::fence_products();
     keep_operands();
-    if constexpr (keys) add_weighted(key_sums_, key_columns_, key_place, accumulate);
-    if constexpr (values) add_weighted(value_sums_, value_columns_, value_.at, accumulate);
+    const uint32_t place = Shape::key_bytes >> 4;
+    if constexpr (keys)
+      add_weighted<element, Shape::width, tile.key_rows>(key_sums_, weights_, key_columns_ + key_place * place,
+                                                         accumulate);
+    if constexpr (values)
+      add_weighted<element, Shape::width, tile.key_rows>(value_sums_, weights_, value_columns_ + value_.at * place,
+                                                         accumulate);
     ptx::commit_products();
-  }
-  template <int count>
-  __device__ __forceinline__ void add_weighted(float (&sums)[count], uint32_t columns, int place, bool accumulate) {
-    const uint32_t rows = columns + place * (Shape::key_bytes >> 4);
-#pragma unroll
-    for (int i = 0; i < tile.key_rows / 16; ++i)
-      ptx::multiply_add_async<element, Shape::width, true>(
-          sums, weights_ + 4 * i, ptx::descriptor(rows + (16 * i * kBlockRowBytes >> 4)), i > 0 || accumulate);
   }
   __device__ __forceinline__ void keep_operands() {
     ptx::keep(weights_);
@@ -267,24 +258,14 @@ class FlashConsumer {
     total_[0] = total_[1] = 0;
   }
 
-  // Keys that do not exist or take no part.
-  __device__ __forceinline__ void hide_keys(int index, int step, int key_count) {
-    const FlashQueryTile at = query_tile<Shape::rows>(p_, index);
-    const int first = step * tile.key_rows, column = 2 * (ptx::thread_index_now() % 4);
-    const uint8_t* const mask =
-        p_.key_mask ? p_.key_mask + at.batch * p_.all_keys + static_cast<int64_t>(at.part) * p_.keys : nullptr;
-#pragma unroll
-    for (int i = 0; i < kLogits; ++i) {
-      const int key = first + 8 * (i / 4) + column + i % 2;
-      if (key >= key_count || (mask && !mask[key])) logits_[i] = -kInfinity;
-    }
-  }
-
   // Logits become weights, which are added to the total. Their unit is the exponential of `largest_`, which follows the
   // largest logit when that has grown by the factor 2^8: for most steps nothing has to be rescaled.
   __device__ __forceinline__ void add_weights(int index, int step, int key_count) {
     constexpr float kLeastGrowth = 8;
-    if (key_count - step * tile.key_rows < tile.key_rows || p_.key_mask) hide_keys(index, step, key_count);
+    const int first = step * tile.key_rows;
+    if (key_count - first < tile.key_rows || p_.key_mask)
+      hide_keys(logits_, first, key_count,
+                mask_of(p_.key_mask, p_.all_keys, p_.keys, row_tile<Shape::rows>(p_.order, index)), -kInfinity);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       float most = largest_[half];
@@ -309,17 +290,14 @@ class FlashConsumer {
       total_[half] = total;
     }
   }
-  __device__ __forceinline__ void pack_weights() {
-#pragma unroll
-    for (int i = 0; i < kLogits / 2; ++i) weights_[i] = ptx::pack<element>(logits_[2 * i], logits_[2 * i + 1]);
-  }
+  __device__ __forceinline__ void pack_weights() { pack_pairs<element>(logits_, weights_); }
   __device__ __forceinline__ void rescale_sums() {
     if (!ptx::any(shrink_[0] != 1 || shrink_[1] != 1)) return;
-    if constexpr (keys) multiply_rows(key_sums_, shrink_);
-    if constexpr (values) multiply_rows(value_sums_, shrink_);
+    if constexpr (keys) scale_rows(key_sums_, shrink_);
+    if constexpr (values) scale_rows(value_sums_, shrink_);
   }
   template <int count>
-  static __device__ __forceinline__ void multiply_rows(float (&sums)[count], const float (&factors)[2]) {
+  static __device__ __forceinline__ void scale_rows(float (&sums)[count], const float (&factors)[2]) {
 #pragma unroll
     for (int i = 0; i < count; ++i) sums[i] *= factors[i / 2 % 2];
   }
@@ -330,7 +308,7 @@ class FlashConsumer {
   __device__ __forceinline__ void store(int index, int query_place, const float (&largest)[2],
                                         const float (&total)[2]) {
     const int thread = ptx::thread_index_now() % 128, warp = thread / 32, lane = thread % 32;
-    const FlashQueryTile at = query_tile<Shape::rows>(p_, index);
+    const FlashRowTile at = row_tile<Shape::rows>(p_.order, index);
     const int row = at.row + 64 * consumer_ + 16 * warp, of_warp = 16 * warp * kBlockRowBytes;
     const uint32_t rows = queries_ + query_place * Shape::query_bytes + of_warp;
     finish_store();  // of a tile of one step
@@ -368,8 +346,8 @@ class FlashConsumer {
     for (int half = 0; half < 2; ++half) {
       const int mine = row + lane / 4 + 8 * half;
       if (lane % 4 || mine >= p_.queries) continue;
-      scalars(p_.lse, at)[mine] = lse[half];
-      if (keys && p_.entropy.data) scalars(p_.entropy, at)[mine] = entropy[half] - lse[half];
+      at.scalars(p_.lse)[mine] = lse[half];
+      if (keys && p_.entropy.data) at.scalars(p_.entropy)[mine] = entropy[half] - lse[half];
     }
     stored_ = barriers_.empty_query(query_place, consumer_);
   }
@@ -413,7 +391,7 @@ class FlashConsumer {
     }
   }
 
-  __device__ __forceinline__ void copy_block(const FlashMap& to, const FlashQueryTile& at, int row, int block,
+  __device__ __forceinline__ void copy_block(const FlashMap& to, const FlashRowTile& at, int row, int block,
                                              uint32_t place, int lane) {
     ptx::fence_async_proxy();
     ptx::sync_warp();
@@ -430,22 +408,20 @@ class FlashConsumer {
   }
 
   // Rows that attended to other keys before: sums, whose factors are then 1, and lse become those of all keys.
-  __device__ __forceinline__ void join_rows(const FlashQueryTile& at, int row, int lane, float (&inverse)[2],
+  __device__ __forceinline__ void join_rows(const FlashRowTile& at, int row, int lane, float (&inverse)[2],
                                             float (&lse)[2]) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int mine = row + lane / 4 + 8 * half;
       const bool exists = mine < p_.queries;
-      const float before = exists ? scalars(p_.lse, at)[mine] : -kInfinity;
+      const float before = exists ? at.scalars(p_.lse)[mine] : -kInfinity;
       const float largest = fmaxf(lse[half], before), unit = largest == -kInfinity ? 0 : largest;
       const float share = ptx::exp2((lse[half] - unit) * kLog2E), kept = ptx::exp2((before - unit) * kLog2E);
       const float both = share + kept, of_both = both > 0 ? ptx::reciprocal(both) : 0;
       const float factor = inverse[half] * share * of_both, factor_before = kept * of_both;
       lse[half] = both > 0 ? unit + ptx::log2(both) * kLn2 : -kInfinity;
       inverse[half] = 1;
-      const uint16_t* const rows = static_cast<const uint16_t*>(p_.joined.data) + at.batch * p_.joined.batch_stride +
-                                   at.head * p_.joined.head_stride + at.part * p_.joined.part_stride +
-                                   mine * p_.joined.row_stride + 2 * (lane % 4);
+      const uint16_t* const rows = at.rows<uint16_t>(p_.joined) + mine * p_.joined.row_stride + 2 * (lane % 4);
 #pragma unroll
       for (int piece = 0; piece < Shape::width / 8; ++piece) {
         float* const two = &value_sums_[4 * piece + 2 * half];
@@ -456,11 +432,6 @@ class FlashConsumer {
         for (int e = 0; e < 2; ++e) two[e] = fmaf(two[e], factor, of_before[e] * factor_before);
       }
     }
-  }
-
-  static __device__ __forceinline__ float* scalars(const FlashScalars& scalars, const FlashQueryTile& at) {
-    return scalars.data + at.batch * scalars.batch_stride + at.head * scalars.head_stride +
-           at.part * scalars.part_stride;
   }
 
   const FlashForwardSm90Params& p_;

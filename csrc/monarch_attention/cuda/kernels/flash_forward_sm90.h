@@ -72,11 +72,12 @@ FlashPlanSm90 plan_flash_sm90(int width, bool keys, bool values, const FlashSize
 FlashPlanSm90 plan_flash_tile_sm90(int tile, const FlashSizes& sizes);
 bool flash_tile_fits_sm90(int tile, int width, bool keys, bool values);
 
-// Tiles of query rows in the order in which blocks take them. `whole` come first: of every part all tiles but its last
+// Tiles of rows in the order in which blocks take them. Whole ones come first: of every part all tiles but its last
 // one, if that has fewer rows and shall come last. What is left at the end then takes less time.
-struct FlashQueryTiles {
-  int32_t all, whole, whole_of_part;
+struct FlashTileOrder {
+  int32_t tiles, whole_tiles, whole_tiles_of_part, parts, heads;
 };
-FlashQueryTiles query_tiles_sm90(int64_t queries, int64_t parts, int rows, bool short_last);  // parts: of all heads
+FlashTileOrder tile_order_sm90(int64_t rows, int32_t parts, int32_t heads, int32_t batches, int tile_rows,
+                               bool short_last);
 
 }  // namespace frameattn

@@ -6,6 +6,7 @@ namespace frameattn {
 int launch_flash_forward_sm90(const FlashParams&, FrameElement, int tile, void* stream);
 
 using Launch = int(const FlashParams&, FrameElement, void* stream);
+Launch launch_flash_backward_query_sm90, launch_flash_backward_key_sm90;
 Launch launch_flash_forward_sm80, launch_flash_join_sm80, launch_flash_offset_sm80, launch_flash_backward_query_sm80,
     launch_flash_backward_key_sm80;
 
@@ -35,6 +36,8 @@ int launch_flash_kernel(const FlashKernelId& id, const FlashParams& params, Fram
   if (id.architecture == Architecture::sm80) return launch_of(id.kernel)(params, element, stream);
 #ifdef FRAMEATTN_WITH_SM90A
   if (id.kernel == FlashKernel::forward) return launch_flash_forward_sm90(params, element, id.tile, stream);
+  if (id.kernel == FlashKernel::backward_query) return launch_flash_backward_query_sm90(params, element, stream);
+  if (id.kernel == FlashKernel::backward_key) return launch_flash_backward_key_sm90(params, element, stream);
 #endif
   return 1;  // cudaErrorInvalidValue
 }

@@ -18,15 +18,13 @@ struct FlashForwardSm90Params {
   FlashMap query, key, value, weighted_key, weighted_value;
   FlashScalars lse, entropy;
   float scale, scale_log2;
-  int32_t heads, parts, queries, keys;
+  int32_t queries, keys;
   int64_t all_keys;
   const uint8_t* key_mask;  // as in FlashParams
   FlashRows joined;         // weighted_value, where what it holds is to be joined
   int32_t value_dim;
-  int32_t part_rows;    // of the key's map from one part to the next: 0 where parts are a dimension of their own
-  int32_t tiles;        // of query rows
-  int32_t whole_tiles;  // those that come first: of every part all but its last, if that has rows to spare
-  int32_t whole_tiles_of_part;
+  int32_t part_rows;  // of the key's map from one part to the next: 0 where parts are a dimension of their own
+  FlashTileOrder order;
 };
 
 // ---- Shared memory: tiles of queries, keys, values, then the barriers -----------------------------------------------
@@ -108,42 +106,63 @@ struct RingPlace {
   __device__ __forceinline__ int before() const { return at == 0 ? places - 1 : at - 1; }
 };
 
-// ---- Tiles of query rows --------------------------------------------------------------------------------------------
+// ---- Tiles of rows --------------------------------------------------------------------------------------------------
 
-struct FlashQueryTile {
+struct FlashRowTile {
   int32_t row, part, head, batch;
+
+  template <typename T>
+  __device__ __forceinline__ T* rows(const FlashRows& rows) const {
+    return static_cast<T*>(rows.data) + batch * rows.batch_stride + head * rows.head_stride + part * rows.part_stride;
+  }
+  __device__ __forceinline__ float* scalars(const FlashScalars& scalars) const {
+    return scalars.data + batch * scalars.batch_stride + head * scalars.head_stride + part * scalars.part_stride;
+  }
 };
 
 // Tiles of a part follow each other: the blocks that work at a time read the same keys, which then come from the cache.
 template <int rows>
-__device__ __forceinline__ FlashQueryTile query_tile(const FlashForwardSm90Params& p, int index) {
-  const bool whole = index < p.whole_tiles;
-  int item = whole ? index / p.whole_tiles_of_part : index - p.whole_tiles;
-  FlashQueryTile tile;
-  tile.row = rows * (whole ? index - item * p.whole_tiles_of_part : p.whole_tiles_of_part);
-  tile.part = item % p.parts;
-  item /= p.parts;
-  tile.head = item % p.heads;
-  tile.batch = item / p.heads;
+__device__ __forceinline__ FlashRowTile row_tile(const FlashTileOrder& order, int index) {
+  const bool whole = index < order.whole_tiles;
+  int item = whole ? index / order.whole_tiles_of_part : index - order.whole_tiles;
+  FlashRowTile tile;
+  tile.row = rows * (whole ? index - item * order.whole_tiles_of_part : order.whole_tiles_of_part);
+  tile.part = item % order.parts;
+  item /= order.parts;
+  tile.head = item % order.heads;
+  tile.batch = item / order.heads;
   return tile;
 }
 
-__device__ __forceinline__ int keys_of(const FlashForwardSm90Params& p, int part) {
-  const int64_t left = p.all_keys - static_cast<int64_t>(part) * p.keys;
-  return left < p.keys ? static_cast<int>(left) : p.keys;
+// Keys of a part: of pieces of one long range the last has fewer.
+__device__ __forceinline__ int keys_of(int64_t all_keys, int keys, int part) {
+  const int64_t left = all_keys - static_cast<int64_t>(part) * keys;
+  return left < keys ? static_cast<int>(left) : keys;
+}
+
+// Of the first key of a part; null: all take part.
+__device__ __forceinline__ const uint8_t* mask_of(const uint8_t* key_mask, int64_t all_keys, int keys,
+                                                  const FlashRowTile& at) {
+  return key_mask ? key_mask + at.batch * all_keys + static_cast<int64_t>(at.part) * keys : nullptr;
 }
 
 // ---- The producer ---------------------------------------------------------------------------------------------------
 
-// Loads `rows` rows from `row` on, block by block of columns.
+// Has rows copied from `row` on, block by block of columns.
 template <int blocks>
-__device__ __forceinline__ void load_rows(const FlashMap& from, const FlashQueryTile& tile, int row, int part,
+__device__ __forceinline__ void copy_rows(const FlashMap& from, const FlashRowTile& tile, int row, int part,
                                           uint32_t place, int block_bytes, uint32_t full) {
-  ptx::mbarrier_arrive_expect(full, blocks * block_bytes);
 #pragma unroll
   for (int block = 0; block < blocks; ++block)
     ptx::load_tensor(place + block * block_bytes, from.map, full, block * kBlockColumns, row, part * from.part,
                      tile.head * from.head, tile.batch * from.batch);
+}
+// And announces them, where they are all that the place is full with.
+template <int blocks>
+__device__ __forceinline__ void load_rows(const FlashMap& from, const FlashRowTile& tile, int row, int part,
+                                          uint32_t place, int block_bytes, uint32_t full) {
+  ptx::mbarrier_arrive_expect(full, blocks * block_bytes);
+  copy_rows<blocks>(from, tile, row, part, place, block_bytes, full);
 }
 
 template <typename Shape>
@@ -153,10 +172,11 @@ __device__ __forceinline__ void produce(const FlashForwardSm90Params& p, uint32_
   RingPlace<tile.query_places> query;
   RingPlace<tile.key_places> key;
   RingPlace<Shape::values ? tile.value_places : 1> value;
-  for (int index = static_cast<int>(ptx::block_index()); index < p.tiles;
+  for (int index = static_cast<int>(ptx::block_index()); index < p.order.tiles;
        index += static_cast<int>(ptx::grid_blocks())) {
-    const FlashQueryTile at = query_tile<Shape::rows>(p, index);
-    const int steps = (keys_of(p, at.part) + tile.key_rows - 1) / tile.key_rows, first_key = at.part * p.part_rows;
+    const FlashRowTile at = row_tile<Shape::rows>(p.order, index);
+    const int steps = (keys_of(p.all_keys, p.keys, at.part) + tile.key_rows - 1) / tile.key_rows,
+              first_key = at.part * p.part_rows;
     for (int step = 0; step <= steps; ++step) {
       if (step < steps) {
         ptx::mbarrier_wait(barriers.empty_key(key.at), key.phase ^ 1);

@@ -79,10 +79,12 @@ FlashPlanSm90 plan_flash_sm90(int width, bool keys, bool values, const FlashSize
   return best;
 }
 
-FlashQueryTiles query_tiles_sm90(int64_t queries, int64_t parts, int rows, bool short_last) {
-  const int64_t of_part = (queries + rows - 1) / rows, whole_of_part = short_last ? queries / rows : of_part;
-  return {static_cast<int32_t>(parts * of_part), static_cast<int32_t>(parts * whole_of_part),
-          static_cast<int32_t>(whole_of_part)};
+FlashTileOrder tile_order_sm90(int64_t rows, int32_t parts, int32_t heads, int32_t batches, int tile_rows,
+                               bool short_last) {
+  const int64_t all = int64_t{parts} * heads * batches, of_part = (rows + tile_rows - 1) / tile_rows;
+  const int64_t whole_of_part = short_last ? rows / tile_rows : of_part;
+  return {static_cast<int32_t>(all * of_part), static_cast<int32_t>(all * whole_of_part),
+          static_cast<int32_t>(whole_of_part), parts, heads};
 }
 
 }  // namespace frameattn

@@ -1,4 +1,4 @@
-// The forward kernel for Hopper at sizes that its small cases (tools/emulator/flash_cases.cpp) do not reach: which rows
+// The kernels for Hopper at sizes that its small cases (tools/emulator/flash_cases.cpp) do not reach: which rows
 // a tile has, by arithmetic; and frames as long as those of videos, by value.
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
@@ -14,28 +14,22 @@ namespace {
 template <int rows>
 void expect_every_row_in_one_tile(int queries, int parts, int heads, int batches, bool short_last) {
   const int items = parts * heads * batches;
-  const FlashQueryTiles tiles = query_tiles_sm90(queries, items, rows, short_last);
-  FlashForwardSm90Params params{};
-  params.parts = parts;
-  params.heads = heads;
-  params.queries = queries;
-  params.whole_tiles = tiles.whole;
-  params.whole_tiles_of_part = tiles.whole_of_part;
+  const FlashTileOrder order = tile_order_sm90(queries, parts, heads, batches, rows, short_last);
   const int of_part = (queries + rows - 1) / rows;
-  ASSERT_EQ(tiles.all, items * of_part);
-  std::vector<bool> found(tiles.all);
-  for (int index = 0; index < tiles.all; ++index) {
-    const FlashQueryTile tile = query_tile<rows>(params, index);
+  ASSERT_EQ(order.tiles, items * of_part);
+  std::vector<bool> found(order.tiles);
+  for (int index = 0; index < order.tiles; ++index) {
+    const FlashRowTile tile = row_tile<rows>(order, index);
     ASSERT_TRUE(tile.row % rows == 0 && tile.row < queries);
     ASSERT_TRUE(tile.part < parts && tile.head < heads && tile.batch < batches);
     const int place = ((tile.batch * heads + tile.head) * parts + tile.part) * of_part + tile.row / rows;
     ASSERT_FALSE(found[place]);
     found[place] = true;
-    if (short_last) EXPECT_EQ(index >= tiles.whole, queries - tile.row < rows);
+    if (short_last) EXPECT_EQ(index >= order.whole_tiles, queries - tile.row < rows);
   }
 }
 
-TEST(FlashForwardSm90, EveryQueryRowIsInOneTile) {
+TEST(FlashSm90, EveryQueryRowIsInOneTile) {
   for (const int queries : {1, 64, 127, 128, 129, 191, 192, 193, 1456, 1560, 100000})
     for (const bool short_last : {false, true}) {
       expect_every_row_in_one_tile<128>(queries, 3, 2, 2, short_last);
@@ -51,7 +45,7 @@ std::pair<int, int> tile_of(const FlashPlanSm90& plan) {
 }
 
 // The fastest of what a prototype measured (docs/cuda/flash_forward_sm90.md) at these sizes.
-TEST(FlashForwardSm90, ThePlanIsTheTileThatWasMeasuredFastest) {
+TEST(FlashSm90, ThePlanIsTheTileThatWasMeasuredFastest) {
   using Tile = std::pair<int, int>;
   EXPECT_EQ(tile_of(plan_of(true, true, 12 * 16, 1456, 1456)), Tile(128, 112));
   EXPECT_EQ(tile_of(plan_of(true, true, 12 * 21, 1560, 1560)), Tile(128, 112));  // at 3600 tokens two are equal
@@ -62,7 +56,7 @@ TEST(FlashForwardSm90, ThePlanIsTheTileThatWasMeasuredFastest) {
   EXPECT_EQ(plan_of(true, true, 4, 100, 100, 256).tile, plan_of(true, false, 4, 100, 100, 256).tile);
 }
 
-TEST(FlashForwardSm90, KeysOfDenseRowsAreSplitSoThatMultiprocessorsHaveWork) {
+TEST(FlashSm90, KeysOfDenseRowsAreSplitSoThatMultiprocessorsHaveWork) {
   const FlashPlanSm90 first_frame = plan_of(false, true, 12, 1456, 23296);
   EXPECT_GE(first_frame.key_parts, 4);  // the first frame of 16 x 28 x 52
   EXPECT_EQ((23296 + first_frame.part_keys - 1) / first_frame.part_keys, first_frame.key_parts);
@@ -74,12 +68,9 @@ TEST(FlashForwardSm90, KeysOfDenseRowsAreSplitSoThatMultiprocessorsHaveWork) {
   EXPECT_TRUE(empty.key_parts == 1 && empty.part_keys == 10);
 }
 
-TEST(FlashForwardSm90, AllKeysOfAPartAreInItsTiles) {
-  FlashForwardSm90Params params{};
-  params.keys = 1'500'000'000;
-  params.all_keys = 2'000'000'000;
-  EXPECT_EQ(keys_of(params, 0), 1'500'000'000);
-  EXPECT_EQ(keys_of(params, 1), 500'000'000);
+TEST(FlashSm90, AllKeysOfAPartAreInItsTiles) {
+  EXPECT_EQ(keys_of(2'000'000'000, 1'500'000'000, 0), 1'500'000'000);
+  EXPECT_EQ(keys_of(2'000'000'000, 1'500'000'000, 1), 500'000'000);
 }
 
 struct Frame {
@@ -87,9 +78,9 @@ struct Frame {
   bool keys, values;
   int64_t width = 128;
 };
-class FlashForwardSm90LongFrames : public testing::TestWithParam<Frame> {};
+class FlashSm90LongFrames : public testing::TestWithParam<Frame> {};
 
-TEST_P(FlashForwardSm90LongFrames, AreRightByValue) {
+TEST_P(FlashSm90LongFrames, AreRightByValue) {
   const auto [tokens, keys, values, width] = GetParam();
   EmulatedGpu emulator;
   emulator.gpu().capability = 90;
@@ -113,7 +104,37 @@ TEST_P(FlashForwardSm90LongFrames, AreRightByValue) {
   expect_near(std::get<2>(found), std::get<2>(right), 1e-5);
 }
 
-INSTANTIATE_TEST_SUITE_P(Sizes, FlashForwardSm90LongFrames,
+TEST_P(FlashSm90LongFrames, GradientsAreRightByValue) {
+  const auto [tokens, keys, values, width] = GetParam();
+  if (width > 128) GTEST_SKIP() << "the portable kernels";
+  EmulatedGpu emulator;
+  emulator.gpu().capability = 90;
+  emulator.gpu().multiprocessors = 5;
+  emulator.trust_everything();
+  at::manual_seed(0);
+  const auto rows = [&, tokens = tokens, width = width] { return at::randn({1, 1, tokens, width}).to(at::kBFloat16); };
+  const at::Tensor query = rows(), key = rows(), value = rows(), of_keys = rows(), of_values = rows();
+  const auto wide = [](const at::Tensor& t) { return t.to(at::kDouble); };
+  const auto gradients = [&, keys = keys, values = values](const Implementation& device, const auto& as) {
+    const auto given = [&](bool wanted, const at::Tensor& t) { return wanted ? std::optional(as(t)) : std::nullopt; };
+    const auto [weighted_key, weighted_value, lse] =
+        spatial_step_on(device, as(query), as(key), given(values, value), 1, 0.2, keys, std::nullopt);
+    return spatial_step_backward_on(device, given(keys, of_keys), given(values, of_values), std::nullopt, as(query),
+                                    as(key), given(values, value), std::nullopt, weighted_key, weighted_value, lse, 1,
+                                    0.2);
+  };
+  const auto found = gradients(gpu_implementation<&emulated_context>(), [](const at::Tensor& t) { return t; });
+  EXPECT_EQ(emulator.flash_kernels.back(), "flash_backward_key_sm90");
+  const auto right = gradients(cpu_implementation(), wide);
+  const auto expect_near = [&](const at::Tensor& a, const at::Tensor& b) {
+    if (b.numel() > 0) EXPECT_LE((wide(a) - b).norm().item<double>(), 0x1p-7 * b.norm().item<double>());
+  };
+  expect_near(std::get<0>(found), std::get<0>(right));
+  expect_near(std::get<1>(found), std::get<1>(right));
+  expect_near(std::get<2>(found), std::get<2>(right));
+}
+
+INSTANTIATE_TEST_SUITE_P(Sizes, FlashSm90LongFrames,
                          testing::Values(Frame{1456, true, true}, Frame{1560, true, false}, Frame{2000, false, true},
                                          Frame{700, true, true, 256}));
 
