@@ -41,7 +41,7 @@ FLASH_BACKWARD_SM90 = [
         ("gradients are given away too early", "release_place(places_.gradients().empty(gradient_.before()));", "release_place(places_.gradients().empty(gradient_.at));"),
         ("a lane still reads statistics", "    ptx::sync_warp();  // every lane has read the statistics\n", ""),
         ("rows are kept", "if constexpr (last && !tile.registers) release_place(", "if constexpr (false) release_place("),
-        ("rows in registers are kept", "      release_place(places_.rows().empty(consumer_));\n    }\n    if (p_.key_mask)", "    }\n    if (p_.key_mask)"),
+        ("rows in registers are kept", "      release_place(places_.rows().empty(consumer_));\n    }\n    if (p_.keys.mask)", "    }\n    if (p_.keys.mask)"),
         ("a consumer without rows keeps queries", "      release_place(places_.queries().empty(query_.at));\n", ""),
         # Products
         ("logits in flight", "    ptx::wait_products<tile.ahead ? 1 : 0>();", "    ptx::wait_products<2>();"),
@@ -104,7 +104,7 @@ FLASH_BACKWARD_SM90 = [
         ("gradients of keys for those of values", "low(places_.operand(2, consumer_))", "low(places_.operand(1, consumer_))"),
         ("operands of the first consumer", "which * Shape::operand_bytes + consumer * Shape::consumer_bytes", "which * Shape::operand_bytes + 0 * consumer"),
         ("keys of the next tile", "ptx::descriptor_low(places_.key(key), Shape::key_block_bytes)", "ptx::descriptor_low(places_.key(key_.at), Shape::key_block_bytes)"),
-        ("keys beyond the last one", "    if (last || p_.key_mask)", "    if (p_.key_mask)"),
+        ("keys beyond the last one", "    if (last || p_.keys.mask)", "    if (p_.keys.mask)"),
         ("log-sums in units of e", "at.scalars(p_.lse)[row] * kLog2E", "at.scalars(p_.lse)[row]"),
         ("offset of the other half", "-offset_[half])", "-offset_[1 - half])"),
         ("entropy's gradient without scale", "at.scalars(p_.grad_entropy)[row] * p_.scale", "at.scalars(p_.grad_entropy)[row]"),

@@ -46,7 +46,7 @@ FLASH_SM90 = [
     *inside(
         "flash_pipeline_sm90.cuh",
         ("pieces start at the first key", "first_key = at.part * p.part_rows;", "first_key = 0 * p.part_rows;"),
-        ("a piece has all its keys", "return left < keys ? static_cast<int>(left) : keys;", "return keys + 0 * static_cast<int>(left);"),
+        ("a piece has all its keys", "return left < count ? static_cast<int>(left) : count;", "return count + 0 * static_cast<int>(left);"),
         cases=SPLIT,
     ),
     *inside(
@@ -130,8 +130,8 @@ FLASH_SM90 = [
     ),
     *inside(
         "flash_pipeline_sm90.cuh",
-        ("mask of the first clip", "key_mask + at.batch * all_keys", "key_mask + 0 * all_keys"),
-        ("mask of the first part", "static_cast<int64_t>(at.part) * keys : nullptr", "0 * keys : nullptr"),
+        ("mask of the first clip", "mask + at.batch * all", "mask + 0 * all"),
+        ("mask of the first part", "static_cast<int64_t>(at.part) * step : nullptr", "0 * step : nullptr"),
         cases="masked",
     ),
     *inside(

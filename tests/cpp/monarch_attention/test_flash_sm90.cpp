@@ -69,8 +69,9 @@ TEST(FlashSm90, KeysOfDenseRowsAreSplitSoThatMultiprocessorsHaveWork) {
 }
 
 TEST(FlashSm90, AllKeysOfAPartAreInItsTiles) {
-  EXPECT_EQ(keys_of(2'000'000'000, 1'500'000'000, 0), 1'500'000'000);
-  EXPECT_EQ(keys_of(2'000'000'000, 1'500'000'000, 1), 500'000'000);
+  const FlashPartKeys pieces{2'000'000'000, 1'500'000'000, 1'500'000'000, nullptr};
+  EXPECT_EQ(pieces.of(0), 1'500'000'000);
+  EXPECT_EQ(pieces.of(1), 500'000'000);
 }
 
 struct Frame {

@@ -156,7 +156,7 @@ class FlashKeyConsumer {
       const FlashRowTile at = row_tile<kBackwardRows>(p_.order, index);
       ptx::mbarrier_wait_or_trap(places_.rows().full(consumer_), row_place_.phase);
       row_place_.advance();
-      if (at.row + 64 * consumer_ < keys_of(p_.all_keys, p_.keys, at.part))
+      if (at.row + 64 * consumer_ < p_.keys.of(at.part))
         run_rows(index);
       else
         skip();
@@ -201,7 +201,7 @@ class FlashKeyConsumer {
     keep_operands();
     release_before();
     const FlashRowTile at = rows_of_warp(index);
-    const int count = keys_of(p_.all_keys, p_.keys, at.part);
+    const int count = p_.keys.of(at.part);
     const float factor[2] = {p_.scale / unit_.of[0], p_.scale / unit_.of[1]}, one[2] = {1, 1};
     const auto of_keys = [&](int c, int i) { return key_sums_[4 * c + i]; };
     write_sums<element, width>(of_keys, factor, p_.grad_key, at, at.row, count, p_.dim);
@@ -217,10 +217,10 @@ class FlashKeyConsumer {
       ptx::sync_warp();
       release_place(places_.rows().empty(consumer_));
     }
-    if (p_.key_mask) {
+    if (p_.keys.mask) {
       const FlashRowTile at = rows_of_warp(index);
-      const int count = keys_of(p_.all_keys, p_.keys, at.part);
-      const uint8_t* const mask = mask_of(p_.key_mask, p_.all_keys, p_.keys, at);
+      const int count = p_.keys.of(at.part);
+      const uint8_t* const mask = p_.keys.mask_of(at);
       hidden_ = 0;
 #pragma unroll
       for (int half = 0; half < 2; ++half) {

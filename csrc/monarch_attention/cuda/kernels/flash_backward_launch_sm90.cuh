@@ -22,12 +22,10 @@ inline int make_backward_params(FlashBackwardSm90Params& params, const FlashPara
   params.scale = p.scale;
   params.scale_log2 = p.scale * kLog2E;
   params.queries = p.queries;
-  params.keys = p.keys;
+  params.keys = part_keys(p);
   params.dim = p.dim;
   params.value_dim = p.value_dim;
-  params.all_keys = p.all_keys;
   params.part_rows = keys_are_pieces(p) ? p.keys : 0;
-  params.key_mask = p.key_mask;
   params.order = tile_order_sm90(rows, p.parts, p.heads, p.batches, kBackwardRows, /*short_last=*/true);
   int error = make_query_map(params.query, p, p.query, p.dim, query_box);
   if (!error) error = make_key_map(params.key, p, p.key, p.dim, key_box);

@@ -66,7 +66,7 @@ __device__ __forceinline__ void produce(const FlashBackwardSm90Params& p, const 
   for (int index = static_cast<int>(ptx::block_index()); index < p.order.tiles;
        index += static_cast<int>(ptx::grid_blocks())) {
     const FlashRowTile at = row_tile<kBackwardRows>(p.order, index);
-    const int steps = (keys_of(p.all_keys, p.keys, at.part) + tile.key_rows - 1) / tile.key_rows;
+    const int steps = (p.keys.of(at.part) + tile.key_rows - 1) / tile.key_rows;
     for (int step = 0; step < steps; ++step) {
       const int row = at.part * p.part_rows + step * tile.key_rows;
       ptx::mbarrier_wait_or_trap(places.keys().empty(key.at), key.phase ^ 1);
@@ -115,7 +115,7 @@ class FlashQueryConsumer {
       const FlashRowTile at = row_tile<kBackwardRows>(p_.order, index);
       ptx::mbarrier_wait_or_trap(places_.rows().full(consumer_), row_place_.phase);
       row_place_.advance();
-      key_count_ = keys_of(p_.all_keys, p_.keys, at.part);
+      key_count_ = p_.keys.of(at.part);
       if (at.row + 64 * consumer_ < p_.queries)
         run_rows(at);
       else
@@ -199,8 +199,8 @@ class FlashQueryConsumer {
       ptx::commit_products();
     }
     exponentiate();
-    if (last || p_.key_mask)  // keys that do not exist or take no part weigh nothing
-      hide_keys(logits_, n * key_rows, key_count_, mask_of(p_.key_mask, p_.all_keys, p_.keys, at), 0);
+    if (last || p_.keys.mask)  // keys that do not exist or take no part weigh nothing
+      hide_keys(logits_, n * key_rows, key_count_, p_.keys.mask_of(at), 0);
     if constexpr (!both) multiply_by_weights();
     ptx::wait_products<0>();
     ptx::keep(slopes_);

@@ -14,11 +14,10 @@ struct FlashBackwardSm90Params {
   FlashScalars lse, offset, grad_entropy;  // the last is optional
   FlashSum grad_query, grad_key, grad_value;
   float scale, scale_log2;
-  int32_t queries, keys, dim, value_dim;
-  int64_t all_keys;
-  int32_t part_rows;        // of the keys' maps from one part to the next: 0 where parts are a dimension of their own
-  const uint8_t* key_mask;  // as in FlashParams
-  FlashTileOrder order;     // of tiles of the rows that stay
+  int32_t queries, dim, value_dim;
+  FlashPartKeys keys;
+  int32_t part_rows;     // of the keys' maps from one part to the next: 0 where parts are a dimension of their own
+  FlashTileOrder order;  // of tiles of the rows that stay
 };
 
 constexpr int kBackwardConsumers = 2, kBackwardRows = 64 * kBackwardConsumers;

@@ -15,9 +15,7 @@ int make_params(const FlashParams& p, bool short_last, FlashForwardSm90Params& p
   params.scale = p.scale;
   params.scale_log2 = p.scale * kLog2E;
   params.queries = p.queries;
-  params.keys = p.keys;
-  params.all_keys = p.all_keys;
-  params.key_mask = p.key_mask;
+  params.keys = part_keys(p);
   params.joined = p.join_out ? p.weighted_value : FlashRows{};
   params.value_dim = p.value_dim;
   params.part_rows = keys_are_pieces(p) ? p.keys : 0;

@@ -92,7 +92,7 @@ class FlashConsumer {
     return row_tile<Shape::rows>(p_.order, index).row + 64 * consumer_ < p_.queries;
   }
   __device__ __forceinline__ int keys_at(int index) const {
-    return keys_of(p_.all_keys, p_.keys, row_tile<Shape::rows>(p_.order, index).part);
+    return p_.keys.of(row_tile<Shape::rows>(p_.order, index).part);
   }
   static __device__ __forceinline__ int steps_of(int key_count) {
     return (key_count + tile.key_rows - 1) / tile.key_rows;
@@ -263,9 +263,8 @@ class FlashConsumer {
   __device__ __forceinline__ void add_weights(int index, int step, int key_count) {
     constexpr float kLeastGrowth = 8;
     const int first = step * tile.key_rows;
-    if (key_count - first < tile.key_rows || p_.key_mask)
-      hide_keys(logits_, first, key_count,
-                mask_of(p_.key_mask, p_.all_keys, p_.keys, row_tile<Shape::rows>(p_.order, index)), -kInfinity);
+    if (key_count - first < tile.key_rows || p_.keys.mask)
+      hide_keys(logits_, first, key_count, p_.keys.mask_of(row_tile<Shape::rows>(p_.order, index)), -kInfinity);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       float most = largest_[half];

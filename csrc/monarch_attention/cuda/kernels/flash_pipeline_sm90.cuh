@@ -8,6 +8,54 @@
 
 namespace frameattn {
 
+// ---- Tiles of rows --------------------------------------------------------------------------------------------------
+
+struct FlashRowTile {
+  int32_t row, part, head, batch;
+
+  template <typename T>
+  __device__ __forceinline__ T* rows(const FlashRows& rows) const {
+    return static_cast<T*>(rows.data) + batch * rows.batch_stride + head * rows.head_stride + part * rows.part_stride;
+  }
+  __device__ __forceinline__ float* scalars(const FlashScalars& scalars) const {
+    return scalars.data + batch * scalars.batch_stride + head * scalars.head_stride + part * scalars.part_stride;
+  }
+};
+
+// Tiles of a part follow each other: the blocks that work at a time read the same keys, which then come from the cache.
+template <int rows>
+__device__ __forceinline__ FlashRowTile row_tile(const FlashTileOrder& order, int index) {
+  const bool whole = index < order.whole_tiles;
+  int item = whole ? index / order.whole_tiles_of_part : index - order.whole_tiles;
+  FlashRowTile tile;
+  tile.row = rows * (whole ? index - item * order.whole_tiles_of_part : order.whole_tiles_of_part);
+  tile.part = item % order.parts;
+  item /= order.parts;
+  tile.head = item % order.heads;
+  tile.batch = item / order.heads;
+  return tile;
+}
+
+// Which keys belong to a part.
+struct FlashPartKeys {
+  int64_t all;  // of a clip
+  int32_t count,
+      step;  // of a part: of pieces of one long range the last has fewer; from one part's first to the next's
+  const uint8_t* mask;  // [batches, all], as in FlashParams
+
+  __device__ __forceinline__ int of(int part) const {
+    const int64_t left = all - static_cast<int64_t>(part) * step;
+    return left < count ? static_cast<int>(left) : count;
+  }
+  // Of the first key of a part; null: all take part.
+  __device__ __forceinline__ const uint8_t* mask_of(const FlashRowTile& at) const {
+    return mask ? mask + at.batch * all + static_cast<int64_t>(at.part) * step : nullptr;
+  }
+};
+
+// ---- Parameters
+// ------------------------------------------------------------------------------------------------------
+
 // Rows of a matrix as a tensor map, and which coordinates count: a dimension without a stride has one place.
 struct FlashMap {
   ptx::TensorMap map;
@@ -18,10 +66,9 @@ struct FlashForwardSm90Params {
   FlashMap query, key, value, weighted_key, weighted_value;
   FlashScalars lse, entropy;
   float scale, scale_log2;
-  int32_t queries, keys;
-  int64_t all_keys;
-  const uint8_t* key_mask;  // as in FlashParams
-  FlashRows joined;         // weighted_value, where what it holds is to be joined
+  int32_t queries;
+  FlashPartKeys keys;
+  FlashRows joined;  // weighted_value, where what it holds is to be joined
   int32_t value_dim;
   int32_t part_rows;  // of the key's map from one part to the next: 0 where parts are a dimension of their own
   FlashTileOrder order;
@@ -106,46 +153,6 @@ struct RingPlace {
   __device__ __forceinline__ int before() const { return at == 0 ? places - 1 : at - 1; }
 };
 
-// ---- Tiles of rows --------------------------------------------------------------------------------------------------
-
-struct FlashRowTile {
-  int32_t row, part, head, batch;
-
-  template <typename T>
-  __device__ __forceinline__ T* rows(const FlashRows& rows) const {
-    return static_cast<T*>(rows.data) + batch * rows.batch_stride + head * rows.head_stride + part * rows.part_stride;
-  }
-  __device__ __forceinline__ float* scalars(const FlashScalars& scalars) const {
-    return scalars.data + batch * scalars.batch_stride + head * scalars.head_stride + part * scalars.part_stride;
-  }
-};
-
-// Tiles of a part follow each other: the blocks that work at a time read the same keys, which then come from the cache.
-template <int rows>
-__device__ __forceinline__ FlashRowTile row_tile(const FlashTileOrder& order, int index) {
-  const bool whole = index < order.whole_tiles;
-  int item = whole ? index / order.whole_tiles_of_part : index - order.whole_tiles;
-  FlashRowTile tile;
-  tile.row = rows * (whole ? index - item * order.whole_tiles_of_part : order.whole_tiles_of_part);
-  tile.part = item % order.parts;
-  item /= order.parts;
-  tile.head = item % order.heads;
-  tile.batch = item / order.heads;
-  return tile;
-}
-
-// Keys of a part: of pieces of one long range the last has fewer.
-__device__ __forceinline__ int keys_of(int64_t all_keys, int keys, int part) {
-  const int64_t left = all_keys - static_cast<int64_t>(part) * keys;
-  return left < keys ? static_cast<int>(left) : keys;
-}
-
-// Of the first key of a part; null: all take part.
-__device__ __forceinline__ const uint8_t* mask_of(const uint8_t* key_mask, int64_t all_keys, int keys,
-                                                  const FlashRowTile& at) {
-  return key_mask ? key_mask + at.batch * all_keys + static_cast<int64_t>(at.part) * keys : nullptr;
-}
-
 // ---- The producer ---------------------------------------------------------------------------------------------------
 
 // Has rows copied from `row` on, block by block of columns.
@@ -175,8 +182,7 @@ __device__ __forceinline__ void produce(const FlashForwardSm90Params& p, uint32_
   for (int index = static_cast<int>(ptx::block_index()); index < p.order.tiles;
        index += static_cast<int>(ptx::grid_blocks())) {
     const FlashRowTile at = row_tile<Shape::rows>(p.order, index);
-    const int steps = (keys_of(p.all_keys, p.keys, at.part) + tile.key_rows - 1) / tile.key_rows,
-              first_key = at.part * p.part_rows;
+    const int steps = (p.keys.of(at.part) + tile.key_rows - 1) / tile.key_rows, first_key = at.part * p.part_rows;
     for (int step = 0; step <= steps; ++step) {
       if (step < steps) {
         ptx::mbarrier_wait(barriers.empty_key(key.at), key.phase ^ 1);
