@@ -19,11 +19,12 @@ enum class FlashData {
   late       // the last key weighs nearly 2^9 times as much as each other, for eight of sixteen rows
 };
 
-// What is computed: forward; parts joined into one; or backward, from the offset on.
-enum class FlashTask { forward, join, backward };
+// What is computed: forward; parts joined into one; backward, from the offset on; or sums of parts added up.
+enum class FlashTask { forward, join, backward, sum };
 
-// What becomes of gradients: added to sums, stored as sums, rounded, or added to sums and the result rounded.
-enum class FlashSums { add, store, round, add_and_round };
+// What becomes of gradients: added to sums, stored as sums, rounded, added to sums and the result rounded, or added to
+// what was rounded and rounded again, that of the query with two terms.
+enum class FlashSums { add, store, round, add_and_round, add_to_rounded };
 
 struct FlashCase {
   FlashTask task;

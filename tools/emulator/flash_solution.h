@@ -14,7 +14,7 @@ namespace frameattn::flash {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 // Each of another size: an exchanged stride is seen.
-constexpr int kBatches = 2, kHeads = 3, kParts = 2;
+constexpr int kBatches = 2, kHeads = 3, kParts = 2, kTerms = 2;
 
 enum class Kind { bits16, float32 };
 
@@ -37,6 +37,8 @@ class Tensor {
   ~Tensor() { device::release(data_); }
   Tensor(const Tensor&) = delete;
 
+  int items() const { return kBatches * kHeads * parts_; }
+  int64_t part_stride() const { return part_stride_; }
   int64_t index(int item, int row, int column = 0) const {  // item: (batch, head, part)
     const int part = item % parts_, head = item / parts_ % kHeads, batch = item / parts_ / kHeads;
     return batch * batch_stride_ + head * head_stride_ + part * part_stride_ + row * row_stride_ + column;
@@ -49,7 +51,7 @@ class Tensor {
   }
   template <typename Draw>
   void fill(Draw draw) {
-    for (int item = 0; item < kBatches * kHeads * parts_; ++item)
+    for (int item = 0; item < items(); ++item)
       for (int row = 0; row < rows; ++row)
         for (int column = 0; column < columns; ++column) {
           const float value = static_cast<float>(draw(item, row, column));
@@ -117,6 +119,9 @@ struct Problem {
         grad_lse(c.element, kParts, c.queries, 1, false, Kind::float32),
         grad_entropy(c.element, kParts, c.queries, 1, false, Kind::float32),
         out_lse(c.element, 1, c.queries, 1, false, Kind::float32),
+        total(c.element, 1, c.queries, c.dim, false, Kind::float32),
+        rounded_total(c.element, 1, c.queries, c.dim, true),
+        terms(c.element, kTerms * (c.task == FlashTask::sum ? 1 : kParts), c.queries, c.dim, true),
         // The last part of split keys lacks some; its tensor's rows after them are there and must not be read.
         all_keys(c.split ? kParts * c.key_rows - c.key_rows / 2 : kParts * c.key_rows),
         mask(kBatches * all_keys, 1) {}
@@ -134,6 +139,8 @@ struct Problem {
   Tensor query, key, value, weighted_key, weighted_value, out, grad_weighted_key, grad_weighted_value;
   Tensor grad_query, grad_key, grad_value, rounded_query, rounded_key, rounded_value, lse, entropy, offset, grad_lse,
       grad_entropy, out_lse;
+  Tensor total, rounded_total;  // of sums of parts
+  Tensor terms;                 // of the query's gradient or the total, one after the other
   int all_keys;
   std::vector<uint8_t> mask;
   double scale = 1;

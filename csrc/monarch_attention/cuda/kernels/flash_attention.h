@@ -37,9 +37,13 @@ struct FlashScalars {
 
 // A gradient that several launches add up, one after the other: the first one stores, others add, the last one rounds.
 struct FlashSum {
-  FlashRows sums;     // float32; null: this launch is the first and the last
+  FlashRows sums;     // float32; null: rounded alone holds the gradient
   bool add = false;   // to what sums hold
   FlashRows rounded;  // 16-bit elements, which take the result in the place of sums; null: this launch is not the last
+  bool add_rounded = false;  // to what rounded holds
+  FlashRows terms;           // 16-bit elements: so many tensors, so far apart, are added too
+  int32_t term_count = 0;
+  int64_t term_stride = 0;
 };
 
 struct FlashParams {
@@ -66,11 +70,14 @@ struct FlashParams {
   FlashScalars offset, grad_entropy;  // grad_entropy: optional, with grad_weighted_key only
   // and writes these.
   FlashSum grad_query, grad_key, grad_value;
+  // Sum adds up the parts of `queries` rows of `dim` columns, float32, and writes their sum to grad_query, whose
+  // part_stride is not used.
+  FlashRows partial_sums;
   int64_t multiprocessors = 1;  // of the GPU: persistent blocks are as many
 };
 
 // What a kernel does; and which one it is.
-enum class FlashKernel { forward, join, offset, backward_query, backward_key };
+enum class FlashKernel { forward, join, offset, backward_query, backward_key, sum };
 struct FlashKernelId {
   FlashKernel kernel;
   Architecture architecture;
