@@ -108,17 +108,24 @@ std::string backward_difference(const std::function<void(const SpatialBackwardSt
   if (like.grad_lse.defined() || (!keys && !values)) found.grad_lse = draws.statistic(rows);
   if (like.offset.defined()) found.offset = draws.statistic(rows);
   SpatialBackwardStep right = found;
-  for (SpatialBackwardStep* step : {&found, &right}) {
-    step->grad_query = sums_like(step->query);
-    step->grad_key = sums_like(step->key);
-    if (values) step->grad_value = sums_like(step->value);
-  }
+  // Each kind of sum once: rounded with others, added to, stored.
+  const auto set_gradients = [&](SpatialBackwardStep& step) {
+    const Tensor term = at::ones({step.query.size(3)}, step.query.options()).expand_as(step.query);
+    step.grad_query = {.rounded = at::ones_like(step.query), .add_rounded = true, .terms = term.unsqueeze(0)};
+    step.grad_key = {.sums = at::ones_like(step.key, at::kFloat), .add = true};
+    if (values) step.grad_value.sums = nans_like(step.value).to(at::kFloat);
+  };
+  set_gradients(found);
+  set_gradients(right);
   kernels(found);
   composed_spatial_backward(right);
-  for (const auto output :
+  for (const auto gradient :
        {&SpatialBackwardStep::grad_query, &SpatialBackwardStep::grad_key, &SpatialBackwardStep::grad_value}) {
-    if (!(right.*output).defined()) continue;
-    const std::string difference = difference_of_outputs(found.*output, right.*output, like.query.scalar_type());
+    if (!(right.*gradient).is_wanted()) continue;
+    const auto output = [&](const SpatialBackwardStep& step) {
+      return (step.*gradient).rounded.defined() ? (step.*gradient).rounded : (step.*gradient).sums;
+    };
+    const std::string difference = difference_of_outputs(output(found), output(right), like.query.scalar_type());
     if (!difference.empty()) return difference;
   }
   return "";

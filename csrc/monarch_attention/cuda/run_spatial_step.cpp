@@ -81,7 +81,7 @@ void run_spatial_forward(const LaunchContext& context, const SpatialForwardStep&
 }
 
 void run_spatial_backward(const LaunchContext& context, const SpatialBackwardStep& step) {
-  if (step.query.size(0) * step.query.size(1) * step.query.size(2) == 0) return;
+  if (step.query.size(0) * step.query.size(1) * step.query.size(2) == 0) return composed_spatial_backward(step);
   const auto by = [&](const FlashKernelId& kernel) {
     return [&, kernel](const SpatialBackwardStep& s) { flash_spatial_backward(context, kernel.architecture, s); };
   };

@@ -62,7 +62,7 @@ void flash_spatial_forward(const LaunchContext& context, const FlashKernelId& ke
 }
 
 void flash_spatial_backward(const LaunchContext& context, Architecture architecture, const SpatialBackwardStep& step) {
-  if (step.key.size(2) == 0) return;  // results do not depend on the queries
+  if (step.key.size(2) == 0) return composed_spatial_backward(step);  // zeros
   FlashCall call(context, "spatial_step_backward", step.query, step.key, step.frames, step.scale);
   FlashParams& p = call.params;
   call.set_mask(step.key_mask);
@@ -88,10 +88,9 @@ void flash_spatial_backward(const LaunchContext& context, Architecture architect
     call.launch({FlashKernel::offset, architecture});
   }
   p.offset = call.scalars(offset);
-  const auto sum = [&](const Tensor& sums) { return FlashSum{.sums = call.sums(sums), .add = true}; };
-  p.grad_query = sum(step.grad_query);
-  p.grad_key = sum(step.grad_key);
-  if (values) p.grad_value = sum(step.grad_value);
+  p.grad_query = call.gradient(step.grad_query);
+  p.grad_key = call.gradient(step.grad_key);
+  p.grad_value = call.gradient(step.grad_value);
   call.launch({FlashKernel::backward_query, architecture});
   call.launch({FlashKernel::backward_key, architecture});
   call.finish();

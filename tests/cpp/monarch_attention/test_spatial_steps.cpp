@@ -92,16 +92,17 @@ TEST_P(ComposedSpatialStep, IsThatOfTheCpu) {
       slopes.grad_weighted_value = rows(count, c.value_dim);
     }
     SpatialBackwardStep others = slopes;
-    for (SpatialBackwardStep* step : {&slopes, &others}) {  // they are added to
-      step->grad_query = at::ones_like(step->query, at::MemoryFormat::Contiguous);
-      step->grad_key = at::ones_like(step->key, at::MemoryFormat::Contiguous);
-      if (c.weigh_values) step->grad_value = at::ones_like(step->value, at::MemoryFormat::Contiguous);
+    for (SpatialBackwardStep* step : {&slopes, &others}) {  // one is added to, one rounded with others, one stored
+      const Tensor ones = at::ones(step->query.sizes(), at::kDouble);
+      step->grad_query = {.rounded = ones.clone(), .add_rounded = true, .terms = at::stack({2 * ones, 3 * ones})};
+      step->grad_key = {.sums = at::ones(step->key.sizes(), at::kDouble), .add = true};
+      if (c.weigh_values) step->grad_value.sums = at::full(step->value.sizes(), std::nan(""), at::kDouble);
     }
     composed_spatial_backward(slopes, bytes);
     cpu_implementation().spatial_backward(others);
-    for (const auto output :
-         {&SpatialBackwardStep::grad_query, &SpatialBackwardStep::grad_key, &SpatialBackwardStep::grad_value})
-      expect_equal(slopes.*output, others.*output);
+    expect_equal(slopes.grad_query.rounded, others.grad_query.rounded);
+    expect_equal(slopes.grad_key.sums, others.grad_key.sums);
+    expect_equal(slopes.grad_value.sums, others.grad_value.sums);
   }
 }
 
@@ -305,7 +306,7 @@ TEST(FlashFirstUse, TellsAWrongKernel) {
   EXPECT_EQ(backward_difference([](auto& s) { composed_spatial_backward(s); }, step), "");
   const auto wrong = [](const SpatialBackwardStep& s) {
     composed_spatial_backward(s);
-    s.grad_key.select(2, 0).add_(1);
+    s.grad_key.sums.select(2, 0).add_(3);
   };
   EXPECT_NE(backward_difference(wrong, step), "");
   EXPECT_EQ(row_dots_difference(&composed_row_dots, step.query), "");

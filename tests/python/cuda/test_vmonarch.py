@@ -10,7 +10,7 @@ from benchmarks.timing import memory_of
 from frameattn.functional import vmonarch_attention
 from oracle import randn
 
-pytestmark = [pytest.mark.cuda, pytest.mark.kernels(*WHOLE, "flash_join_sm80")]
+pytestmark = [pytest.mark.cuda, pytest.mark.kernels(*WHOLE, "flash_join_sm80", "flash_sum_sm80")]
 SHAPES = [  # B, H, T, S, D, Dv
     (2, 2, 3, 5, 8, 8),
     (1, 2, 1, 70, 64, 72),  # one frame: dense attention
