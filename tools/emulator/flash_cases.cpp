@@ -25,6 +25,7 @@ FlashParams params_of(Problem& p, const FlashCase& c, const void* mask) {
   params.multiprocessors = c.multiprocessors;
   params.query = p.query;
   if (c.split) params.query.part_stride = 0;
+  params.same_keys = c.same_keys;
   params.key = p.key;
   params.lse = p.lse;
   if (c.data == FlashData::masked) params.key_mask = static_cast<const uint8_t*>(mask);
@@ -32,8 +33,10 @@ FlashParams params_of(Problem& p, const FlashCase& c, const void* mask) {
     params.weighted_key = p.weighted_key;
     params.entropy = p.entropy;
   }
+  if (c.same_keys) params.key.part_stride = 0;
   if (c.values) {
     params.value = p.value;
+    if (c.same_keys) params.value.part_stride = 0;
     params.weighted_value = p.weighted_value;
   }
   return params;
@@ -239,7 +242,10 @@ std::string FlashCase::name() const {
   std::snprintf(text, sizeof text, "flash_%s_%s-%s-%s%s-%dx%d-D%d-V%d-%s%s%s%s%s", tasks[static_cast<int>(task)],
                 architecture_name(architecture), element == FrameElement::bfloat16 ? "bfloat16" : "float16",
                 keys ? "k" : "", values ? "v" : "", queries, key_rows, dim, value_dim, kinds[static_cast<int>(data)],
-                split ? "-split" : "", joined ? "-joined" : "", ways[static_cast<int>(sums)], on_tile);
+                split       ? "-split"
+                : same_keys ? "-same-keys"
+                            : "",
+                joined ? "-joined" : "", ways[static_cast<int>(sums)], on_tile);
   return text;
 }
 
@@ -264,6 +270,14 @@ std::vector<FlashCase> flash_cases() {
                            task == FlashTask::forward && i == 1});
           if (task == FlashTask::backward) cases.back().sums = static_cast<FlashSums>((turn + turn / 9) % 5);
         }
+  // Dense rows in parts, which are stored for the sum.
+  for (int i = 0; i < 6; ++i) {
+    const Sizes size = sizes[(2 * i + 2) % 9], dim = dims[i % 4];
+    cases.push_back({FlashTask::backward, static_cast<FrameElement>(i % 2), false, true, size.queries, size.keys,
+                     dim.queries, dim.keys, i % 3 == 1 ? FlashData::random : FlashData::masked, i % 2 == 0});
+    cases.back().same_keys = i % 2;
+    cases.back().sums = FlashSums::store;
+  }
 #ifdef FRAMEATTN_WITH_SM90A
   // Around the rows of query tiles, 64, 128 and 192, and of one to four key tiles; fewer blocks than tiles, so that
   // each goes several times round its rings.

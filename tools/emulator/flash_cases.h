@@ -32,11 +32,13 @@ struct FlashCase {
   bool keys, values;  // weighted rows of which
   int queries, key_rows, dim, value_dim;
   FlashData data;
-  bool split;           // all parts have the same queries, and the last one fewer keys: dense rows split over keys
+  // All parts have the same queries, and forward the last one fewer keys: dense rows split over keys.
+  bool split;
   bool joined = false;  // with what weighted_value and lse hold
   Architecture architecture = Architecture::sm80;
   int tile = 0, multiprocessors = 1;  // of the kernels for Hopper: of kFlashTilesSm90, and how many blocks there are
   FlashSums sums = FlashSums::add;
+  bool same_keys = false;  // of all parts: queries that are split
 
   std::string name() const;
 };

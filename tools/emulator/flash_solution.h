@@ -123,16 +123,16 @@ struct Problem {
         rounded_total(c.element, 1, c.queries, c.dim, true),
         terms(c.element, kTerms * (c.task == FlashTask::sum ? 1 : kParts), c.queries, c.dim, true),
         // The last part of split keys lacks some; its tensor's rows after them are there and must not be read.
-        all_keys(c.split ? kParts * c.key_rows - c.key_rows / 2 : kParts * c.key_rows),
+        all_keys(c.same_keys                               ? c.key_rows
+                 : c.split && c.task == FlashTask::forward ? kParts * c.key_rows - c.key_rows / 2
+                                                           : kParts * c.key_rows),
+        same_keys(c.same_keys),
         mask(kBatches * all_keys, 1) {}
 
-  int keys_of(int item) const {
-    const int part = item % kParts;
-    return std::min(key.rows, all_keys - part * key.rows);
-  }
-  bool takes_part(int item, int i) const {
-    return mask[item / kParts / kHeads * all_keys + item % kParts * key.rows + i];
-  }
+  int keys_of(int item) const { return std::min(key.rows, all_keys - first_key(item)); }
+  bool takes_part(int item, int i) const { return mask[item / kParts / kHeads * all_keys + first_key(item) + i]; }
+  int first_key(int item) const { return same_keys ? 0 : item % kParts * key.rows; }
+  int key_item(int item) const { return same_keys ? item - item % kParts : item; }
   int query_item(int item) const { return query_parts == 1 ? item / kParts : item; }
 
   int query_parts;
@@ -142,6 +142,7 @@ struct Problem {
   Tensor total, rounded_total;  // of sums of parts
   Tensor terms;                 // of the query's gradient or the total, one after the other
   int all_keys;
+  bool same_keys;
   std::vector<uint8_t> mask;
   double scale = 1;
 };

@@ -133,6 +133,11 @@ Tensor composed_row_dots(const Tensor& a, const Tensor& b) {
   return out;
 }
 
+void composed_sum(const Tensor& parts, int64_t count, const GradientSum& to) {
+  const Tensor sum = parts.unflatten(2, {count, parts.size(2) / count}).sum(2);
+  finish_gradient(to, to.add ? sum + to.sums : sum);
+}
+
 void composed_join(const Tensor& out, const Tensor& lse, const Tensor& other, const Tensor& other_lse) {
   const Tensor both = at::logaddexp(lse, other_lse), base = both.masked_fill(both == -kInfinity, 0).unsqueeze(-1);
   const Tensor share = lse.unsqueeze(-1).sub(base).exp_(), other_share = other_lse.unsqueeze(-1).sub(base).exp_();

@@ -149,4 +149,17 @@ std::string join_difference(const std::function<Join>& join, const Tensor& like)
   return difference.empty() ? difference_of_outputs(lse, right_lse, like.scalar_type()) : difference;
 }
 
+std::string sum_difference(const std::function<Sum>& sum, const Tensor& like) {
+  constexpr int64_t kParts = 3;
+  Draws draws(like.options());
+  const Tensor parts = draws.rows(kParts * kQueries, like.size(3)).to(at::kFloat).contiguous();
+  const auto rows = [&] { return draws.rows(kQueries, like.size(3)).contiguous(); };
+  const GradientSum found{.rounded = rows(), .add_rounded = true, .terms = at::stack({rows(), rows()})};
+  GradientSum right = found;
+  right.rounded = found.rounded.clone();
+  sum(parts, kParts, found);
+  composed_sum(parts, kParts, right);
+  return difference_of_outputs(found.rounded, right.rounded, like.scalar_type());
+}
+
 }  // namespace frameattn

@@ -50,6 +50,7 @@ struct FlashParams {
   int32_t batches = 0, heads = 0, parts = 0;
   int32_t queries = 0, keys = 0;  // rows of a part
   int64_t all_keys = 0;           // of all parts: the last may have fewer
+  bool same_keys = false;         // all parts have the same keys, all_keys of them, and queries of their own
   int32_t dim = 0, value_dim = 0;
   float scale = 1;
   FlashRows query, key;
@@ -93,6 +94,10 @@ struct KeyParts {
   int64_t parts, keys;
 };
 KeyParts split_keys(int64_t queries, int64_t heads, int64_t keys, int64_t multiprocessors);
+
+// Backward of dense rows: into how many parts the other side of its blocks is cut, for `rows` rows of each of so many
+// heads that are multiplied with `others`. A divisor of `most`.
+int64_t flash_dense_parts(int64_t rows, int64_t heads, int64_t others, int64_t most, int64_t multiprocessors);
 
 // Whether a grid holds the blocks of so many rows in each of so many parts of each head.
 bool flash_blocks_fit(int64_t rows, int64_t parts, int64_t heads);
