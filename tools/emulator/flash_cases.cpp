@@ -303,7 +303,7 @@ std::vector<FlashCase> flash_cases() {
     cases.push_back({FlashTask::join, static_cast<FrameElement>(turn++ % 2), false, true, size.queries, size.keys, 64,
                      size.queries % 3 ? 64 : 200, FlashData::random, false});
   for (const Sizes size : sizes) {
-    cases.push_back({FlashTask::sum, static_cast<FrameElement>(turn++ % 2), true, false, size.queries, 1,
+    cases.push_back({FlashTask::sum, static_cast<FrameElement>(turn++ % 2), true, false, size.queries, size.keys,
                      size.queries % 3 ? 64 : 200, 8, FlashData::random, false});
     cases.back().sums = static_cast<FlashSums>(turn % 5);
   }
