@@ -26,7 +26,7 @@ DEVICE_PROGRAM = ROOT / "build" / "device" / "kernels"
 KERNELS = (
     "frame_attention_forward_sm80", "frame_attention_backward_sm80",
     "frame_update_forward_sm80", "frame_update_backward_sm80",
-    "flash_forward_sm80", "flash_backward_sm80", "flash_offset_sm80", "flash_join_sm80",
+    "flash_forward_sm80", "flash_backward_sm80", "flash_offset_sm80", "flash_join_sm80", "flash_sum_sm80",
     "flash_forward_sm90", "flash_backward_sm90",
 )  # fmt: skip
 KERNEL_DTYPES = ("bfloat16", "float16")
@@ -49,7 +49,7 @@ FAMILIES = {
 def kernels_behind(operation: str, of_gradients: bool) -> list[str]:
     """Those that its outputs come from, or its gradients."""
     own = [kernel for kernel in KERNELS if kernel.startswith(FAMILIES.get(operation, ("none",)))]
-    return [kernel for kernel in own if bool(re.search("backward|offset", kernel)) == of_gradients]
+    return [kernel for kernel in own if bool(re.search("backward|offset|sum", kernel)) == of_gradients]
 
 
 @dataclass

@@ -151,14 +151,15 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       [](const at::Tensor& query, const at::Tensor& key, const at::Tensor& value, int64_t frames, int64_t iterations,
          bool dense_first_frame, double mass_floor, std::optional<double> scale, bool entropy_gradient,
          const std::optional<at::Tensor>& extra_key, const std::optional<at::Tensor>& extra_value,
-         const std::optional<at::Tensor>& extra_mask, bool return_lse) {
-        const VMonarchOptions options{iterations, dense_first_frame, mass_floor, scale, entropy_gradient, return_lse};
+         const std::optional<at::Tensor>& extra_mask, bool return_lse, std::optional<int64_t> workspace_bytes) {
+        const VMonarchOptions options{iterations,       dense_first_frame, mass_floor,     scale,
+                                      entropy_gradient, return_lse,        workspace_bytes};
         return vmonarch_attention(query, key, value, frames, options, extra_key, extra_value, extra_mask);
       },
       py::arg("query"), py::arg("key"), py::arg("value"), py::arg("frames"), py::kw_only(), py::arg("iterations") = 2,
       py::arg("dense_first_frame") = true, py::arg("mass_floor") = 0.1, py::arg("scale") = py::none(),
       py::arg("entropy_gradient") = true, py::arg("extra_key") = py::none(), py::arg("extra_value") = py::none(),
-      py::arg("extra_mask") = py::none(), py::arg("return_lse") = false);
+      py::arg("extra_mask") = py::none(), py::arg("return_lse") = false, py::arg("workspace_bytes") = py::none());
 
   m.def("build_info", &build_info, "(name, value) pairs: what the library was built with");
   m.def("cuda_devices", &cuda_devices, "one line for each NVIDIA GPU the library sees");

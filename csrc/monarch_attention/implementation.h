@@ -6,7 +6,6 @@
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
 
 #include <cstdint>
 #include <functional>
@@ -14,19 +13,14 @@
 #include <tuple>
 #include <vector>
 
+#include "csrc/monarch_attention/gradient_sum.h"
 #include "csrc/monarch_attention/vmonarch_attention.h"
 #include "csrc/shared/unit_stride.h"
 
 namespace frameattn {
 
-// float64 for float64, else float32: the dtype of statistics and of sums in memory.
-inline at::ScalarType acc_dtype(const at::Tensor& t) {
-  return t.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-}
-
-// Contiguous buffers of the shape of t: uninitialised, and zeros in acc dtype to add to.
+// A contiguous buffer of the shape of t, uninitialised.
 inline at::Tensor empty_of(const at::Tensor& t) { return at::empty(t.sizes(), t.options()); }
-inline at::Tensor sums_like(const at::Tensor& t) { return at::zeros(t.sizes(), t.options().dtype(acc_dtype(t))); }
 
 // Attention of the rows of each of `frames` equal parts of query to those of the same part of key.
 struct SpatialForwardStep {
@@ -50,7 +44,7 @@ struct SpatialBackwardStep {
   // grad_weighted_value . weighted_value - grad_lse of rows that attend to more keys than these, as lse is theirs;
   // without weighted_key. Undefined: found from the above.
   at::Tensor offset;
-  at::Tensor grad_query, grad_key, grad_value;  // acc dtype, contiguous, added to
+  GradientSum grad_query, grad_key, grad_value;
 };
 
 struct TemporalForwardStep {
@@ -66,19 +60,23 @@ struct TemporalBackwardStep {
   int64_t frames;
   double mass_floor;
   at::Tensor value, grad_out, grad_lse, row_lse, row_offset;  // output form
-  at::Tensor mass, grad_surrogate;  // update form: what forward gave, and the gradient in acc or query's dtype
-  at::Tensor grad_query;            // acc dtype, added to; or, unless add, of query's dtype, written
-  bool add = true;
-  at::Tensor grad_weighted_key, grad_entropy, grad_value;
+  at::Tensor mass, grad_surrogate;                            // update form: what forward gave, and the gradient
+  at::Tensor grad_query, grad_weighted_key, grad_entropy, grad_value;  // written
+};
+
+// Dense rows (frames = 1) have few queries or few keys. The other side may be cut into equal parts, whose results are
+// added up: how, depends on all heads of the call, of which a step may have some.
+struct DenseParts {
+  int64_t parts;  // or as many as divide this
+  bool of_queries;
+  int64_t heads;
 };
 
 // What a device does.
 struct Implementation {
   std::function<void(const SpatialForwardStep&)> spatial_forward;
   std::function<void(const SpatialBackwardStep&)> spatial_backward;
-  // Backward of dense rows (frames = 1) that may be cut into `parts` equal parts of keys, or with split_queries
-  // queries.
-  std::function<void(const SpatialBackwardStep&, int64_t parts, bool split_queries)> dense_backward;
+  std::function<void(const SpatialBackwardStep&, const DenseParts&)> dense_backward;
   std::function<void(const TemporalForwardStep&)> temporal_forward;
   std::function<void(const TemporalBackwardStep&)> temporal_backward;
   // sum over the last dimension of a * b, in acc dtype: [B, H, rows]

@@ -45,20 +45,20 @@ std::tuple<Tensor, Tensor, Tensor> spatial_step_backward_on(
     step.grad_weighted_key = unit_stride(*grad_weighted_key);
     step.weighted_key = unit_stride(weighted_key);
   }
-  step.grad_query = sums_like(query);
-  step.grad_key = sums_like(key);
-  Tensor grad_value = at::empty({0}, query.options());
+  // Each gradient has one writer.
+  step.grad_query.rounded = empty_of(query);
+  step.grad_key.rounded = empty_of(key);
+  Tensor grad_value;
   if (value && grad_weighted_value) {
     step.value = unit_stride(*value);
     step.grad_weighted_value = unit_stride(*grad_weighted_value);
     step.weighted_value = unit_stride(weighted_value);
-    step.grad_value = sums_like(*value);
-  } else if (value) {
-    grad_value = at::zeros(value->sizes(), value->options());
+    grad_value = step.grad_value.rounded = empty_of(*value);
+  } else {
+    grad_value = value ? at::zeros(value->sizes(), value->options()) : at::empty({0}, query.options());
   }
   device.spatial_backward(step);
-  if (step.grad_value.defined()) grad_value = step.grad_value.to(value->scalar_type());
-  return {step.grad_query.to(query.scalar_type()), step.grad_key.to(key.scalar_type()), grad_value};
+  return {step.grad_query.rounded, step.grad_key.rounded, grad_value};
 }
 
 }  // namespace frameattn

@@ -45,7 +45,6 @@ std::tuple<Tensor, Tensor> temporal_output_on(const Implementation& device, cons
 
 namespace {
 
-// Gradients are written, none is added to another.
 TemporalBackwardStep backward_step(const Tensor& query, const Tensor& weighted_key, const Tensor& entropy,
                                    int64_t frames) {
   TemporalBackwardStep step{.query = unit_stride(query),
@@ -53,7 +52,6 @@ TemporalBackwardStep backward_step(const Tensor& query, const Tensor& weighted_k
                             .entropy = entropy.contiguous(),
                             .frames = frames};
   step.grad_query = empty_of(query);
-  step.add = false;
   step.grad_weighted_key = empty_of(query);
   step.grad_entropy = empty_of(step.entropy);
   return step;

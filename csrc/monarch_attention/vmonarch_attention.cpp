@@ -37,6 +37,8 @@ void check_vmonarch_attention_inputs(const VMonarchInputs& inputs, const c10::Sy
                   ", got ", frames);
   TORCH_CHECK(options.iterations >= 1, op, ": iterations must be at least 1, got ", options.iterations);
   TORCH_CHECK(options.mass_floor > 0, op, ": mass_floor must be more than 0, got ", options.mass_floor);
+  TORCH_CHECK(options.workspace_bytes.value_or(0) >= 0, op, ": workspace_bytes must be at least 0, got ",
+              options.workspace_bytes.value_or(0));
   TORCH_CHECK(extra_key.has_value() == extra_value.has_value(), op, ": extra_key and extra_value come together, got ",
               extra_key ? "extra_key" : "extra_value", " alone");
   TORCH_CHECK(!extra_mask || extra_key, op, ": extra_mask needs extra_key and extra_value");
@@ -97,7 +99,7 @@ VMonarchGradients vmonarch_attention_backward(const VMonarchOutputs& outputs, co
   return op.call(outputs.grad_out, outputs.grad_lse, inputs.query, inputs.key, inputs.value, outputs.out, outputs.lse,
                  outputs.saved, std::move(frames), options.iterations, options.dense_first_frame, options.mass_floor,
                  options.scale.value(), options.entropy_gradient, inputs.extra_key, inputs.extra_value,
-                 inputs.extra_mask);
+                 inputs.extra_mask, options.workspace_bytes);
 }
 
 namespace {
@@ -110,9 +112,9 @@ struct Schema {
   static Result call(const Tensor& query, const Tensor& key, const Tensor& value, c10::SymInt frames,
                      int64_t iterations, bool dense_first_frame, double mass_floor, std::optional<double> scale,
                      bool entropy_gradient, const OptionalTensor& extra_key, const OptionalTensor& extra_value,
-                     const OptionalTensor& extra_mask, bool return_lse) {
+                     const OptionalTensor& extra_mask, bool return_lse, std::optional<int64_t> workspace_bytes) {
     return function({query, key, value, extra_key, extra_value, extra_mask}, frames,
-                    {iterations, dense_first_frame, mass_floor, scale, entropy_gradient, return_lse});
+                    {iterations, dense_first_frame, mass_floor, scale, entropy_gradient, return_lse, workspace_bytes});
   }
 };
 
@@ -120,7 +122,7 @@ Result call_operator(const VMonarchInputs& inputs, const c10::SymInt& frames, co
   static const auto op = find_operator<decltype(Schema<&call_operator>::call)>("frameattn::vmonarch_attention");
   return op.call(inputs.query, inputs.key, inputs.value, frames, options.iterations, options.dense_first_frame,
                  options.mass_floor, options.scale, options.entropy_gradient, inputs.extra_key, inputs.extra_value,
-                 inputs.extra_mask, options.return_lse);
+                 inputs.extra_mask, options.return_lse, options.workspace_bytes);
 }
 
 VMonarchForward forward_meta(const VMonarchInputs& inputs, const c10::SymInt& frames, const VMonarchOptions& options,
@@ -163,7 +165,8 @@ TORCH_LIBRARY_FRAGMENT(frameattn, m) {
   m.def(
       "vmonarch_attention(Tensor query, Tensor key, Tensor value, SymInt frames, int iterations=2,"
       " bool dense_first_frame=True, float mass_floor=0.1, float? scale=None, bool entropy_gradient=True,"
-      " Tensor? extra_key=None, Tensor? extra_value=None, Tensor? extra_mask=None, bool return_lse=False)"
+      " Tensor? extra_key=None, Tensor? extra_value=None, Tensor? extra_mask=None, bool return_lse=False, int? "
+      "workspace_bytes=None)"
       " -> (Tensor, Tensor)",
       tags);
   m.def(
@@ -175,7 +178,7 @@ TORCH_LIBRARY_FRAGMENT(frameattn, m) {
       "vmonarch_attention_backward(Tensor? grad_out, Tensor? grad_lse, Tensor query, Tensor key, Tensor value,"
       " Tensor out, Tensor lse, Tensor[] saved, SymInt frames, int iterations, bool dense_first_frame,"
       " float mass_floor, float scale, bool entropy_gradient, Tensor? extra_key, Tensor? extra_value,"
-      " Tensor? extra_mask) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+      " Tensor? extra_mask, int? workspace_bytes=None) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
       tags);
 }
 

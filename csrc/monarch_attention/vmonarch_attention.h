@@ -73,10 +73,10 @@ struct VMonarchBackwardSchema {
                                 int64_t iterations, bool dense_first_frame, double mass_floor, double scale,
                                 bool entropy_gradient, const std::optional<at::Tensor>& extra_key,
                                 const std::optional<at::Tensor>& extra_value,
-                                const std::optional<at::Tensor>& extra_mask) {
-    return function({grad_out, grad_lse, out, lse, saved.vec()},
-                    {query, key, value, extra_key, extra_value, extra_mask}, frames,
-                    {iterations, dense_first_frame, mass_floor, scale, entropy_gradient});
+                                const std::optional<at::Tensor>& extra_mask, std::optional<int64_t> workspace_bytes) {
+    return function(
+        {grad_out, grad_lse, out, lse, saved.vec()}, {query, key, value, extra_key, extra_value, extra_mask}, frames,
+        {iterations, dense_first_frame, mass_floor, scale, entropy_gradient, /*return_lse=*/false, workspace_bytes});
   }
 };
 

@@ -39,6 +39,7 @@ struct VMonarchAttention : torch::autograd::Function<VMonarchAttention> {
     ctx->saved_data["mass_floor"] = options.mass_floor;
     ctx->saved_data["scale"] = options.scale.value();
     ctx->saved_data["entropy_gradient"] = options.entropy_gradient;
+    ctx->saved_data["workspace_bytes"] = options.workspace_bytes;
     return {out, lse};
   }
 
@@ -51,9 +52,13 @@ struct VMonarchAttention : torch::autograd::Function<VMonarchAttention> {
         kept[0], kept[1], kept[2], if_defined(kept[3]), if_defined(kept[4]), if_defined(kept[5])};
     const VMonarchOutputs outputs{
         if_defined(grads[0]), if_defined(grads[1]), kept[6], kept[7], {kept.begin() + 8, kept.end()}};
-    const VMonarchOptions options{data["iterations"].toInt(), data["dense_first_frame"].toBool(),
-                                  data["mass_floor"].toDouble(), data["scale"].toDouble(),
-                                  data["entropy_gradient"].toBool()};
+    const VMonarchOptions options{data["iterations"].toInt(),
+                                  data["dense_first_frame"].toBool(),
+                                  data["mass_floor"].toDouble(),
+                                  data["scale"].toDouble(),
+                                  data["entropy_gradient"].toBool(),
+                                  /*return_lse=*/false,
+                                  data["workspace_bytes"].toOptional<int64_t>()};
     auto [query, key, value, grad_extra_key, grad_extra_value] =
         vmonarch_attention_backward(outputs, inputs, data["frames"].toSymInt(), options);
     if (ctx->needs_input_grad(0)) gradients[0] = query;

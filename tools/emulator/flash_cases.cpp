@@ -25,6 +25,7 @@ FlashParams params_of(Problem& p, const FlashCase& c, const void* mask) {
   params.multiprocessors = c.multiprocessors;
   params.query = p.query;
   if (c.split) params.query.part_stride = 0;
+  params.same_keys = c.same_keys;
   params.key = p.key;
   params.lse = p.lse;
   if (c.data == FlashData::masked) params.key_mask = static_cast<const uint8_t*>(mask);
@@ -32,8 +33,10 @@ FlashParams params_of(Problem& p, const FlashCase& c, const void* mask) {
     params.weighted_key = p.weighted_key;
     params.entropy = p.entropy;
   }
+  if (c.same_keys) params.key.part_stride = 0;
   if (c.values) {
     params.value = p.value;
+    if (c.same_keys) params.value.part_stride = 0;
     params.weighted_value = p.weighted_value;
   }
   return params;
@@ -120,11 +123,72 @@ void run_join(Problem& p, const FlashCase& c, FlashParams params, FrameOutcome& 
   outcome.right = check("lse", p.out_lse, kStatisticTolerance, outcome) && right;
 }
 
+// A gradient of the query, or else: has terms where it is rounded again.
 struct Gradient {
   const char* name;
   Tensor &sums, &rounded;
   FlashSum FlashParams::* param;
+  bool of_query = true;
 };
+
+bool is_rounded(FlashSums sums) { return sums != FlashSums::add && sums != FlashSums::store; }
+
+// What the launch finds, and what it is told to do with it. The solution is added to what `sums` has.
+void prepare(const Gradient& gradient, Tensor& terms, FlashSums how, FlashParams& params) {
+  FlashSum& sum = params.*gradient.param;
+  Tensor &sums = gradient.sums, &rounded = gradient.rounded;
+  const auto held = [](int, int row, int column) { return 0.25 * ((row + column) % 5); };
+  sum.add = how == FlashSums::add || how == FlashSums::add_and_round;
+  sum.add_rounded = how == FlashSums::add_to_rounded;
+  if (how != FlashSums::round && !sum.add_rounded) sum.sums = sums;
+  if (is_rounded(how)) sum.rounded = rounded;
+  if (sum.add) sums.fill(held);
+  if (sum.add_rounded) {
+    rounded.fill(held);
+    for (int item = 0; item < sums.items(); ++item)
+      for (int row = 0; row < sums.rows; ++row)
+        for (int column = 0; column < sums.columns; ++column) sums.at(item, row, column) = held(item, row, column);
+  }
+  sums.magnitudes = sums.values;
+  if (!sum.add_rounded || !gradient.of_query) return;
+  Normal normal(11);
+  terms.fill([&](auto...) { return normal(); });
+  const int parts = sums.items() / (kBatches * kHeads);
+  sum.terms = terms;
+  sum.term_count = kTerms;
+  sum.term_stride = parts * terms.part_stride();
+  for (int item = 0; item < sums.items(); ++item)
+    for (int term = 0; term < kTerms; ++term)
+      for (int row = 0; row < sums.rows; ++row)
+        for (int column = 0; column < sums.columns; ++column)
+          sums.add(item, row, column, terms.at((item / parts * kTerms + term) * parts + item % parts, row, column));
+}
+
+bool check(const Gradient& gradient, const FlashCase& c, FrameOutcome& outcome) {
+  Tensor &sums = gradient.sums, &rounded = gradient.rounded;
+  for (int item = 0; item < sums.items(); ++item)
+    for (int row = 0; row < sums.rows; ++row)
+      for (int column = 0; column < sums.columns; ++column) {
+        rounded.at(item, row, column) = sums.at(item, row, column);
+        rounded.magnitudes[rounded.index(item, row, column)] = sums.magnitudes[sums.index(item, row, column)];
+      }
+  return check(gradient.name, is_rounded(c.sums) ? rounded : sums, result_tolerance(c.element), outcome);
+}
+
+// Sums of parts are as they come: float32.
+void run_sum(Problem& p, const FlashCase& c, FlashParams params, FrameOutcome& outcome) {
+  const Gradient total{"sum", p.total, p.rounded_total, &FlashParams::grad_query};
+  Normal normal(3);
+  p.grad_query.fill([&](auto...) { return normal(); });
+  params.partial_sums = p.grad_query;
+  prepare(total, p.terms, c.sums, params);
+  for (int item = 0; item < kItems; ++item)
+    for (int row = 0; row < c.queries; ++row)
+      for (int column = 0; column < c.dim; ++column)
+        p.total.add(item / kParts, row, column, p.grad_query.at(item, row, column));
+  run(FlashKernel::sum, params, c);
+  outcome.right = check(total, c, outcome);
+}
 
 void run_backward(Problem& p, const FlashCase& c, FlashParams params, FrameOutcome& outcome) {
   // What forward stores.
@@ -156,39 +220,21 @@ void run_backward(Problem& p, const FlashCase& c, FlashParams params, FrameOutco
   bool right = check("offset", p.offset, {3e-5, 3e-5, 1e-5}, outcome);
 
   const Gradient gradients[] = {{"grad_query", p.grad_query, p.rounded_query, &FlashParams::grad_query},
-                                {"grad_key", p.grad_key, p.rounded_key, &FlashParams::grad_key},
-                                {"grad_value", p.grad_value, p.rounded_value, &FlashParams::grad_value}};
-  const bool adds = c.sums == FlashSums::add || c.sums == FlashSums::add_and_round;
-  const bool rounds = c.sums == FlashSums::round || c.sums == FlashSums::add_and_round;
-  for (const Gradient& gradient : gradients) {
-    if (adds) gradient.sums.fill([](int, int row, int column) { return 0.25 * ((row + column) % 5); });
-    gradient.sums.magnitudes = gradient.sums.values;
-    FlashSum& sum = params.*gradient.param;
-    if (c.sums != FlashSums::round) sum.sums = gradient.sums;
-    if (rounds) sum.rounded = gradient.rounded;
-    sum.add = adds;
-  }
+                                {"grad_key", p.grad_key, p.rounded_key, &FlashParams::grad_key, false},
+                                {"grad_value", p.grad_value, p.rounded_value, &FlashParams::grad_value, false}};
+  for (const Gradient& gradient : gradients) prepare(gradient, p.terms, c.sums, params);
   solve_backward(p, c);
   run(FlashKernel::backward_query, params, c);
   run(FlashKernel::backward_key, params, c);
-  for (const Gradient& gradient : std::span(gradients, c.values ? 3 : 2)) {
-    Tensor &sums = gradient.sums, &rounded = gradient.rounded, &found = rounds ? rounded : sums;
-    for (int item = 0; item < kItems; ++item)
-      for (int row = 0; row < sums.rows; ++row)
-        for (int column = 0; column < sums.columns; ++column) {
-          rounded.at(item, row, column) = sums.at(item, row, column);
-          rounded.magnitudes[rounded.index(item, row, column)] = sums.magnitudes[sums.index(item, row, column)];
-        }
-    right = check(gradient.name, found, result_tolerance(c.element), outcome) && right;
-  }
+  for (const Gradient& gradient : std::span(gradients, c.values ? 3 : 2)) right = check(gradient, c, outcome) && right;
   outcome.right = right;
 }
 
 }  // namespace
 
 std::string FlashCase::name() const {
-  const char* tasks[] = {"forward", "join", "backward"};
-  const char* ways[] = {"", "-stored", "-rounded", "-added-rounded"};
+  const char* tasks[] = {"forward", "join", "backward", "sum"};
+  const char* ways[] = {"", "-stored", "-rounded", "-added-rounded", "-rounded-again"};
   const char* kinds[] = {"random", "flat", "growing", "masked", "negative", "large", "late"};
   char text[160], on_tile[40] = "";
   if (architecture == Architecture::sm90 && task == FlashTask::backward)
@@ -199,7 +245,10 @@ std::string FlashCase::name() const {
   std::snprintf(text, sizeof text, "flash_%s_%s-%s-%s%s-%dx%d-D%d-V%d-%s%s%s%s%s", tasks[static_cast<int>(task)],
                 architecture_name(architecture), element == FrameElement::bfloat16 ? "bfloat16" : "float16",
                 keys ? "k" : "", values ? "v" : "", queries, key_rows, dim, value_dim, kinds[static_cast<int>(data)],
-                split ? "-split" : "", joined ? "-joined" : "", ways[static_cast<int>(sums)], on_tile);
+                split       ? "-split"
+                : same_keys ? "-same-keys"
+                            : "",
+                joined ? "-joined" : "", ways[static_cast<int>(sums)], on_tile);
   return text;
 }
 
@@ -222,8 +271,16 @@ std::vector<FlashCase> flash_cases() {
                            size.keys, dim.queries, dim.keys,
                            static_cast<FlashData>((turn + turn / 6) % (task == FlashTask::forward ? 5 : 6)),
                            task == FlashTask::forward && i == 1});
-          if (task == FlashTask::backward) cases.back().sums = static_cast<FlashSums>((turn + turn / 9) % 4);
+          if (task == FlashTask::backward) cases.back().sums = static_cast<FlashSums>((turn + turn / 9) % 5);
         }
+  // Dense rows in parts, which are stored for the sum.
+  for (int i = 0; i < 6; ++i) {
+    const Sizes size = sizes[(2 * i + 2) % 9], dim = dims[i % 4];
+    cases.push_back({FlashTask::backward, static_cast<FrameElement>(i % 2), false, true, size.queries, size.keys,
+                     dim.queries, dim.keys, i % 3 == 1 ? FlashData::random : FlashData::masked, i % 2 == 0});
+    cases.back().same_keys = i % 2;
+    cases.back().sums = FlashSums::store;
+  }
 #ifdef FRAMEATTN_WITH_SM90A
   // Around the rows of query tiles, 64, 128 and 192, and of one to four key tiles; fewer blocks than tiles, so that
   // each goes several times round its rings.
@@ -260,6 +317,11 @@ std::vector<FlashCase> flash_cases() {
   for (const Sizes size : sizes)
     cases.push_back({FlashTask::join, static_cast<FrameElement>(turn++ % 2), false, true, size.queries, size.keys, 64,
                      size.queries % 3 ? 64 : 200, FlashData::random, false});
+  for (const Sizes size : sizes) {
+    cases.push_back({FlashTask::sum, static_cast<FrameElement>(turn++ % 2), true, false, size.queries, size.keys,
+                     size.queries % 3 ? 64 : 200, 8, FlashData::random, false});
+    cases.back().sums = static_cast<FlashSums>(turn % 5);
+  }
   return cases;
 }
 
@@ -274,6 +336,7 @@ FrameOutcome run_flash_case(const FlashCase& c) {
     if (c.task == FlashTask::forward) run_forward(p, c, params, outcome);
     if (c.task == FlashTask::join) run_join(p, c, params, outcome);
     if (c.task == FlashTask::backward) run_backward(p, c, params, outcome);
+    if (c.task == FlashTask::sum) run_sum(p, c, params, outcome);
   } catch (...) {
     device::release(mask);
     throw;

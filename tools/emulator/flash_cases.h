@@ -19,11 +19,12 @@ enum class FlashData {
   late       // the last key weighs nearly 2^9 times as much as each other, for eight of sixteen rows
 };
 
-// What is computed: forward; parts joined into one; or backward, from the offset on.
-enum class FlashTask { forward, join, backward };
+// What is computed: forward; parts joined into one; backward, from the offset on; or sums of parts added up.
+enum class FlashTask { forward, join, backward, sum };
 
-// What becomes of gradients: added to sums, stored as sums, rounded, or added to sums and the result rounded.
-enum class FlashSums { add, store, round, add_and_round };
+// What becomes of gradients: added to sums, stored as sums, rounded, added to sums and the result rounded, or added to
+// what was rounded and rounded again, that of the query with two terms.
+enum class FlashSums { add, store, round, add_and_round, add_to_rounded };
 
 struct FlashCase {
   FlashTask task;
@@ -31,11 +32,13 @@ struct FlashCase {
   bool keys, values;  // weighted rows of which
   int queries, key_rows, dim, value_dim;
   FlashData data;
-  bool split;           // all parts have the same queries, and the last one fewer keys: dense rows split over keys
+  // All parts have the same queries, and forward the last one fewer keys: dense rows split over keys.
+  bool split;
   bool joined = false;  // with what weighted_value and lse hold
   Architecture architecture = Architecture::sm80;
   int tile = 0, multiprocessors = 1;  // of the kernels for Hopper: of kFlashTilesSm90, and how many blocks there are
   FlashSums sums = FlashSums::add;
+  bool same_keys = false;  // of all parts: queries that are split
 
   std::string name() const;
 };

@@ -20,7 +20,7 @@ std::vector<double> weights_of(Problem& p, int item, int j, std::vector<double>&
   logits.assign(keys, 0);
   double largest = -kInfinity, sum = 0;
   for (int i = 0; i < keys; ++i) {
-    logits[i] = p.scale * dot(p.query, p.query_item(item), j, p.key, item, i);
+    logits[i] = p.scale * dot(p.query, p.query_item(item), j, p.key, p.key_item(item), i);
     if (p.takes_part(item, i)) largest = std::max(largest, logits[i]);
   }
   for (int i = 0; i < keys; ++i) sum += weights[i] = p.takes_part(item, i) ? std::exp(logits[i] - largest) : 0;
@@ -43,8 +43,8 @@ void solve_forward(Problem& p, const FlashCase& c) {
       const std::vector<double> weights = weights_of(p, item, j, logits);
       for (int i = 0; i < p.keys_of(item); ++i) {
         if (weights[i] == 0) continue;
-        add_row(p.weighted_key, item, j, p.scale * weights[i], p.key, item, i);
-        add_row(p.weighted_value, item, j, weights[i], p.value, item, i);
+        add_row(p.weighted_key, item, j, p.scale * weights[i], p.key, p.key_item(item), i);
+        add_row(p.weighted_value, item, j, weights[i], p.value, p.key_item(item), i);
       }
     }
 }
@@ -58,11 +58,11 @@ void solve_backward(Problem& p, const FlashCase& c) {
         if (weights[i] == 0) continue;
         double slope = -p.offset.at(item, j), size = std::abs(slope);
         const auto add = [&](double term) { slope += term, size += std::abs(term); };
-        if (c.values) add(dot(p.grad_weighted_value, item, j, p.value, item, i));
-        if (c.keys) add(p.scale * dot(p.grad_weighted_key, item, j, p.key, item, i));
+        if (c.values) add(dot(p.grad_weighted_value, item, j, p.value, p.key_item(item), i));
+        if (c.keys) add(p.scale * dot(p.grad_weighted_key, item, j, p.key, p.key_item(item), i));
         if (c.keys) add(p.grad_entropy.at(item, j) * logits[i]);
         const double dx = weights[i] * slope;
-        add_row(p.grad_query, item, j, p.scale * dx, p.key, item, i);
+        add_row(p.grad_query, item, j, p.scale * dx, p.key, p.key_item(item), i);
         add_row(p.grad_key, item, i, p.scale * dx, p.query, p.query_item(item), j);
         if (c.keys) add_row(p.grad_key, item, i, p.scale * weights[i], p.grad_weighted_key, item, j);
         if (c.values) add_row(p.grad_value, item, i, weights[i], p.grad_weighted_value, item, j);

@@ -14,7 +14,7 @@ namespace frameattn::flash {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 // Each of another size: an exchanged stride is seen.
-constexpr int kBatches = 2, kHeads = 3, kParts = 2;
+constexpr int kBatches = 2, kHeads = 3, kParts = 2, kTerms = 2;
 
 enum class Kind { bits16, float32 };
 
@@ -37,6 +37,8 @@ class Tensor {
   ~Tensor() { device::release(data_); }
   Tensor(const Tensor&) = delete;
 
+  int items() const { return kBatches * kHeads * parts_; }
+  int64_t part_stride() const { return part_stride_; }
   int64_t index(int item, int row, int column = 0) const {  // item: (batch, head, part)
     const int part = item % parts_, head = item / parts_ % kHeads, batch = item / parts_ / kHeads;
     return batch * batch_stride_ + head * head_stride_ + part * part_stride_ + row * row_stride_ + column;
@@ -49,7 +51,7 @@ class Tensor {
   }
   template <typename Draw>
   void fill(Draw draw) {
-    for (int item = 0; item < kBatches * kHeads * parts_; ++item)
+    for (int item = 0; item < items(); ++item)
       for (int row = 0; row < rows; ++row)
         for (int column = 0; column < columns; ++column) {
           const float value = static_cast<float>(draw(item, row, column));
@@ -117,24 +119,30 @@ struct Problem {
         grad_lse(c.element, kParts, c.queries, 1, false, Kind::float32),
         grad_entropy(c.element, kParts, c.queries, 1, false, Kind::float32),
         out_lse(c.element, 1, c.queries, 1, false, Kind::float32),
+        total(c.element, 1, c.queries, c.dim, false, Kind::float32),
+        rounded_total(c.element, 1, c.queries, c.dim, true),
+        terms(c.element, kTerms * (c.task == FlashTask::sum ? 1 : kParts), c.queries, c.dim, true),
         // The last part of split keys lacks some; its tensor's rows after them are there and must not be read.
-        all_keys(c.split ? kParts * c.key_rows - c.key_rows / 2 : kParts * c.key_rows),
+        all_keys(c.same_keys                               ? c.key_rows
+                 : c.split && c.task == FlashTask::forward ? kParts * c.key_rows - c.key_rows / 2
+                                                           : kParts * c.key_rows),
+        same_keys(c.same_keys),
         mask(kBatches * all_keys, 1) {}
 
-  int keys_of(int item) const {
-    const int part = item % kParts;
-    return std::min(key.rows, all_keys - part * key.rows);
-  }
-  bool takes_part(int item, int i) const {
-    return mask[item / kParts / kHeads * all_keys + item % kParts * key.rows + i];
-  }
+  int keys_of(int item) const { return std::min(key.rows, all_keys - first_key(item)); }
+  bool takes_part(int item, int i) const { return mask[item / kParts / kHeads * all_keys + first_key(item) + i]; }
+  int first_key(int item) const { return same_keys ? 0 : item % kParts * key.rows; }
+  int key_item(int item) const { return same_keys ? item - item % kParts : item; }
   int query_item(int item) const { return query_parts == 1 ? item / kParts : item; }
 
   int query_parts;
   Tensor query, key, value, weighted_key, weighted_value, out, grad_weighted_key, grad_weighted_value;
   Tensor grad_query, grad_key, grad_value, rounded_query, rounded_key, rounded_value, lse, entropy, offset, grad_lse,
       grad_entropy, out_lse;
+  Tensor total, rounded_total;  // of sums of parts
+  Tensor terms;                 // of the query's gradient or the total, one after the other
   int all_keys;
+  bool same_keys;
   std::vector<uint8_t> mask;
   double scale = 1;
 };

@@ -35,7 +35,7 @@ class Items {
     const Tensor lse = load_scalars(p.row_lse, all_).unsqueeze(-1);
     largest_ = lse.masked_fill(lse == -kInfinity, kInfinity);  // a row without any weights
     total_.fill_(1);
-    offset_ = load_scalars(p.row_offset, all_).unsqueeze(-1);
+    if (p.row_offset.defined()) offset_ = load_scalars(p.row_offset, all_).unsqueeze(-1);
   }
 
   void run() {
@@ -141,7 +141,7 @@ class Items {
     Tensor x = products_of(l, k) + pull_.narrow(2, k.first, k.count);
     x.mul_(p.is_update() ? shares_of(l, k) : weights_of(l, k));
     Tensor offset = offset_.narrow(1, l.first, l.count);
-    if (finds_statistics(k)) {
+    if (k == all_ && !p.row_offset.defined()) {
       offset.copy_(x.sum(-1, /*keepdim=*/true));
       if (p.grad_lse.defined()) offset.sub_(load_scalars(p.grad_lse, l).unsqueeze(-1));
     }

@@ -46,9 +46,9 @@ class Blocks {
 
   void attention_backward() const {
     FrameProblem backward = p;
-    if (!p.row_lse.defined()) {
+    if (!p.row_offset.defined()) {
       auto [out, lse] = attend(p);
-      backward.row_lse = lse;
+      if (!p.row_lse.defined()) backward.row_lse = lse;
       backward.row_offset = inner_products(out, p.grad_out);
       if (p.grad_lse.defined()) backward.row_offset.sub_(p.grad_lse);
     }

@@ -34,6 +34,7 @@ class Trial {
       fill(member, &Trial::nans, &Trial::scalars);
     problem.key.mul_(1 / (problem.scale * std::sqrt(double(frame_columns(problem.query)))));
     if (like.kernel == FrameKernel::update_backward) find_mass();
+    if (problem.row_lse.defined() && !problem.row_offset.defined()) find_row_lse();
   }
 
   std::vector<Tensor FrameProblem::*> outputs() const {
@@ -76,6 +77,19 @@ class Trial {
     forward.mass = problem.mass;
     forward.out = at::empty_like(problem.query);
     run_composed(forward);
+  }
+
+  // Of all rows but those of the first frame, which take no part.
+  void find_row_lse() {
+    FrameProblem forward{.op = problem.op, .kernel = FrameKernel::attention_forward, .scale = problem.scale};
+    forward.query = problem.query;
+    forward.key = problem.key;
+    forward.entropy = problem.entropy;
+    forward.value = problem.value;
+    forward.lse = problem.row_lse;
+    forward.out = at::empty_like(problem.value);
+    run_composed(forward);
+    problem.row_lse.select(3, 0).fill_(std::numeric_limits<double>::infinity());
   }
 
   at::Generator generator_ = at::make_generator<at::CPUGeneratorImpl>(0);

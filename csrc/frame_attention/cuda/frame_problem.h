@@ -20,10 +20,11 @@ struct FrameProblem {
   double mass_floor = 0;
   // [I0, I1, I2, T, segments, segment], of one dtype: a row is some segments, each of them contiguous as a rule.
   at::Tensor query, key, value, out;
-  at::Tensor grad_out, grad_query, grad_key, grad_value;  // grad_out of the update form may be float32
+  at::Tensor grad_out, grad_query, grad_key, grad_value;
   // [I0, I1, I2, T], float32 (float64 for float64)
   at::Tensor entropy, lse, mass, grad_lse, grad_entropy;
-  at::Tensor row_lse, row_offset;  // of attention_backward, where the softmax goes over other keys too
+  // Of attention_backward, where the softmax goes over other keys too; row_lse alone where rows take no part (+inf).
+  at::Tensor row_lse, row_offset;
   // A block of a larger problem (frame_blocks.h), for kernels only: out and gradients are float32 and hold results for
   // other frames, and query and key may have different numbers of frames.
   bool accumulate = false;

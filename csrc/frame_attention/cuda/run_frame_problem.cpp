@@ -33,7 +33,7 @@ std::string shape_of(const FrameProblem& problem) {
   };
   std::string shape = std::to_string(problem.frames()) + " frames of " + columns(problem.query);
   if (problem.value.defined()) shape += ", values " + columns(problem.value);
-  if (problem.row_lse.defined()) shape += ", in a larger softmax";
+  if (problem.row_lse.defined()) shape += problem.row_offset.defined() ? ", in a larger softmax" : ", some rows";
   return shape;
 }
 

@@ -18,6 +18,9 @@ struct VMonarchOptions {
   std::optional<double> scale = std::nullopt;  // of the logits; 1 / sqrt(D) unless given
   bool entropy_gradient = true;                // false: no gradient through the entropy of R
   bool return_lse = false;
+  // Backward works on as many heads at a time as need at most so many bytes of buffers, one at least. Unless given,
+  // twice the bytes of query, and at least 128 MiB. Results do not depend on it.
+  std::optional<int64_t> workspace_bytes = std::nullopt;
 };
 
 // query, key [B, H, N, D]   value [B, H, N, Dv]   ->   output [B, H, N, Dv], lse [B, H, N] (empty unless asked for)

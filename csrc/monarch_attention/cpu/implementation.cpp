@@ -126,6 +126,23 @@ namespace {
 struct Slopes {
   Tensor logit_direction, offset;
 };
+
+// Where a step adds its gradients, in acc dtype.
+struct Sums {
+  explicit Sums(const SpatialBackwardStep& step)
+      : query(begin_gradient(step.grad_query)),
+        key(begin_gradient(step.grad_key)),
+        value(begin_gradient(step.grad_value)) {}
+
+  void finish(const SpatialBackwardStep& step) const {
+    finish_gradient(step.grad_query, query);
+    finish_gradient(step.grad_key, key);
+    finish_gradient(step.grad_value, value);
+  }
+
+  Tensor query, key, value;
+};
+
 Slopes slopes_of(const SpatialBackwardStep& step) {
   if (step.offset.defined()) return {step.grad_weighted_key, step.offset};
   Slopes slopes{step.grad_weighted_key, at::zeros_like(step.lse)};
@@ -141,7 +158,7 @@ Slopes slopes_of(const SpatialBackwardStep& step) {
 
 // The backward problem of queries first_query .. + queries against keys first_key .. + keys of a head.
 template <typename T>
-FlashBackward<T> backward_problem(const SpatialBackwardStep& step, const Slopes& slopes, int64_t head,
+FlashBackward<T> backward_problem(const SpatialBackwardStep& step, const Slopes& slopes, const Sums& sums, int64_t head,
                                   int64_t first_query, int64_t queries, int64_t first_key, int64_t keys) {
   using acc_t = at::opmath_type<T>;
   FlashBackward<T> problem{.queries = queries,
@@ -159,9 +176,9 @@ FlashBackward<T> backward_problem(const SpatialBackwardStep& step, const Slopes&
   problem.logit_direction = rows<const T>(slopes.logit_direction, head).from(first_query);
   problem.lse = row_values<const acc_t>(step.lse, head) + first_query;
   problem.offset = row_values<const acc_t>(slopes.offset, head) + first_query;
-  problem.grad_query = rows<acc_t>(step.grad_query, head).from(first_query);
-  problem.grad_key = rows<acc_t>(step.grad_key, head).from(first_key);
-  problem.grad_value = rows<acc_t>(step.grad_value, head).from(first_key);
+  problem.grad_query = rows<acc_t>(sums.query, head).from(first_query);
+  problem.grad_key = rows<acc_t>(sums.key, head).from(first_key);
+  problem.grad_value = rows<acc_t>(sums.value, head).from(first_key);
   return problem;
 }
 
@@ -170,42 +187,48 @@ FlashBackward<T> backward_problem(const SpatialBackwardStep& step, const Slopes&
 void run_spatial_backward(const SpatialBackwardStep& step) {
   const int64_t queries = step.query.size(2) / step.frames, keys = step.key.size(2) / step.frames;
   const Slopes slopes = slopes_of(step);
+  const Sums sums(step);
   DISPATCH(step.query, "spatial_backward", [&] {
     run_tasks(heads_of(step.query) * step.frames, [&](int64_t task) {
       const int64_t head = task / step.frames, frame = task % step.frames;
-      flash_backward(backward_problem<scalar_t>(step, slopes, head, frame * queries, queries, frame * keys, keys));
+      flash_backward(
+          backward_problem<scalar_t>(step, slopes, sums, head, frame * queries, queries, frame * keys, keys));
     });
   });
+  sums.finish(step);
 }
 
-void run_dense_backward(const SpatialBackwardStep& step, int64_t parts, bool split_queries) {
+void run_dense_backward(const SpatialBackwardStep& step, const DenseParts& of) {
+  const int64_t parts = of.parts;
+  const bool split_queries = of.of_queries;
   const int64_t queries = step.query.size(2), keys = step.key.size(2), heads = heads_of(step.query);
   const int64_t part = ((split_queries ? queries : keys) + parts - 1) / parts;
   const Slopes slopes = slopes_of(step);
+  const Sums sums(step);
   // A head at a time: the private sums of one are as large as all that its parts share.
   const auto shared_like = [&](const Tensor& t) {
     return t.defined() ? at::empty({parts, t.size(2), t.size(3)}, t.options()) : Tensor();
   };
   Tensor query_sums, key_sums, value_sums;
   if (split_queries) {
-    key_sums = shared_like(step.grad_key);
-    value_sums = shared_like(step.grad_value);
+    key_sums = shared_like(sums.key);
+    value_sums = shared_like(sums.value);
   } else {
-    query_sums = shared_like(step.grad_query);
+    query_sums = shared_like(sums.query);
   }
   for (int64_t head = 0; head < heads; ++head) {
-    for (Tensor* sums : {&query_sums, &key_sums, &value_sums})
-      if (sums->defined()) sums->zero_();
+    for (Tensor* shared : {&query_sums, &key_sums, &value_sums})
+      if (shared->defined()) shared->zero_();
     DISPATCH(step.query, "dense_backward", [&] {
       using acc_t = at::opmath_type<scalar_t>;
       run_tasks(parts, [&](int64_t task) {
         const int64_t first = task * part;
         const int64_t count = std::min(part, (split_queries ? queries : keys) - first);
         if (count <= 0) return;
-        auto problem = split_queries ? backward_problem<scalar_t>(step, slopes, head, first, count, 0, keys)
-                                     : backward_problem<scalar_t>(step, slopes, head, 0, queries, first, count);
-        const auto use = [&](const Tensor& sums, Rows<acc_t>& target) {
-          if (sums.defined()) target = {sums.data_ptr<acc_t>() + task * sums.stride(0), sums.stride(1)};
+        auto problem = split_queries ? backward_problem<scalar_t>(step, slopes, sums, head, first, count, 0, keys)
+                                     : backward_problem<scalar_t>(step, slopes, sums, head, 0, queries, first, count);
+        const auto use = [&](const Tensor& shared, Rows<acc_t>& target) {
+          if (shared.defined()) target = {shared.data_ptr<acc_t>() + task * shared.stride(0), shared.stride(1)};
         };
         use(query_sums, problem.grad_query);
         use(key_sums, problem.grad_key);
@@ -213,13 +236,15 @@ void run_dense_backward(const SpatialBackwardStep& step, int64_t parts, bool spl
         flash_backward(problem);
       });
     });
-    const auto add = [&](const Tensor& sums, const Tensor& target) {
-      if (sums.defined()) target.select(0, head / target.size(1)).select(0, head % target.size(1)).add_(sums.sum(0));
+    const auto add = [&](const Tensor& shared, const Tensor& target) {
+      if (shared.defined())
+        target.select(0, head / target.size(1)).select(0, head % target.size(1)).add_(shared.sum(0));
     };
-    add(query_sums, step.grad_query);
-    add(key_sums, step.grad_key);
-    add(value_sums, step.grad_value);
+    add(query_sums, sums.query);
+    add(key_sums, sums.key);
+    add(value_sums, sums.value);
   }
+  sums.finish(step);
 }
 
 namespace {
@@ -260,7 +285,8 @@ void run_temporal_forward(const TemporalForwardStep& step) {
 void run_temporal_backward(const TemporalBackwardStep& given) {
   TemporalBackwardStep step = given;
   if (step.grad_surrogate.defined()) step.grad_surrogate = step.grad_surrogate.to(acc_dtype(step.query)).contiguous();
-  if (!given.add) step.grad_query = sums_like(step.query);
+  const GradientSum grad_query{.rounded = step.grad_query};
+  const Tensor query_sums = begin_gradient(grad_query);
   DISPATCH(step.query, "temporal_backward", [&] {
     using acc_t = at::opmath_type<scalar_t>;
     for_positions(step.query, step.frames, [&](int64_t head, int64_t first, int64_t last) {
@@ -279,14 +305,14 @@ void run_temporal_backward(const TemporalBackwardStep& given) {
       problem.row_offset = row_values<const acc_t>(step.row_offset, head);
       problem.mass = row_values<const acc_t>(step.mass, head);
       problem.grad_update = rows<const acc_t>(step.grad_surrogate, head);
-      problem.grad_query = rows<acc_t>(step.grad_query, head);
+      problem.grad_query = rows<acc_t>(query_sums, head);
       problem.grad_weighted_key = rows<scalar_t>(step.grad_weighted_key, head);
       problem.grad_entropy = row_values<acc_t>(step.grad_entropy, head);
       problem.grad_value = rows<scalar_t>(step.grad_value, head);
       temporal_backward(problem, first, last);
     });
   });
-  if (!given.add) given.grad_query.copy_(step.grad_query);
+  finish_gradient(grad_query, query_sums);
 }
 
 const Implementation& cpu_implementation() {

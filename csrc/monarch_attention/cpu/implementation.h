@@ -9,7 +9,7 @@ void run_spatial_forward(const SpatialForwardStep& step);
 void run_spatial_backward(const SpatialBackwardStep& step);
 // Parts are worked on at once, with private sums for what they share (grad_query, or grad_key and grad_value), added up
 // in order.
-void run_dense_backward(const SpatialBackwardStep& step, int64_t parts, bool split_queries);
+void run_dense_backward(const SpatialBackwardStep& step, const DenseParts& of);
 void run_temporal_forward(const TemporalForwardStep& step);
 void run_temporal_backward(const TemporalBackwardStep& step);
 

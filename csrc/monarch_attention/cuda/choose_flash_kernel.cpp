@@ -40,6 +40,8 @@ std::string flash_kernel_name(const FlashKernelId& id) {
         return "flash_backward_query_";
       case FlashKernel::backward_key:
         return "flash_backward_key_";
+      case FlashKernel::sum:
+        return "flash_sum_";
     }
     return "";
   };

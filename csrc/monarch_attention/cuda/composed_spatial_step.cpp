@@ -88,6 +88,8 @@ void composed_spatial_forward(const SpatialForwardStep& step, int64_t bytes) {
 
 void composed_spatial_backward(const SpatialBackwardStep& step, int64_t bytes) {
   const auto acc = acc_dtype(step.query);
+  const Tensor grad_query = begin_gradient(step.grad_query), grad_key = begin_gradient(step.grad_key);
+  const Tensor grad_value = begin_gradient(step.grad_value);
   for_pieces(step.query, step.key, step.frames, bytes, [&](const Piece& piece) {
     const auto rows = [&](const Tensor& t) { return t.defined() ? rows_of(t, piece, step.frames).to(acc) : Tensor(); };
     const auto keys = [&](const Tensor& t) { return frames_of(t, piece, step.frames); };
@@ -112,11 +114,14 @@ void composed_spatial_backward(const SpatialBackwardStep& step, int64_t bytes) {
     if (entropy_grad.defined()) slopes = slopes.addcmul(entropy_grad.unsqueeze(-1), x.masked_fill(x == -kInfinity, 0));
     const Tensor gradients = weights.mul(slopes);
 
-    rows_of(step.grad_query, piece, step.frames).add_(gradients.matmul(key), step.scale);
-    keys(step.grad_key).add_(gradients.mT().matmul(query), step.scale);
-    if (key_grad.defined()) keys(step.grad_key).add_(weights.mT().matmul(key_grad), step.scale);
-    if (value_grad.defined()) keys(step.grad_value).add_(weights.mT().matmul(value_grad));
+    rows_of(grad_query, piece, step.frames).add_(gradients.matmul(key), step.scale);
+    keys(grad_key).add_(gradients.mT().matmul(query), step.scale);
+    if (key_grad.defined()) keys(grad_key).add_(weights.mT().matmul(key_grad), step.scale);
+    if (value_grad.defined()) keys(grad_value).add_(weights.mT().matmul(value_grad));
   });
+  finish_gradient(step.grad_query, grad_query);
+  finish_gradient(step.grad_key, grad_key);
+  finish_gradient(step.grad_value, grad_value);
 }
 
 Tensor composed_row_dots(const Tensor& a, const Tensor& b) {
@@ -126,6 +131,11 @@ Tensor composed_row_dots(const Tensor& a, const Tensor& b) {
     rows(out).copy_(rows(a).to(out.scalar_type()).mul(rows(b)).sum(-1));
   });
   return out;
+}
+
+void composed_sum(const Tensor& parts, int64_t count, const GradientSum& to) {
+  const Tensor sum = parts.unflatten(2, {count, parts.size(2) / count}).sum(2);
+  finish_gradient(to, to.add ? sum + to.sums : sum);
 }
 
 void composed_join(const Tensor& out, const Tensor& lse, const Tensor& other, const Tensor& other_lse) {

@@ -13,6 +13,7 @@ void composed_spatial_forward(const SpatialForwardStep& step, int64_t bytes = kC
 void composed_spatial_backward(const SpatialBackwardStep& step, int64_t bytes = kComposedBytes);
 
 at::Tensor composed_row_dots(const at::Tensor& a, const at::Tensor& b);
+void composed_sum(const at::Tensor& parts, int64_t count, const GradientSum& to);
 void composed_join(const at::Tensor& out, const at::Tensor& lse, const at::Tensor& other, const at::Tensor& other_lse);
 
 }  // namespace frameattn

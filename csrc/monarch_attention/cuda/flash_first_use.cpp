@@ -108,17 +108,24 @@ std::string backward_difference(const std::function<void(const SpatialBackwardSt
   if (like.grad_lse.defined() || (!keys && !values)) found.grad_lse = draws.statistic(rows);
   if (like.offset.defined()) found.offset = draws.statistic(rows);
   SpatialBackwardStep right = found;
-  for (SpatialBackwardStep* step : {&found, &right}) {
-    step->grad_query = sums_like(step->query);
-    step->grad_key = sums_like(step->key);
-    if (values) step->grad_value = sums_like(step->value);
-  }
+  // Each kind of sum once: rounded with others, added to, stored.
+  const auto set_gradients = [&](SpatialBackwardStep& step) {
+    const Tensor term = at::ones({step.query.size(3)}, step.query.options()).expand_as(step.query);
+    step.grad_query = {.rounded = at::ones_like(step.query), .add_rounded = true, .terms = term.unsqueeze(0)};
+    step.grad_key = {.sums = at::ones_like(step.key, at::kFloat), .add = true};
+    if (values) step.grad_value.sums = nans_like(step.value).to(at::kFloat);
+  };
+  set_gradients(found);
+  set_gradients(right);
   kernels(found);
   composed_spatial_backward(right);
-  for (const auto output :
+  for (const auto gradient :
        {&SpatialBackwardStep::grad_query, &SpatialBackwardStep::grad_key, &SpatialBackwardStep::grad_value}) {
-    if (!(right.*output).defined()) continue;
-    const std::string difference = difference_of_outputs(found.*output, right.*output, like.query.scalar_type());
+    if (!(right.*gradient).is_wanted()) continue;
+    const auto output = [&](const SpatialBackwardStep& step) {
+      return (step.*gradient).rounded.defined() ? (step.*gradient).rounded : (step.*gradient).sums;
+    };
+    const std::string difference = difference_of_outputs(output(found), output(right), like.query.scalar_type());
     if (!difference.empty()) return difference;
   }
   return "";
@@ -140,6 +147,19 @@ std::string join_difference(const std::function<Join>& join, const Tensor& like)
   composed_join(right, right_lse, other, other_lse);
   const std::string difference = difference_of_outputs(found, right, like.scalar_type());
   return difference.empty() ? difference_of_outputs(lse, right_lse, like.scalar_type()) : difference;
+}
+
+std::string sum_difference(const std::function<Sum>& sum, const Tensor& like) {
+  constexpr int64_t kParts = 3;
+  Draws draws(like.options());
+  const Tensor parts = draws.rows(kParts * kQueries, like.size(3)).to(at::kFloat).contiguous();
+  const auto rows = [&] { return draws.rows(kQueries, like.size(3)).contiguous(); };
+  const GradientSum found{.rounded = rows(), .add_rounded = true, .terms = at::stack({rows(), rows()})};
+  GradientSum right = found;
+  right.rounded = found.rounded.clone();
+  sum(parts, kParts, found);
+  composed_sum(parts, kParts, right);
+  return difference_of_outputs(found.rounded, right.rounded, like.scalar_type());
 }
 
 }  // namespace frameattn

@@ -20,4 +20,7 @@ std::string row_dots_difference(const std::function<at::Tensor(const at::Tensor&
 using Join = void(const at::Tensor& out, const at::Tensor& lse, const at::Tensor& other, const at::Tensor& other_lse);
 std::string join_difference(const std::function<Join>& join, const at::Tensor& like);
 
+using Sum = void(const at::Tensor& parts, int64_t count, const GradientSum& to);
+std::string sum_difference(const std::function<Sum>& sum, const at::Tensor& like);
+
 }  // namespace frameattn

@@ -24,12 +24,13 @@ bool flash_rows_are_aligned(const Tensor& rows) {
   return true;
 }
 
-Tensor padded_flash_rows(const Tensor& rows) {
+Tensor padded_flash_rows(const Tensor& rows, std::optional<at::ScalarType> dtype) {
   if (is_verbose())
     warn_once(c10::str("frameattn: the spatial step copies rows that a kernel cannot read where they are: it wants ",
                        "addresses and strides that are multiples of 16 bytes, and a multiple of 8 columns; got sizes ",
                        rows.sizes(), ", strides ", rows.strides()));
-  return at::zeros({rows.size(0), rows.size(1), rows.size(2), padded(rows.size(3))}, rows.options());
+  return at::zeros({rows.size(0), rows.size(1), rows.size(2), padded(rows.size(3))},
+                   rows.options().dtype(dtype.value_or(rows.scalar_type())));
 }
 
 FlashCall::FlashCall(const LaunchContext& context, const char* op, const Tensor& query, const Tensor& key,
@@ -79,9 +80,11 @@ void FlashCall::launch(const FlashKernelId& id) const {
 }
 
 void FlashCall::finish() const {
-  for (const auto& [buffer, given, add] : results_) {
-    const Tensor found = buffer.narrow(3, 0, given.size(3));
-    add ? given.add_(found) : given.copy_(found);
+  for (const auto& [buffer, given] : outputs_) given.copy_(buffer.narrow(3, 0, given.size(3)));
+  for (const auto& [buffer, to] : gradients_) {
+    const Tensor found = buffer.narrow(3, 0, (to.rounded.defined() ? to.rounded : to.sums).size(3));
+    if (to.add) found.add_(to.sums);
+    finish_gradient(to, found);
   }
 }
 
@@ -90,10 +93,29 @@ FlashRows FlashCall::rows(const Tensor& t) const {
           t.stride(2)};
 }
 
-FlashRows FlashCall::result(const Tensor& given, bool add) {
+FlashRows FlashCall::output(const Tensor& given) {
   if (flash_rows_are_aligned(given)) return rows(given);
-  results_.push_back({padded_flash_rows(given), given, add});
-  return rows(results_.back().buffer);
+  outputs_.emplace_back(padded_flash_rows(given), given);
+  return rows(outputs_.back().first);
+}
+
+FlashSum FlashCall::gradient(const GradientSum& given) {
+  if (!given.is_wanted()) return {};
+  for (const Tensor& t : {given.sums, given.rounded, given.terms.defined() ? given.terms[0] : Tensor()})
+    if (t.defined() && !flash_rows_are_aligned(t)) {
+      const Tensor& like = given.rounded.defined() ? given.rounded : given.sums;
+      gradients_.emplace_back(padded_flash_rows(like, at::kFloat), given);
+      return {.sums = rows(gradients_.back().first)};
+    }
+  FlashSum sum{.add = given.add, .add_rounded = given.add_rounded};
+  if (given.sums.defined()) sum.sums = rows(given.sums);
+  if (given.rounded.defined()) sum.rounded = rows(given.rounded);
+  if (given.terms.defined()) {
+    sum.terms = rows(given.terms[0]);
+    sum.term_count = static_cast<int32_t>(given.terms.size(0));
+    sum.term_stride = given.terms.stride(0);
+  }
+  return sum;
 }
 
 }  // namespace frameattn

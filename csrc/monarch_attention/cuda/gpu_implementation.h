@@ -14,8 +14,8 @@ const Implementation& gpu_implementation() {
   static const Implementation implementation{
       .spatial_forward = [](const SpatialForwardStep& step) { run_spatial_forward(context_of(step.query), step); },
       .spatial_backward = [](const SpatialBackwardStep& step) { run_spatial_backward(context_of(step.query), step); },
-      .dense_backward = [](const SpatialBackwardStep& step, int64_t,
-                           bool) { run_spatial_backward(context_of(step.query), step); },
+      .dense_backward = [](const SpatialBackwardStep& step,
+                           const DenseParts& parts) { run_dense_backward(context_of(step.query), step, parts); },
       .temporal_forward = [](const TemporalForwardStep& step) { temporal_forward_by(run_frames<context_of>, step); },
       .temporal_backward = [](const TemporalBackwardStep& step) { temporal_backward_by(run_frames<context_of>, step); },
       .row_dots = [](const Tensor& a, const Tensor& b) { return run_row_dots(context_of(a), a, b); }};

@@ -59,6 +59,36 @@ void run_join(const LaunchContext& context, const Tensor& out, const Tensor& lse
     composed_join(out, lse, other, other_lse);
 }
 
+// Whether the kernel that adds up parts may be used.
+bool may_sum(const LaunchContext& context, const Tensor& like) {
+  const auto check = [&](const FlashKernelId& kernel) {
+    return sum_difference([&](const Tensor& parts, int64_t count,
+                              const GradientSum& to) { flash_sum(context, kernel.architecture, parts, count, to); },
+                          like);
+  };
+  return run_kernel(
+      context, choose_flash_kernel(FlashKernel::sum, "vmonarch_attention_backward", like, like, 1, context.capability),
+      like.scalar_type(), "rows", check, [](auto&) {});
+}
+
+void run_backward(const LaunchContext& context, const SpatialBackwardStep& step, const FlashDenseParts& parts) {
+  if (step.query.size(0) * step.query.size(1) * step.query.size(2) == 0) return composed_spatial_backward(step);
+  const auto check = [&](const FlashKernelId& kernel) {
+    const auto by = [&](const SpatialBackwardStep& s) { flash_spatial_backward(context, kernel.architecture, s); };
+    return backward_difference(by, step);
+  };
+  const auto run = [&](const FlashKernelId& kernel) {
+    flash_spatial_backward(context, kernel.architecture, step, parts);
+  };
+  const at::ScalarType dtype = step.query.scalar_type();
+  const std::string shape = shape_of(step.query, step.value, step.grad_weighted_key.defined(),
+                                     step.grad_weighted_value.defined(), step.frames);
+  if (run_kernel(context, choose_flash_backward_sm90(step, context), dtype, shape, check, run)) return;
+  const FlashKernelChoice portable = choose_flash_kernel(FlashKernel::backward_key, "spatial_step_backward", step.query,
+                                                         step.key, step.frames, context.capability);
+  if (!run_kernel(context, portable, dtype, shape, check, run)) composed_spatial_backward(step);
+}
+
 }  // namespace
 
 void run_spatial_forward(const LaunchContext& context, const SpatialForwardStep& step) {
@@ -83,19 +113,17 @@ void run_spatial_forward(const LaunchContext& context, const SpatialForwardStep&
 }
 
 void run_spatial_backward(const LaunchContext& context, const SpatialBackwardStep& step) {
-  if (step.query.size(0) * step.query.size(1) * step.query.size(2) == 0) return;
-  const auto by = [&](const FlashKernelId& kernel) {
-    return [&, kernel](const SpatialBackwardStep& s) { flash_spatial_backward(context, kernel.architecture, s); };
+  run_backward(context, step, {});
+}
+
+void run_dense_backward(const LaunchContext& context, const SpatialBackwardStep& step, const DenseParts& of) {
+  FlashDenseParts parts;
+  const auto choose = [&](int64_t& count, const Tensor& rows, const Tensor& others) {
+    count = flash_dense_parts(rows.size(2), of.heads, others.size(2), of.parts, context.multiprocessors);
   };
-  const auto check = [&](const FlashKernelId& kernel) { return backward_difference(by(kernel), step); };
-  const auto run = [&](const FlashKernelId& kernel) { by(kernel)(step); };
-  const at::ScalarType dtype = step.query.scalar_type();
-  const std::string shape = shape_of(step.query, step.value, step.grad_weighted_key.defined(),
-                                     step.grad_weighted_value.defined(), step.frames);
-  if (run_kernel(context, choose_flash_backward_sm90(step, context), dtype, shape, check, run)) return;
-  const FlashKernelChoice portable = choose_flash_kernel(FlashKernel::backward_key, "spatial_step_backward", step.query,
-                                                         step.key, step.frames, context.capability);
-  if (!run_kernel(context, portable, dtype, shape, check, run)) composed_spatial_backward(step);
+  of.of_queries ? choose(parts.of_queries, step.key, step.query) : choose(parts.of_keys, step.query, step.key);
+  if (parts.of_keys * parts.of_queries > 1 && !may_sum(context, step.query)) parts = {};
+  run_backward(context, step, parts);
 }
 
 Tensor run_row_dots(const LaunchContext& context, const Tensor& a, const Tensor& b) {

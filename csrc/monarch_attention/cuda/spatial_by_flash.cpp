@@ -43,6 +43,65 @@ bool forward_of_split_keys(const LaunchContext& context, const FlashKernelId& ke
   return true;
 }
 
+// The sums of every part of dense rows, [batches, heads, parts, rows, columns].
+FlashSum sums_of_parts(const Tensor& like, int64_t parts, int64_t rows, int64_t columns, const FlashParams& p,
+                       Tensor& sums) {
+  sums = at::empty({p.batches, p.heads, parts * rows, columns}, like.options().dtype(at::kFloat));
+  return {.sums = {sums.data_ptr(), sums.stride(0), sums.stride(1), rows * columns, columns}};
+}
+
+// The sum of parts, which `parts` says, of `rows` rows and `columns` columns.
+void launch_sum(FlashCall& call, const FlashRows& parts, int64_t count, int64_t rows, int64_t columns,
+                const FlashSum& to) {
+  FlashParams& p = call.params;
+  const FlashParams before = p;
+  p.parts = static_cast<int32_t>(count);
+  p.queries = static_cast<int32_t>(rows);
+  p.dim = static_cast<int32_t>(columns);
+  p.partial_sums = parts;
+  p.grad_query = to;
+  call.launch({FlashKernel::sum, Architecture::sm80});
+  p = before;
+}
+
+// Gradient of dense queries: a block for every tile of queries and every part of the keys.
+void backward_query_of_split_keys(Architecture architecture, const SpatialBackwardStep& step, int64_t parts,
+                                  FlashCall& call) {
+  FlashParams& p = call.params;
+  const FlashParams before = p;
+  p.parts = static_cast<int32_t>(parts);
+  p.keys = static_cast<int32_t>(p.all_keys / parts);
+  for (FlashRows* rows : {&p.query, &p.grad_weighted_value}) rows->part_stride = 0;
+  for (FlashScalars* scalars : {&p.lse, &p.offset}) scalars->part_stride = 0;
+  for (FlashRows* rows : {&p.key, &p.value}) rows->part_stride = p.keys * rows->row_stride;
+  Tensor sums;
+  const FlashSum of_parts = sums_of_parts(step.query, parts, p.queries, p.dim, p, sums);
+  p.grad_query = of_parts;
+  call.launch({FlashKernel::backward_query, architecture});
+  p = before;
+  launch_sum(call, of_parts.sums, parts, p.queries, p.dim, before.grad_query);
+}
+
+// Gradients of keys that all queries attend to: a block for every tile of keys and every part of the queries.
+void backward_key_of_split_queries(Architecture architecture, const SpatialBackwardStep& step, int64_t parts,
+                                   FlashCall& call) {
+  FlashParams& p = call.params;
+  const FlashParams before = p;
+  p.parts = static_cast<int32_t>(parts);
+  p.queries = static_cast<int32_t>(p.queries / parts);
+  p.same_keys = true;
+  for (FlashRows* rows : {&p.query, &p.grad_weighted_value}) rows->part_stride = p.queries * rows->row_stride;
+  for (FlashScalars* scalars : {&p.lse, &p.offset}) scalars->part_stride = p.queries;
+  for (FlashRows* rows : {&p.key, &p.value}) rows->part_stride = 0;
+  Tensor key_sums, value_sums;
+  const FlashSum of_key = p.grad_key = sums_of_parts(step.query, parts, p.keys, p.dim, p, key_sums);
+  const FlashSum of_value = p.grad_value = sums_of_parts(step.query, parts, p.keys, p.value_dim, p, value_sums);
+  call.launch({FlashKernel::backward_key, architecture});
+  p = before;
+  launch_sum(call, of_key.sums, parts, p.keys, p.dim, p.grad_key);
+  launch_sum(call, of_value.sums, parts, p.keys, p.value_dim, p.grad_value);
+}
+
 }  // namespace
 
 void flash_spatial_forward(const LaunchContext& context, const FlashKernelId& kernel, const SpatialForwardStep& step) {
@@ -61,8 +120,9 @@ void flash_spatial_forward(const LaunchContext& context, const FlashKernelId& ke
   call.finish();
 }
 
-void flash_spatial_backward(const LaunchContext& context, Architecture architecture, const SpatialBackwardStep& step) {
-  if (step.key.size(2) == 0) return;  // results do not depend on the queries
+void flash_spatial_backward(const LaunchContext& context, Architecture architecture, const SpatialBackwardStep& step,
+                            const FlashDenseParts& parts) {
+  if (step.key.size(2) == 0) return composed_spatial_backward(step);  // zeros
   FlashCall call(context, "spatial_step_backward", step.query, step.key, step.frames, step.scale);
   FlashParams& p = call.params;
   call.set_mask(step.key_mask);
@@ -88,12 +148,26 @@ void flash_spatial_backward(const LaunchContext& context, Architecture architect
     call.launch({FlashKernel::offset, Architecture::sm80});
   }
   p.offset = call.scalars(offset);
-  const auto sum = [&](const Tensor& sums) { return FlashSum{.sums = call.sums(sums), .add = true}; };
-  p.grad_query = sum(step.grad_query);
-  p.grad_key = sum(step.grad_key);
-  if (values) p.grad_value = sum(step.grad_value);
-  call.launch({FlashKernel::backward_query, architecture});
-  call.launch({FlashKernel::backward_key, architecture});
+  p.grad_query = call.gradient(step.grad_query);
+  p.grad_key = call.gradient(step.grad_key);
+  p.grad_value = call.gradient(step.grad_value);
+  if (parts.of_keys > 1)
+    backward_query_of_split_keys(architecture, step, parts.of_keys, call);
+  else
+    call.launch({FlashKernel::backward_query, architecture});
+  if (parts.of_queries > 1)
+    backward_key_of_split_queries(architecture, step, parts.of_queries, call);
+  else
+    call.launch({FlashKernel::backward_key, architecture});
+  call.finish();
+}
+
+void flash_sum(const LaunchContext& context, Architecture architecture, const Tensor& parts, int64_t count,
+               const GradientSum& to) {
+  FlashCall call(context, "vmonarch_attention_backward", to.rounded, to.rounded, 1, 1);
+  const int64_t rows = parts.size(2) / count;
+  launch_sum(call, {parts.data_ptr(), parts.stride(0), parts.stride(1), rows * parts.stride(2), parts.stride(2)}, count,
+             rows, parts.size(3), call.gradient(to));
   call.finish();
 }
 

@@ -62,8 +62,7 @@ FrameProblem forward_problem(const TemporalForwardStep& step) {
   return problem;
 }
 
-// grad_query: to be written, of the dtype of query.
-FrameProblem backward_problem(const TemporalBackwardStep& step, const Tensor& grad_query) {
+FrameProblem backward_problem(const TemporalBackwardStep& step) {
   const bool update = !step.value.defined();
   const Items items(step.query, step.frames);
   const auto scalars = [&](const Tensor& t) { return t.defined() ? items.scalars(t) : t; };
@@ -71,7 +70,7 @@ FrameProblem backward_problem(const TemporalBackwardStep& step, const Tensor& gr
                                     update ? FrameKernel::update_backward : FrameKernel::attention_backward, items,
                                     step.query, step.weighted_key);
   problem.entropy = items.scalars(step.entropy);
-  problem.grad_query = items.rows(grad_query);
+  problem.grad_query = items.rows(step.grad_query);
   problem.grad_key = items.rows(step.grad_weighted_key);
   problem.grad_entropy = items.scalars(step.grad_entropy);
   if (update) {
@@ -83,6 +82,8 @@ FrameProblem backward_problem(const TemporalBackwardStep& step, const Tensor& gr
     problem.grad_value = items.rows(step.grad_value);
     problem.grad_out = items.rows(step.grad_out);
     problem.grad_lse = scalars(step.grad_lse);
+    problem.row_lse = scalars(step.row_lse);
+    problem.row_offset = scalars(step.row_offset);
   }
   return problem;
 }
@@ -102,25 +103,7 @@ void temporal_forward_by(const FrameRunner& run, const TemporalForwardStep& step
   run(forward_problem(step));
 }
 
-void temporal_backward_by(const FrameRunner& run, const TemporalBackwardStep& given) {
-  TemporalBackwardStep step = given;
-  if (step.row_lse.defined() && !step.row_offset.defined()) {
-    // The rows are their own, but for those with row_lse = +inf, which have no part: no gradient comes from them.
-    const Tensor apart = step.row_lse.isinf();
-    step.grad_out = step.grad_out.masked_fill(apart.unsqueeze(3), 0);
-    if (step.grad_lse.defined()) step.grad_lse = step.grad_lse.masked_fill(apart, 0);
-    step.row_lse.reset();
-  }
-  const Tensor grad_query = step.add ? empty_of(step.query) : step.grad_query;
-  FrameProblem problem = backward_problem(step, grad_query);
-  if (step.row_lse.defined()) {
-    const Items items(step.query, step.frames);
-    problem.row_lse = items.scalars(step.row_lse);
-    problem.row_offset = items.scalars(step.row_offset);
-  }
-  run(problem);
-  if (step.add) step.grad_query.add_(grad_query);
-}
+void temporal_backward_by(const FrameRunner& run, const TemporalBackwardStep& step) { run(backward_problem(step)); }
 
 Implementation temporal_implementation(const FrameRunner& run) {
   return {.temporal_forward = [run](const TemporalForwardStep& step) { temporal_forward_by(run, step); },

@@ -12,7 +12,7 @@
 
 namespace frameattn {
 
-// The steps of the fused operator. Backward adds to grad_query what was rounded to the dtype of query once.
+// The steps of the fused operator.
 void temporal_forward_by(const FrameRunner& run, const TemporalForwardStep& step);
 void temporal_backward_by(const FrameRunner& run, const TemporalBackwardStep& step);
 

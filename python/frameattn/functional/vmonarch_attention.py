@@ -22,6 +22,7 @@ def vmonarch_attention(
     extra_value: Tensor | None = ...,
     extra_mask: Tensor | None = ...,
     return_lse: Literal[False] = ...,
+    workspace_bytes: int | None = ...,
 ) -> Tensor: ...
 @overload
 def vmonarch_attention(
@@ -39,6 +40,7 @@ def vmonarch_attention(
     extra_value: Tensor | None = ...,
     extra_mask: Tensor | None = ...,
     return_lse: Literal[True],
+    workspace_bytes: int | None = ...,
 ) -> tuple[Tensor, Tensor]: ...
 def vmonarch_attention(
     query: Tensor,
@@ -55,6 +57,7 @@ def vmonarch_attention(
     extra_value: Tensor | None = None,
     extra_mask: Tensor | None = None,
     return_lse: bool = False,
+    workspace_bytes: int | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     r"""Attention whose matrix is a Monarch matrix, found by alternating minimization.
 
@@ -81,6 +84,8 @@ def vmonarch_attention(
             frames) to which every query attends densely.
         extra_mask: [B, E] bool, True where an extra key takes part.
         return_lse: return the log-sum-exp of every row too.
+        workspace_bytes: backward works on as many heads at a time as need at most so many bytes of buffers beside its
+            results, one at least. None is twice the bytes of query, and at least 128 MiB. Results are the same for all.
 
     Returns:
         out [B, H, N, Dv], contiguous; with return_lse also lse [B, H, N]: natural logarithm, float32 (float64 for
@@ -115,5 +120,6 @@ def vmonarch_attention(
         extra_value,
         extra_mask,
         return_lse,
+        workspace_bytes,
     )
     return (out, lse) if return_lse else out

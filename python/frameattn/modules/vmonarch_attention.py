@@ -22,7 +22,7 @@ class VMonarchAttention(Projections):
             rotary embedding.
         attention: "vmonarch", or "dense" for F.scaled_dot_product_attention. Both have the same parameters; assign to
             ``layer.attention`` to switch.
-        iterations, dense_first_frame, mass_floor: of ``functional.vmonarch_attention``.
+        iterations, dense_first_frame, mass_floor, workspace_bytes: of ``functional.vmonarch_attention``.
 
     Forward:
         x: [B, N, D], N = frames * S, tokens row-major over (frame, height, width).
@@ -56,16 +56,20 @@ class VMonarchAttention(Projections):
         iterations: int = 2,
         dense_first_frame: bool = True,
         mass_floor: float = 0.1,
+        workspace_bytes: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
         super().__init__(dim, num_heads, bias, device, dtype)
         if iterations < 1:
             raise ValueError(f"VMonarchAttention: iterations must be at least 1, got {iterations}")
+        if workspace_bytes is not None and workspace_bytes < 0:
+            raise ValueError(f"VMonarchAttention: workspace_bytes must be at least 0, got {workspace_bytes}")
         if not mass_floor > 0:
             raise ValueError(f"VMonarchAttention: mass_floor must be more than 0, got {mass_floor}")
         self.attention = attention
         self.iterations, self.dense_first_frame, self.mass_floor = iterations, dense_first_frame, mass_floor
+        self.workspace_bytes = workspace_bytes
 
         def norm() -> nn.RMSNorm | None:
             return nn.RMSNorm(dim // num_heads, eps=1e-6, device=device, dtype=dtype) if qk_norm else None
@@ -112,6 +116,7 @@ class VMonarchAttention(Projections):
             iterations=self.iterations,
             dense_first_frame=self.dense_first_frame,
             mass_floor=self.mass_floor,
+            workspace_bytes=self.workspace_bytes,
         )
 
     def extra_repr(self) -> str:

@@ -134,6 +134,74 @@ TEST_F(RunSpatialStep, DenseRowsAreSplitWhereMultiprocessorsWouldIdle) {
   EXPECT_EQ(emulator.launches, 1 + 3);
 }
 
+// Backward of dense rows with a mask: queries that keys are cut for, and keys that queries are cut for.
+TEST_F(RunSpatialStep, DenseGradientsAreAddedUpFromPartsWhereMultiprocessorsWouldIdle) {
+  at::manual_seed(0);
+  for (const int64_t width : {16, 20})  // gradients that are rounded by a kernel, and by torch
+    for (const bool of_queries : {false, true}) {
+      const int64_t rows = of_queries ? 240 : 30, others = of_queries ? 30 : 240, value_width = width + 8;
+      const auto draw = [](int64_t count, int64_t columns) {
+        return at::randn({1, 2, count, columns}).to(at::kBFloat16);
+      };
+      SpatialBackwardStep step{.query = draw(rows, width), .key = draw(others, width), .frames = 1, .scale = 0.3};
+      step.value = draw(others, value_width);
+      step.key_mask = at::arange(others).remainder(3).ne(1).unsqueeze(0);
+      step.grad_weighted_value = draw(rows, value_width);
+      step.lse = (0.3 * step.query.matmul(step.key.mT())).to(at::kFloat).logsumexp(-1) + 0.7;  // of more keys
+      step.offset = at::randn({1, 2, rows});
+      SpatialBackwardStep right = step;
+      for (Tensor SpatialBackwardStep::* t :
+           {&SpatialBackwardStep::query, &SpatialBackwardStep::key, &SpatialBackwardStep::value,
+            &SpatialBackwardStep::grad_weighted_value, &SpatialBackwardStep::lse, &SpatialBackwardStep::offset})
+        right.*t = (step.*t).to(at::kDouble);
+      for (SpatialBackwardStep* s : {&step, &right}) {
+        s->grad_query = {.rounded = at::ones_like(s->query), .add_rounded = true};
+        s->grad_key = {.sums = at::ones(s->key.sizes(), acc_dtype(s->key)), .add = true};
+        s->grad_value.rounded = empty_of(s->value);
+      }
+      const DenseParts parts{.parts = 6, .of_queries = of_queries, .heads = 2};
+      gpu.multiprocessors = 132;
+      emulator.flash_kernels.clear();
+      gpu_implementation<&emulated_context>().dense_backward(step, parts);
+      using Names = std::vector<std::string>;
+      const std::string query = "flash_backward_query_sm80", key = "flash_backward_key_sm80", sum = "flash_sum_sm80";
+      const Names expected = of_queries ? Names{query, key, sum, sum} : Names{query, sum, key};
+      const auto last = emulator.flash_kernels.end();
+      EXPECT_EQ(Names(last - expected.size(), last), expected);  // checks of the kernels come before
+      cpu_implementation().dense_backward(right, parts);
+      const auto expect = [](const Tensor& found, const Tensor& right, const char* what) {
+        EXPECT_LE((found.to(at::kDouble) - right).abs().max().item<double>(), 0x1p-6 * right.abs().max().item<double>())
+            << what;
+      };
+      expect(step.grad_query.rounded, right.grad_query.rounded, "query");
+      expect(step.grad_key.sums, right.grad_key.sums, "key");
+      expect(step.grad_value.rounded, right.grad_value.rounded, "value");
+      gpu.multiprocessors = 1;  // enough to do
+      emulator.flash_kernels.clear();
+      gpu_implementation<&emulated_context>().dense_backward(step, parts);
+      EXPECT_EQ(emulator.flash_kernels, (Names{query, key}));
+    }
+}
+
+TEST_F(RunSpatialStep, WithoutTheKernelThatAddsUpPartsThereAreNone) {
+  emulator.wrong_kernel = "flash_sum_sm80";
+  emulator.fails_with = 0;
+  gpu.multiprocessors = 132;
+  const Tensor rows = at::randn({1, 1, 20, 16}).to(at::kBFloat16), keys = at::randn({1, 1, 80, 16}).to(at::kBFloat16);
+  SpatialBackwardStep step{.query = rows, .key = keys, .value = keys, .frames = 1, .scale = 0.3};
+  step.grad_weighted_value = rows;
+  step.lse = step.offset = at::randn({1, 1, 20});
+  step.grad_query.rounded = empty_of(rows);
+  step.grad_key.rounded = empty_of(keys);
+  step.grad_value.rounded = empty_of(keys);
+  for (int call = 0; call < 2; ++call) {
+    emulator.flash_kernels.clear();
+    gpu_implementation<&emulated_context>().dense_backward(step, {.parts = 4, .of_queries = false, .heads = 1});
+  }
+  EXPECT_EQ(emulator.flash_kernels, (std::vector<std::string>{"flash_backward_query_sm80", "flash_backward_key_sm80"}));
+  EXPECT_EQ(warnings.count("kernel flash_sum_sm80 (bfloat16, rows) does not agree"), 1);
+}
+
 // ---- The kernels for Hopper -----------------------------------------------------------------------------------------
 
 TEST_F(RunSpatialStep, HopperGpusGetTheirOwnKernels) {

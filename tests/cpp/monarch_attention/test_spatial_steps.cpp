@@ -92,16 +92,17 @@ TEST_P(ComposedSpatialStep, IsThatOfTheCpu) {
       slopes.grad_weighted_value = rows(count, c.value_dim);
     }
     SpatialBackwardStep others = slopes;
-    for (SpatialBackwardStep* step : {&slopes, &others}) {  // they are added to
-      step->grad_query = at::ones_like(step->query, at::MemoryFormat::Contiguous);
-      step->grad_key = at::ones_like(step->key, at::MemoryFormat::Contiguous);
-      if (c.weigh_values) step->grad_value = at::ones_like(step->value, at::MemoryFormat::Contiguous);
+    for (SpatialBackwardStep* step : {&slopes, &others}) {  // one is added to, one rounded with others, one stored
+      const Tensor ones = at::ones(step->query.sizes(), at::kDouble);
+      step->grad_query = {.rounded = ones.clone(), .add_rounded = true, .terms = at::stack({2 * ones, 3 * ones})};
+      step->grad_key = {.sums = at::ones(step->key.sizes(), at::kDouble), .add = true};
+      if (c.weigh_values) step->grad_value.sums = at::full(step->value.sizes(), std::nan(""), at::kDouble);
     }
     composed_spatial_backward(slopes, bytes);
     cpu_implementation().spatial_backward(others);
-    for (const auto output :
-         {&SpatialBackwardStep::grad_query, &SpatialBackwardStep::grad_key, &SpatialBackwardStep::grad_value})
-      expect_equal(slopes.*output, others.*output);
+    expect_equal(slopes.grad_query.rounded, others.grad_query.rounded);
+    expect_equal(slopes.grad_key.sums, others.grad_key.sums);
+    expect_equal(slopes.grad_value.sums, others.grad_value.sums);
   }
 }
 
@@ -267,6 +268,21 @@ TEST(FlashPlan, SplitsOnlyWhatLeavesMultiprocessorsIdle) {
   EXPECT_FALSE(flash_blocks_fit(33, 1, 0x7fffffff));
 }
 
+TEST(FlashPlan, CutsDenseRowsOfBackwardIntoPartsThatFillWholeRounds) {
+  const auto parts = [](int64_t rows, int64_t heads, int64_t others, int64_t most) {
+    return flash_dense_parts(rows, heads, others, most, 132);
+  };
+  EXPECT_EQ(parts(1456, 12, 16 * 1456, 16), 16);    // the first frame of 16 x 28 x 52: 276 blocks, 264 run at a time
+  EXPECT_EQ(parts(1560, 12, 44 * 1560, 44), 22);    // more would gain less than their sums cost
+  EXPECT_EQ(parts(1440, 132 * 8, 4 * 1440, 4), 1);  // 92 whole rounds
+  EXPECT_EQ(parts(512, 12, 23296, 16), 8);          // extra keys: 96 blocks
+  EXPECT_EQ(parts(2000, 12, 23296, 16), 2);         // 1.5 rounds with two parts, four and eight
+  EXPECT_EQ(parts(100, 1, 399, 4), 2);              // sums no larger than the other side
+  EXPECT_EQ(parts(1456, 12, 17 * 1456, 17), 17);    // a prime number of frames
+  EXPECT_EQ(parts(60, 1, 60, 1), 1);
+  EXPECT_EQ(parts(0, 0, 0, 4), 1);
+}
+
 // ---- The trial ------------------------------------------------------------------------------------------------------
 
 TEST(FlashFirstUse, TellsAWrongKernel) {
@@ -305,11 +321,13 @@ TEST(FlashFirstUse, TellsAWrongKernel) {
   EXPECT_EQ(backward_difference([](auto& s) { composed_spatial_backward(s); }, step), "");
   const auto wrong = [](const SpatialBackwardStep& s) {
     composed_spatial_backward(s);
-    s.grad_key.select(2, 0).add_(1);
+    s.grad_key.sums.select(2, 0).add_(3);
   };
   EXPECT_NE(backward_difference(wrong, step), "");
   EXPECT_EQ(row_dots_difference(&composed_row_dots, step.query), "");
   EXPECT_NE(row_dots_difference([](auto& a, auto& b) { return composed_row_dots(a, b).mul(1.5); }, step.query), "");
+  EXPECT_EQ(sum_difference(&composed_sum, step.query), "");
+  EXPECT_NE(sum_difference([](auto&&...) {}, step.query), "");
   EXPECT_EQ(join_difference(&composed_join, step.query), "");
   EXPECT_NE(join_difference([](auto&...) {}, step.query), "");
 }

@@ -21,7 +21,7 @@ from benchmarks.shapes import VideoShape
 CASES = (  # as the names of the program's cases begin
     "frame_attention_forward_sm80", "frame_attention_backward_sm80",
     "frame_update_forward_sm80", "frame_update_backward_sm80",
-    "flash_forward_sm80", "flash_backward_sm80", "flash_join_sm80", "flash_forward_sm90",
+    "flash_forward_sm80", "flash_backward_sm80", "flash_join_sm80", "flash_sum_sm80", "flash_forward_sm90",
 )  # fmt: skip
 
 # Dumps
@@ -308,7 +308,8 @@ def test_operations_fail_the_kernels_behind_their_results():
     assert kernels_behind("MatrixAttention", True) == ["frame_attention_backward_sm80"]
     forward = ["flash_forward_sm80", "flash_join_sm80", "flash_forward_sm90"]
     assert kernels_behind("spatial_last", False) == forward
-    assert kernels_behind("spatial_step", True) == ["flash_backward_sm80", "flash_offset_sm80", "flash_backward_sm90"]
+    backward = ["flash_backward_sm80", "flash_offset_sm80", "flash_sum_sm80", "flash_backward_sm90"]
+    assert kernels_behind("spatial_step", True) == backward
     both = kernels_behind("vmonarch_attention", False) + kernels_behind("vmonarch_attention", True)
     assert sorted(both) == sorted(gpu_check.KERNELS)
     assert kernels_behind("dense attention", False) == []

@@ -108,6 +108,9 @@ MIDDLE_STEP = step_problem("spatial_step of keys alone", FLASH, middle_inputs, S
 DENSE_ROWS = step_problem("dense rows", (*FLASH, "flash_join_sm80"), dense_inputs, Step(1, keys=False, masked=True))
 VMONARCH = vmonarch("vmonarch_attention", WHOLE, monarch_inputs)
 VMONARCH_EXTRA = vmonarch(
-    "vmonarch_attention with extra keys", (*WHOLE, "flash_join_sm80"), inputs_with_extra_keys, dense_first_frame=False
+    "vmonarch_attention with extra keys",
+    (*WHOLE, "flash_join_sm80", "flash_sum_sm80"),
+    inputs_with_extra_keys,
+    dense_first_frame=False,
 )
 FLASH_PROBLEMS = (SPATIAL_STEP, MIDDLE_STEP, DENSE_ROWS, VMONARCH, VMONARCH_EXTRA)

@@ -71,9 +71,9 @@ def test_opcheck_of_all_of_vmonarch(dtype):
     out, lse, saved = OPS.vmonarch_attention_forward(query, key, value, *options, *extra, mask, True)
     gradients = (gradient_of(out), gradient_of(lse))
     backward = (*gradients, query, key, value, out, lse, saved, *options, True, *extra, mask)
-    opcheck(OPS.vmonarch_attention_backward.default, backward)
+    opcheck(OPS.vmonarch_attention_backward.default, (*backward, 1))
     leaves = [t.requires_grad_() for t in (query, key, value, *extra)]
-    public = (*leaves[:3], 7, 2, True, MASS_FLOOR, None, True, *leaves[3:], mask, True)
+    public = (*leaves[:3], 7, 2, True, MASS_FLOOR, None, True, *leaves[3:], mask, True, 1)
     opcheck(OPS.vmonarch_attention.default, public)
 
 

@@ -10,7 +10,7 @@ from benchmarks.timing import memory_of
 from frameattn.functional import vmonarch_attention
 from oracle import randn
 
-pytestmark = [pytest.mark.cuda, pytest.mark.kernels(*WHOLE, "flash_join_sm80")]
+pytestmark = [pytest.mark.cuda, pytest.mark.kernels(*WHOLE, "flash_join_sm80", "flash_sum_sm80")]
 SHAPES = [  # B, H, T, S, D, Dv
     (2, 2, 3, 5, 8, 8),
     (1, 2, 1, 70, 64, 72),  # one frame: dense attention
@@ -98,6 +98,21 @@ def test_inference_and_training_give_the_same_bits(shape, dtype):
 
 
 @each_kernel_dtype
+@pytest.mark.parametrize("shape", [SHAPES[3], (1, 5, 4, 67, 64, 64)])
+def test_gradients_have_the_same_bits_whatever_the_workspace(shape, dtype):
+    inputs = [t.requires_grad_() for t in on_gpu(inputs_of(shape, dtype, extra=9))]
+    extra = dict(zip(("extra_key", "extra_value"), inputs[3:], strict=True))
+
+    def gradients(workspace_bytes):
+        out = vmonarch_attention(*inputs[:3], shape[2], **extra, workspace_bytes=workspace_bytes)
+        return torch.autograd.grad(out.float().square().sum(), inputs)
+
+    expected = gradients(None)
+    for workspace_bytes in (0, 20 * inputs[0][0, 0].nbytes):
+        assert all(map(torch.equal, gradients(workspace_bytes), expected))
+
+
+@each_kernel_dtype
 def test_values_at_the_edge_of_float16(dtype):
     query, key, value = on_gpu(inputs_of(SHAPES[3], dtype))
     inputs = [t.requires_grad_() for t in (query, torch.ones_like(key), value.sign() * 65504)]
@@ -126,6 +141,23 @@ def test_memory(first):
         t.requires_grad_()
     # The output and its log-sum-exp; mass is kept for all iterations but the last.
     assert memory_of(run, device).kept <= (iterations + 2) * tensor + 3 * iterations * number + spare
+
+
+@pytest.mark.gpu_only
+@pytest.mark.parametrize("chunks", [1, 3])
+def test_memory_of_backward(chunks):
+    """Beside results and statistics 6 tensors like query, or a part of them."""
+    shape = (1, 12, 16, 256, 128, 128)
+    inputs = [t.requires_grad_() for t in on_gpu(inputs_of(shape, torch.bfloat16))]
+    tensor, number = inputs[0].nbytes, 4 * inputs[0][..., 0].numel()
+    out = vmonarch_attention(*inputs, shape[2], workspace_bytes=6 * tensor // chunks)
+    grad = torch.ones_like(out)
+
+    def run():
+        return torch.autograd.grad(out, inputs, grad, retain_graph=True)
+
+    run()
+    assert memory_of(run, inputs[0].device).peak <= (3 + 6 / chunks) * tensor + 6 * number + 2**20
 
 
 @each_kernel_dtype

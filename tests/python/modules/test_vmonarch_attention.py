@@ -185,6 +185,7 @@ def test_compile(attention):
         (dict(num_heads=0), "num_heads must divide dim = 24, got 0"),
         (dict(attention="sparse"), "attention must be one of vmonarch, dense, got 'sparse'"),
         (dict(iterations=0), "iterations must be at least 1, got 0"),
+        (dict(workspace_bytes=-1), "workspace_bytes must be at least 0, got -1"),
         (dict(mass_floor=0.0), "mass_floor must be more than 0, got 0.0"),
         (dict(mass_floor=math.nan), "mass_floor must be more than 0, got nan"),
     ],

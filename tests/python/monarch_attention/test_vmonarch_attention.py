@@ -100,6 +100,30 @@ def test_extra_keys_match_reference(first, masked, dtype):
     check(*map(both, functions), inputs_of(SHAPES[0], 4, dtype))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("options", [dict(), dict(iterations=1), dict(iterations=3, dense_first_frame=False)])
+def test_gradients_do_not_depend_on_the_workspace(options, dtype):
+    mask = torch.tensor([[True, False, True, True], [False, False, True, False], [True, True, True, True]])
+    inputs = inputs_of((3, 5, 3, 5, 8, 16), 4, dtype, requires_grad=True)
+
+    def gradients(workspace_bytes):
+        functions = pair(3, extra_mask=mask, return_lse=True, workspace_bytes=workspace_bytes, **options)
+        return torch.autograd.grad(both(functions[0])(*inputs).square().sum(), inputs)
+
+    expected = gradients(None)
+    for workspace_bytes in (0, 1, 3000, 10**4, 10**5):  # a head, a few of a clip, whole clips at a time
+        assert all(map(torch.equal, gradients(workspace_bytes), expected))
+
+
+def test_a_workspace_is_not_negative():
+    for device in ("cpu", "meta"):
+        inputs = [t.to(device) for t in inputs_of(SHAPES[0])]
+        with pytest.raises(RuntimeError, match="workspace_bytes must be at least 0, got -1"):
+            functional.vmonarch_attention(*inputs, 3, workspace_bytes=-1)
+    with pytest.raises((RuntimeError, TypeError), match="workspace_bytes"):
+        functional.vmonarch_attention(*inputs_of(SHAPES[0]), 3, workspace_bytes=1.5)
+
+
 def test_extra_keys_that_are_all_masked_change_nothing():
     inputs = inputs_of(SHAPES[0], 4, requires_grad=True)
     mask = torch.zeros(2, 4, dtype=torch.bool)
@@ -240,7 +264,7 @@ def test_opcheck(dtype):
         torch.library.opcheck(OPS.vmonarch_attention_forward.default, (*forward, save))
     out, lse, saved = OPS.vmonarch_attention_forward(*forward, True)
     backward = (torch.ones_like(out), torch.ones_like(lse), query, key, value, out, lse, saved, *options, True)
-    torch.library.opcheck(OPS.vmonarch_attention_backward.default, (*backward, extra_key, extra_value, mask))
+    torch.library.opcheck(OPS.vmonarch_attention_backward.default, (*backward, extra_key, extra_value, mask, 1))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -51,7 +51,8 @@ struct FrameAttentionParams {
   FrameRows grad_out, grad_query, grad_key, grad_value;
   FrameScalars grad_lse, grad_entropy;  // optional
 
-  // Attention backward, optional, both or none: these keys are some of those that the softmax goes over. L is
+  // Attention backward, optional. row_lse alone: the log-sums of the rows, as forward found them; +inf for rows that
+  // take no part. Both: these keys are some of those that the softmax goes over. L is
   // exp(s - row_lse) then, row_lse being the log-sum-exp over all keys, and row_offset[l] = sum over all keys of
   // L dP, less grad_lse (which is not read), where dP[l,k] = grad_out[l].value[k]. That is grad_out[l].out[l] -
   // grad_lse[l], best of an out that was not rounded: what it is wrong by, every dP of the row is wrong by.

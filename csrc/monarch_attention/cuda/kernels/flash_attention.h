@@ -37,15 +37,20 @@ struct FlashScalars {
 
 // A gradient that several launches add up, one after the other: the first one stores, others add, the last one rounds.
 struct FlashSum {
-  FlashRows sums;     // float32; null: this launch is the first and the last
+  FlashRows sums;     // float32; null: rounded alone holds the gradient
   bool add = false;   // to what sums hold
   FlashRows rounded;  // 16-bit elements, which take the result in the place of sums; null: this launch is not the last
+  bool add_rounded = false;  // to what rounded holds
+  FlashRows terms;           // 16-bit elements: so many tensors, so far apart, are added too
+  int32_t term_count = 0;
+  int64_t term_stride = 0;
 };
 
 struct FlashParams {
   int32_t batches = 0, heads = 0, parts = 0;
   int32_t queries = 0, keys = 0;  // rows of a part
   int64_t all_keys = 0;           // of all parts: the last may have fewer
+  bool same_keys = false;         // all parts have the same keys, all_keys of them, and queries of their own
   int32_t dim = 0, value_dim = 0;
   float scale = 1;
   FlashRows query, key;
@@ -66,11 +71,14 @@ struct FlashParams {
   FlashScalars offset, grad_entropy;  // grad_entropy: optional, with grad_weighted_key only
   // and writes these.
   FlashSum grad_query, grad_key, grad_value;
+  // Sum adds up the parts of `queries` rows of `dim` columns, float32, and writes their sum to grad_query, whose
+  // part_stride is not used.
+  FlashRows partial_sums;
   int64_t multiprocessors = 1;  // of the GPU: persistent blocks are as many
 };
 
 // What a kernel does; and which one it is.
-enum class FlashKernel { forward, join, offset, backward_query, backward_key };
+enum class FlashKernel { forward, join, offset, backward_query, backward_key, sum };
 struct FlashKernelId {
   FlashKernel kernel;
   Architecture architecture;
@@ -86,6 +94,10 @@ struct KeyParts {
   int64_t parts, keys;
 };
 KeyParts split_keys(int64_t queries, int64_t heads, int64_t keys, int64_t multiprocessors);
+
+// Backward of dense rows: into how many parts the other side of its blocks is cut, for `rows` rows of each of so many
+// heads that are multiplied with `others`. A divisor of `most`.
+int64_t flash_dense_parts(int64_t rows, int64_t heads, int64_t others, int64_t most, int64_t multiprocessors);
 
 // Whether a grid holds the blocks of so many rows in each of so many parts of each head.
 bool flash_blocks_fit(int64_t rows, int64_t parts, int64_t heads);

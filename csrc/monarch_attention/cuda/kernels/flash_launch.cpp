@@ -8,7 +8,7 @@ int launch_flash_forward_sm90(const FlashParams&, FrameElement, int tile, void* 
 using Launch = int(const FlashParams&, FrameElement, void* stream);
 Launch launch_flash_backward_query_sm90, launch_flash_backward_key_sm90;
 Launch launch_flash_forward_sm80, launch_flash_join_sm80, launch_flash_offset_sm80, launch_flash_backward_query_sm80,
-    launch_flash_backward_key_sm80;
+    launch_flash_backward_key_sm80, launch_flash_sum_sm80;
 
 namespace {
 
@@ -24,6 +24,8 @@ Launch* launch_of(FlashKernel kernel) {
       return launch_flash_backward_query_sm80;
     case FlashKernel::backward_key:
       return launch_flash_backward_key_sm80;
+    case FlashKernel::sum:
+      return launch_flash_sum_sm80;
   }
   return nullptr;
 }

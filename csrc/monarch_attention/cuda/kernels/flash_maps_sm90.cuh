@@ -30,10 +30,14 @@ inline int make_query_map(FlashMap& map, const FlashParams& p, const FlashRows& 
   return make_map(map, p, rows, p.parts, p.queries, columns, box_rows);
 }
 
-inline FlashPartKeys part_keys(const FlashParams& p) { return {p.all_keys, p.keys, p.keys, p.key_mask}; }
+inline FlashPartKeys part_keys(const FlashParams& p) {
+  return {p.all_keys, p.keys, p.same_keys ? 0 : p.keys, p.key_mask};
+}
 
 // Parts of different sizes are pieces of one long range of keys.
-inline bool keys_are_pieces(const FlashParams& p) { return p.all_keys != static_cast<int64_t>(p.parts) * p.keys; }
+inline bool keys_are_pieces(const FlashParams& p) {
+  return !p.same_keys && p.all_keys != static_cast<int64_t>(p.parts) * p.keys;
+}
 inline int make_key_map(FlashMap& map, const FlashParams& p, const FlashRows& rows, int64_t columns, int box_rows) {
   const bool pieces = keys_are_pieces(p);
   return make_map(map, p, rows, pieces ? 1 : p.parts, pieces ? p.all_keys : p.keys, columns, box_rows);

@@ -25,6 +25,28 @@ KeyParts split_keys(int64_t queries, int64_t heads, int64_t keys, int64_t multip
   return parts == 1 ? KeyParts{1, keys} : KeyParts{parts, part};
 }
 
+int64_t flash_dense_parts(int64_t rows, int64_t heads, int64_t others, int64_t most, int64_t multiprocessors) {
+  // Two blocks of 64 rows run at a time on a multiprocessor: a round. On an H100 one with 128 columns takes 1.66 ms for
+  // 23296 rows of the other side. The sums of a part go to memory and come back, some 20 KB in a microsecond by a
+  // multiprocessor. Both times are of a column; the launch that adds up is left out.
+  constexpr int64_t kBlockRows = 64, kBlocks = 2;
+  constexpr double kRoundOfRow = 5.6e-4, kSumOfRow = 8.0 / 20000;  // microseconds
+  const int64_t blocks = (rows + kBlockRows - 1) / kBlockRows * heads, at_once = kBlocks * multiprocessors;
+  int64_t best = 1;
+  double least = 0;
+  for (int64_t parts = 1; parts <= most; ++parts) {
+    // No more than keep the sums of all parts smaller than the other side is.
+    if (most % parts || (parts > 1 && parts * rows > others)) continue;
+    const int64_t rounds = (blocks * parts + at_once - 1) / at_once;
+    const double sums = parts == 1 ? 0 : kSumOfRow * static_cast<double>(parts * rows * heads) / multiprocessors;
+    const double microseconds = kRoundOfRow * static_cast<double>(rounds * others) / parts + sums;
+    if (parts > 1 && microseconds >= least) continue;
+    best = parts;
+    least = microseconds;
+  }
+  return best;
+}
+
 bool flash_blocks_fit(int64_t rows, int64_t parts, int64_t heads) {
   constexpr int64_t kLargestGrid = std::numeric_limits<int32_t>::max(), kLeastRows = 32;  // of a block
   const int64_t blocks = (rows + kLeastRows - 1) / kLeastRows * parts;

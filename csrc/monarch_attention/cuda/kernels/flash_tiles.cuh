@@ -18,7 +18,8 @@ constexpr int kPitch = 2 * width + 16;
 // side, which then come from the cache.
 struct FlashBlock {
   int32_t tile, part, head, batch;
-  int32_t keys;  // of this part
+  int32_t keys;       // of this part
+  int64_t first_key;  // of all parts' keys
 
   __device__ __forceinline__ FlashBlock(const FlashParams& p, int tiles) {
     int64_t index = ptx::block_index();
@@ -28,7 +29,8 @@ struct FlashBlock {
     index /= p.parts;
     head = static_cast<int32_t>(index % p.heads);
     batch = static_cast<int32_t>(index / p.heads);
-    const int64_t left = p.all_keys - static_cast<int64_t>(part) * p.keys;
+    first_key = p.same_keys ? 0 : static_cast<int64_t>(part) * p.keys;
+    const int64_t left = p.all_keys - first_key;
     keys = left < p.keys ? static_cast<int32_t>(left) : p.keys;
   }
 
@@ -41,7 +43,7 @@ struct FlashBlock {
   }
   // Of the first key of this part.
   __device__ __forceinline__ const uint8_t* mask(const FlashParams& p) const {
-    return p.key_mask + batch * p.all_keys + static_cast<int64_t>(part) * p.keys;
+    return p.key_mask + batch * p.all_keys + first_key;
   }
 };
 
