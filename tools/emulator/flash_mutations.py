@@ -125,6 +125,9 @@ FLASH = [
         ("keys of their own where parts have the same", "first_key = p.same_keys ? 0 : static_cast", "first_key = static_cast"),
         ("the same keys where parts have their own", "first_key = p.same_keys ? 0 : static_cast<int64_t>(part) * p.keys;", "first_key = 0;"),
     ),
+    flash_mutation("sum", "terms left out", "flash_sums.cuh", "term < to.term_count; ++term)", "term < 0 * to.term_count; ++term)", task="flash_sum_sm80"),
+    flash_mutation("sum", "what is rounded is left out", "flash_sums.cuh", "if (to.add_rounded) add(place.rounded);", "", task="flash_sum_sm80"),
+    flash_mutation("sum", "the second of two is the first", "flash_sums.cuh", "values[i + 1] += x[1];", "values[i + 1] += x[0];", task="flash_sum_sm80"),
     *inside(
         "sum",
         ("all parts are the first", "parts + part * p.partial_sums.part_stride + column", "parts + column"),

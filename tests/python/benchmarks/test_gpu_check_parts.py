@@ -112,7 +112,7 @@ def test_a_sample_has_cases_of_every_kernel_and_dtype():
     # dtypes take turns: every second case would be of one of them
     names = [f"{word}-{d}-T{i}" for word in CASES for i in range(35) for d in gpu_check.KERNEL_DTYPES]
     chosen = elements.sample(names, 96)
-    assert len(set(chosen)) == len(chosen) == 96
+    assert len(set(chosen)) == len(chosen) == 108
     for word in CASES:
         for dtype in gpu_check.KERNEL_DTYPES:
             assert sum(name.startswith(f"{word}-{dtype}") for name in chosen) == 6
