@@ -13,7 +13,7 @@ FROM_REGISTERS = (64, 96, 128, 256)  # ... in registers: weighted rows, logits o
 TYPES = {"bfloat16": "bf16", "float16": "f16"}
 
 HEAD = """\
-// wgmma of 64 x columns x 16: multiply_async and multiply_add_async of ptx_sm90_cuda.h. Written by tools/write_wgmma.py.
+// wgmma of 64 x columns x 16: multiply_async, multiply_add_async of ptx_sm90_cuda.h. Written by tools/write_wgmma.py.
 // clang-format off
 """
 

@@ -1,4 +1,4 @@
-// wgmma of 64 x columns x 16: multiply_async and multiply_add_async of ptx_sm90_cuda.h. Written by tools/write_wgmma.py.
+// wgmma of 64 x columns x 16: multiply_async, multiply_add_async of ptx_sm90_cuda.h. Written by tools/write_wgmma.py.
 // clang-format off
 
 namespace ptx {
