@@ -73,8 +73,8 @@ __device__ __forceinline__ void mbarrier_wait(uint32_t barrier, uint32_t parity)
   while (!mbarrier_try_wait(barrier, parity)) {
   }
 }
-// The same, where a barrier that is not complete after minutes is an error. Which of the two lets ptxas keep products in
-// flight differs from kernel to kernel: it serializes those of the other one (C7512, C7514).
+// The same, where a barrier that is not complete after minutes is an error. Which of the two lets ptxas keep products
+// in flight differs from kernel to kernel: it serializes those of the other one (C7512, C7514).
 __device__ __forceinline__ void mbarrier_wait_or_trap(uint32_t barrier, uint32_t parity) {
   if (mbarrier_try_wait(barrier, parity)) return;
   uint32_t polls = 0;
