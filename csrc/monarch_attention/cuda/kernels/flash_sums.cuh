@@ -45,6 +45,7 @@ __device__ __forceinline__ void write_columns(float (&values)[count], const Flas
     for (int i = 0; i < count; ++i) values[i] += before.values[i];
   }
   if (to.add_rounded) add(place.rounded);
+#pragma unroll 1  // few, and this stands in every place where a tile of columns is written
   for (int term = 0; term < to.term_count; ++term) add(place.terms + term * to.term_stride);
   if (to.rounded.data) {
     Narrow narrow;
