@@ -54,7 +54,9 @@ bool check(const char* name, Tensor& tensor, const Tolerance& tolerance, FrameOu
 // Inference writes weighted_key over query.
 bool is_same_in_place(Problem& p, const FlashCase& c, FlashParams params, const std::vector<float>& weighted_key) {
   params.weighted_key = p.query;
+  const std::vector<float> weighted_value = p.weighted_value.read();
   run(FlashKernel::forward, params, c);
+  if (c.values && p.weighted_value.read() != weighted_value) return false;
   const std::vector<float> found = p.query.read();
   for (int item = 0; item < kItems; ++item)
     for (int j = 0; j < c.queries; ++j)

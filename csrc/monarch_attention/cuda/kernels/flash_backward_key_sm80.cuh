@@ -115,12 +115,12 @@ __global__ void __launch_bounds__(kFlashBackwardKey<width, keys, values, for_key
   }
   if constexpr (for_keys) {
     const float factor[2] = {p.scale / unit[0], p.scale / unit[1]};
-    const auto of = [&](int c, int i) { return key_sums[0][c][i]; };
+    const auto of = [&](int c, int i) -> float& { return key_sums[0][c][i]; };
     write_sums<element, width>(of, factor, p.grad_key, block, first + row, block.keys, p.dim);
   }
   if constexpr (for_values) {
     const float factor[2] = {1, 1};
-    const auto of = [&](int c, int i) { return value_sums[0][c][i]; };
+    const auto of = [&](int c, int i) -> float& { return value_sums[0][c][i]; };
     write_sums<element, width>(of, factor, p.grad_value, block, first + row, block.keys, p.value_dim);
   }
 }

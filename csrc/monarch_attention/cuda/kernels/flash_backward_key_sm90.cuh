@@ -203,10 +203,10 @@ class FlashKeyConsumer {
     const FlashRowTile at = rows_of_warp(index);
     const int count = p_.keys.of(at.part);
     const float factor[2] = {p_.scale / unit_.of[0], p_.scale / unit_.of[1]}, one[2] = {1, 1};
-    const auto of_keys = [&](int c, int i) { return key_sums_[4 * c + i]; };
+    const auto of_keys = [&](int c, int i) -> float& { return key_sums_[4 * c + i]; };
     write_sums<element, width>(of_keys, factor, p_.grad_key, at, at.row, count, p_.dim);
     if constexpr (values) {
-      const auto of_values = [&](int c, int i) { return value_sums_[4 * c + i]; };
+      const auto of_values = [&](int c, int i) -> float& { return value_sums_[4 * c + i]; };
       write_sums<element, width>(of_values, one, p_.grad_value, at, at.row, count, p_.value_dim);
     }
   }

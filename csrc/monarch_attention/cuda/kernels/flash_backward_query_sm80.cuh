@@ -84,7 +84,7 @@ __global__ void __launch_bounds__(kFlashBackwardQuery<width, keys, values>.threa
     add_weighted_rows<element, width, kKeyRows>(gradients, key_tile, sums);
   }
   const float factor[2] = {p.scale / unit[0], p.scale / unit[1]};
-  const auto of = [&](int c, int i) { return sums[0][c][i]; };
+  const auto of = [&](int c, int i) -> float& { return sums[0][c][i]; };
   write_sums<element, width>(of, factor, p.grad_query, block, first + row, p.queries, p.dim);
 }
 

@@ -159,7 +159,7 @@ class FlashQueryConsumer {
     keep_operands();
     release_place(places_.keys().empty(key_.before()));
     const float factor[2] = {p_.scale / unit_.of[0], p_.scale / unit_.of[1]};
-    const auto of = [&](int c, int i) { return sums_[4 * c + i]; };
+    const auto of = [&](int c, int i) -> float& { return sums_[4 * c + i]; };
     write_sums<element, width>(of, factor, p_.grad_query, at, first, p_.queries, p_.dim);
   }
 

@@ -11,9 +11,6 @@ constexpr int kSumThreads = 256, kSumLanes = 8, kSumRows = kSumThreads / kSumLan
 
 template <FrameElement element>
 __global__ void __launch_bounds__(kSumThreads, 1) flash_sum_sm80_kernel(const __grid_constant__ FlashParams p) {
-  struct alignas(16) Columns {
-    float values[kSumColumns];
-  };
   FlashParams one = p;
   one.parts = 1;
   const FlashBlock block(one, (p.queries + kSumRows - 1) / kSumRows);
@@ -24,12 +21,8 @@ __global__ void __launch_bounds__(kSumThreads, 1) flash_sum_sm80_kernel(const __
   const FlashSumPlace place(p.grad_query, block, row, 0);
   for (int column = kSumColumns * lane; column < p.dim; column += kSumColumns * kSumLanes) {
     float sums[kSumColumns] = {};
-    for (int part = 0; part < p.parts; ++part) {
-      const Columns piece = *reinterpret_cast<const Columns*>(parts + part * p.partial_sums.part_stride + column);
-#pragma unroll
-      for (int i = 0; i < kSumColumns; ++i) sums[i] += piece.values[i];
-    }
-    write_columns<element>(sums, p.grad_query, place, column);
+    for (int part = 0; part < p.parts; ++part) add_columns(sums, parts + part * p.partial_sums.part_stride + column);
+    write_row<element>(p.grad_query, place, [&](const auto& take) { take(sums, column); });
   }
 }
 
