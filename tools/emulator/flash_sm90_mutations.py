@@ -148,7 +148,7 @@ FLASH_SM90 = [
     *inside(
         "flash_forward_sm90.cu",
         ("keys are written over queries before values read them", "const int error = kLaunches[plan_flash_sm90(width, false, true, sizes).tile](of_values, element, stream);\n  return error ? error : kLaunches[tile](of_keys, element, stream);", "const int error = kLaunches[tile](of_keys, element, stream);\n  return error ? error : kLaunches[plan_flash_sm90(width, false, true, sizes).tile](of_values, element, stream);"),
-        cases="193x161-D200",
+        cases="129x113-D136",
     ),
     *inside("flash_forward_sm90.cuh",
         ("turns are not passed on without rows", "      wait_turn();\n      pass_turn();\n      ptx::sync_warp();\n      release(", "      ptx::sync_warp();\n      release("),
