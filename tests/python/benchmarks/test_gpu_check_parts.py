@@ -21,7 +21,8 @@ from benchmarks.shapes import VideoShape
 CASES = (  # as the names of the program's cases begin
     "frame_attention_forward_sm80", "frame_attention_backward_sm80",
     "frame_update_forward_sm80", "frame_update_backward_sm80",
-    "flash_forward_sm80", "flash_backward_sm80", "flash_join_sm80", "flash_sum_sm80", "flash_forward_sm90",
+    "flash_forward_sm80", "flash_backward_sm80", "flash_join_sm80", "flash_sum_sm80",
+    "flash_forward_sm90", "flash_backward_sm90",
 )  # fmt: skip
 
 # Dumps
@@ -112,10 +113,10 @@ def test_a_sample_has_cases_of_every_kernel_and_dtype():
     # dtypes take turns: every second case would be of one of them
     names = [f"{word}-{d}-T{i}" for word in CASES for i in range(35) for d in gpu_check.KERNEL_DTYPES]
     chosen = elements.sample(names, 96)
-    assert len(set(chosen)) == len(chosen) == 108
+    assert len(set(chosen)) == len(chosen) == 100
     for word in CASES:
         for dtype in gpu_check.KERNEL_DTYPES:
-            assert sum(name.startswith(f"{word}-{dtype}") for name in chosen) == 6
+            assert sum(name.startswith(f"{word}-{dtype}") for name in chosen) == 5
     assert sorted(elements.sample(names[:5], 96)) == sorted(names[:5])
     assert elements.sample([], 96) == []
 
