@@ -29,8 +29,8 @@ FLASH_SM90 = [
         ("the phase stays", "    phase ^= 1;\n", ""),
         ("a ring of one place less", "if (++at < places) return;", "if (++at < places - 1) return;"),
         ("the place before is this one", "return at == 0 ? places - 1 : at - 1;", "return at;"),
-        ("empty queries wait for one warp more", "ptx::mbarrier_init(empty_query(place, consumer), kWarps);", "ptx::mbarrier_init(empty_query(place, consumer), kWarps + 1);"),
-        ("empty keys wait for one consumer", "ptx::mbarrier_init(empty_key(place), kWarps * tile.consumers);", "ptx::mbarrier_init(empty_key(place), kWarps);"),
+        ("empty queries wait for one warp more", "ptx::mbarrier_init(empty_query(place, consumer), kWarpsOfConsumer);", "ptx::mbarrier_init(empty_query(place, consumer), kWarpsOfConsumer + 1);"),
+        ("empty keys wait for one consumer", "ptx::mbarrier_init(empty_key(place), kWarpsOfConsumer * tile.consumers);", "ptx::mbarrier_init(empty_key(place), kWarpsOfConsumer);"),
         ("full values need two arrivals", "ptx::mbarrier_init(full_value(place), 1);", "ptx::mbarrier_init(full_value(place), 2);"),
         ("barriers are not made visible", "    ptx::fence_mbarrier_init();\n", ""),
         ("two barriers share a place", "return full_key(tile.key_places + place);", "return full_key(tile.key_places - 1 + place);"),
@@ -77,7 +77,7 @@ FLASH_SM90 = [
         # Turns, and consumers without rows
         ("the turn stays here", "kTurns + (consumer_ + 1) % tile.consumers, 256", "kTurns + consumer_, 256"),
         ("nobody has the first turn", "    if (consumer_ == tile.consumers - 1) pass_turn();", "   "),
-        ("keys are kept without rows", "      release(barriers_.empty_key(key_.at));\n      key_.advance();\n      if", "      key_.advance();\n      if"),
+        ("keys are kept without rows", "      release_place(barriers_.empty_key(key_.at));\n      key_.advance();\n      if", "      key_.advance();\n      if"),
         # From one tile to the next
         ("rows go on in the next tile", "    if (crosses && next != index) start_rows();\n", ""),
         ("results of the next rows", "store(index, query_.at ^ 1, largest, total);", "store(index, query_.at ^ 1, largest_, total_);"),
@@ -151,7 +151,7 @@ FLASH_SM90 = [
         cases="129x113-D136",
     ),
     *inside("flash_forward_sm90.cuh",
-        ("turns are not passed on without rows", "      wait_turn();\n      pass_turn();\n      ptx::sync_warp();\n      release(", "      ptx::sync_warp();\n      release("),
+        ("turns are not passed on without rows", "      wait_turn();\n      pass_turn();\n      ptx::sync_warp();\n      release_place(", "      ptx::sync_warp();\n      release_place("),
         cases=IDLE,
     ),
     *inside("flash_forward_sm90.cuh",

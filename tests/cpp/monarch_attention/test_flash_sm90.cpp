@@ -79,19 +79,24 @@ struct Frame {
   bool keys, values;
   int64_t width = 128;
 };
-class FlashSm90LongFrames : public testing::TestWithParam<Frame> {};
+class FlashSm90LongFrames : public testing::TestWithParam<Frame> {
+ protected:
+  FlashSm90LongFrames() {
+    emulator.gpu().capability = 90;
+    emulator.gpu().multiprocessors = 5;
+    emulator.trust_everything();
+    at::manual_seed(0);
+  }
+  static at::Tensor rows() { return at::randn({1, 1, GetParam().tokens, GetParam().width}).to(at::kBFloat16); }
+  static at::Tensor wide(const at::Tensor& t) { return t.to(at::kDouble); }
+
+  EmulatedGpu emulator;
+};
 
 TEST_P(FlashSm90LongFrames, AreRightByValue) {
-  const auto [tokens, keys, values, width] = GetParam();
-  EmulatedGpu emulator;
-  emulator.gpu().capability = 90;
-  emulator.gpu().multiprocessors = 5;
-  emulator.trust_everything();
-  at::manual_seed(0);
-  const auto rows = [&, tokens = tokens, width = width] { return at::randn({1, 1, tokens, width}).to(at::kBFloat16); };
+  const bool keys = GetParam().keys, values = GetParam().values;
   const at::Tensor query = rows(), key = rows();
   const std::optional<at::Tensor> value = values ? std::optional(rows()) : std::nullopt;
-  const auto wide = [](const at::Tensor& t) { return t.to(at::kDouble); };
   const auto found =
       spatial_step_on(gpu_implementation<&emulated_context>(), query, key, value, 1, 0.2, keys, std::nullopt);
   const auto right = spatial_step_on(cpu_implementation(), wide(query), wide(key),
@@ -108,16 +113,9 @@ TEST_P(FlashSm90LongFrames, AreRightByValue) {
 class FlashSm90LongGradients : public FlashSm90LongFrames {};
 
 TEST_P(FlashSm90LongGradients, AreRightByValue) {
-  const auto [tokens, keys, values, width] = GetParam();
-  EmulatedGpu emulator;
-  emulator.gpu().capability = 90;
-  emulator.gpu().multiprocessors = 5;
-  emulator.trust_everything();
-  at::manual_seed(0);
-  const auto rows = [&, tokens = tokens, width = width] { return at::randn({1, 1, tokens, width}).to(at::kBFloat16); };
+  const bool keys = GetParam().keys, values = GetParam().values;
   const at::Tensor query = rows(), key = rows(), value = rows(), of_keys = rows(), of_values = rows();
-  const auto wide = [](const at::Tensor& t) { return t.to(at::kDouble); };
-  const auto gradients = [&, keys = keys, values = values](const Implementation& device, const auto& as) {
+  const auto gradients = [&](const Implementation& device, const auto& as) {
     const auto given = [&](bool wanted, const at::Tensor& t) { return wanted ? std::optional(as(t)) : std::nullopt; };
     const auto [weighted_key, weighted_value, lse] =
         spatial_step_on(device, as(query), as(key), given(values, value), 1, 0.2, keys, std::nullopt);

@@ -41,12 +41,6 @@ struct PlaceBarriers {
   }
 };
 
-// One lane of every warp that reads a place gives it back.
-constexpr int kWarpsOfConsumer = 4;
-__device__ __forceinline__ void release_place(uint32_t empty) {
-  if (ptx::thread_index_now() % 32 == 0) ptx::mbarrier_arrive(empty);
-}
-
 // dx of float16 that does not hold it is packed times `unit`, which shrinks when a gradient comes that is too large.
 // The sums of such rows are then in that unit too. For no other element does anything happen.
 template <FrameElement element>

@@ -66,15 +66,11 @@ class FlashConsumer {
   __device__ __forceinline__ void wait_value() {
     if constexpr (values) ptx::mbarrier_wait(barriers_.full_value(value_.at), value_.phase);
   }
-  // All lanes of the warp are done with a place.
-  __device__ __forceinline__ void release(uint32_t empty) {
-    if (ptx::thread_index_now() % 32 == 0) ptx::mbarrier_arrive(empty);
-  }
   // Of the tiles that weighted rows were formed of.
   __device__ __forceinline__ void release_weighted(int key_place) {
-    if constexpr (keys) release(barriers_.empty_key(key_place));
+    if constexpr (keys) release_place(barriers_.empty_key(key_place));
     if constexpr (values) {
-      release(barriers_.empty_value(value_.at));
+      release_place(barriers_.empty_value(value_.at));
       value_.advance();
     }
   }
@@ -103,7 +99,7 @@ class FlashConsumer {
   __device__ __forceinline__ void skip(int index) {
     finish_store();
     ptx::sync_warp();
-    release(barriers_.empty_query(query_.at, consumer_));
+    release_place(barriers_.empty_query(query_.at, consumer_));
     const int steps = steps_of(keys_at(index));
 #pragma unroll 1
     for (int step = 0; step < steps; ++step) {
@@ -111,12 +107,12 @@ class FlashConsumer {
       wait_turn();
       pass_turn();
       ptx::sync_warp();
-      release(barriers_.empty_key(key_.at));
+      release_place(barriers_.empty_key(key_.at));
       key_.advance();
       if constexpr (values) {
         wait_value();
         ptx::sync_warp();
-        release(barriers_.empty_value(value_.at));
+        release_place(barriers_.empty_value(value_.at));
         value_.advance();
       }
     }
@@ -135,7 +131,7 @@ class FlashConsumer {
       ptx::keep(logits_);
       pass_turn();
       finish_store();
-      if constexpr (!keys) release(barriers_.empty_key(key_.at));
+      if constexpr (!keys) release_place(barriers_.empty_key(key_.at));
       add_weights(index, step, key_count);
       pack_weights();
       if (step > 0) rescale_sums();
@@ -190,7 +186,7 @@ class FlashConsumer {
     ptx::wait_products<0>();
     ptx::keep(logits_);
     finish_store();
-    if constexpr (!keys) release(barriers_.empty_key(key_.at));
+    if constexpr (!keys) release_place(barriers_.empty_key(key_.at));
     start_rows();
     add_weights(index, 0, keys_at(index));
     pack_weights();
@@ -210,7 +206,7 @@ class FlashConsumer {
     ptx::wait_products<1>();
     ptx::keep(logits_);
     finish_store();
-    if constexpr (!keys) release(barriers_.empty_key(key_.at));
+    if constexpr (!keys) release_place(barriers_.empty_key(key_.at));
     const float largest[2] = {largest_[0], largest_[1]}, total[2] = {total_[0], total_[1]};
     if (crosses && next != index) start_rows();
     add_weights(next, step, key_count);

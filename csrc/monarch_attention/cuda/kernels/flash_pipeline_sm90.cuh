@@ -102,6 +102,12 @@ struct FlashShapeSm90 {
   static_assert(tile.overlap != FlashOverlap::across || tile.query_places == 2, "the next queries are in use too");
 };
 
+// One lane of every warp that reads a place gives it back.
+constexpr int kWarpsOfConsumer = 4;
+__device__ __forceinline__ void release_place(uint32_t empty) {
+  if (ptx::thread_index_now() % 32 == 0) ptx::mbarrier_arrive(empty);
+}
+
 // Each place has a barrier that is complete when it is full, and one when it is empty.
 template <typename Shape>
 struct FlashBarriersSm90 {
@@ -121,19 +127,18 @@ struct FlashBarriersSm90 {
   __device__ __forceinline__ uint32_t empty_value(int place) const { return full_value(tile.value_places + place); }
 
   __device__ __forceinline__ void init() const {
-    constexpr int kWarps = 4;  // of a consumer: one lane of each says that it is done
     for (int consumer = 0; consumer < tile.consumers; ++consumer)
       for (int place = 0; place < tile.query_places; ++place) {
         ptx::mbarrier_init(full_query(place, consumer), 1);
-        ptx::mbarrier_init(empty_query(place, consumer), kWarps);
+        ptx::mbarrier_init(empty_query(place, consumer), kWarpsOfConsumer);
       }
     for (int place = 0; place < tile.key_places; ++place) {
       ptx::mbarrier_init(full_key(place), 1);
-      ptx::mbarrier_init(empty_key(place), kWarps * tile.consumers);
+      ptx::mbarrier_init(empty_key(place), kWarpsOfConsumer * tile.consumers);
     }
     for (int place = 0; place < tile.value_places; ++place) {
       ptx::mbarrier_init(full_value(place), 1);
-      ptx::mbarrier_init(empty_value(place), kWarps * tile.consumers);
+      ptx::mbarrier_init(empty_value(place), kWarpsOfConsumer * tile.consumers);
     }
     ptx::fence_mbarrier_init();
   }
