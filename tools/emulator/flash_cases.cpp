@@ -293,7 +293,8 @@ std::vector<FlashCase> flash_cases() {
   for (int tile = 0; tile < kFlashTileCountSm90; ++tile)
     for (const Sizes size : sizes_sm90) {
       const FlashTileSm90& of = kFlashTilesSm90[tile];
-      const Sizes dim = (of.width == 64 ? narrow : of.width == 128 ? wide : widest)[i % 4];
+      // Not (of.width == 64 ? narrow : ...)[i % 4], whose index g++'s sanitizer takes for -1.
+      const Sizes dim = of.width == 64 ? narrow[i % 4] : of.width == 128 ? wide[i % 4] : widest[i % 4];
       const FlashData data[] = {FlashData::random,   FlashData::late,   FlashData::growing, FlashData::flat,
                                 FlashData::negative, FlashData::masked, FlashData::growing};
       const bool values =
@@ -309,7 +310,7 @@ std::vector<FlashCase> flash_cases() {
   for (const int width : {128, 64})
     for (int kinds = 1; kinds < 4; ++kinds)
       for (const Sizes size : backward_sm90) {
-        const Sizes dim = (width == 64 ? narrow : wide)[i % 4];
+        const Sizes dim = width == 64 ? narrow[i % 4] : wide[i % 4];
         cases.push_back({FlashTask::backward, static_cast<FrameElement>(i % 2), (kinds & 1) != 0, (kinds & 2) != 0,
                          size.queries, size.keys, dim.queries, dim.keys, static_cast<FlashData>((i + i / 7) % 7), false,
                          false, Architecture::sm90, 0, 1 + i % 3, static_cast<FlashSums>((i + i / 4) % 4)});
