@@ -34,6 +34,11 @@ struct SpatialForwardStep {
   bool join = false;
 };
 
+// Rows that attend to the keys and values of all frames, with the lse and the offset of their own.
+struct DenseRows {
+  at::Tensor query, grad_weighted_value, lse, offset;
+};
+
 struct SpatialBackwardStep {
   at::Tensor query, key, value, key_mask;
   int64_t frames;
@@ -45,6 +50,9 @@ struct SpatialBackwardStep {
   // without weighted_key. Undefined: found from the above.
   at::Tensor offset;
   GradientSum grad_query, grad_key, grad_value;
+  // Their gradients of keys and values are part of these sums; with grad_weighted_value, without key_mask. Only where
+  // the device takes them.
+  std::optional<DenseRows> dense;
 };
 
 struct TemporalForwardStep {
@@ -77,6 +85,7 @@ struct Implementation {
   std::function<void(const SpatialForwardStep&)> spatial_forward;
   std::function<void(const SpatialBackwardStep&)> spatial_backward;
   std::function<void(const SpatialBackwardStep&, const DenseParts&)> dense_backward;
+  std::function<bool(const SpatialBackwardStep&)> takes_dense;  // whether spatial_backward does, of a step like this
   std::function<void(const TemporalForwardStep&)> temporal_forward;
   std::function<void(const TemporalBackwardStep&)> temporal_backward;
   // sum over the last dimension of a * b, in acc dtype: [B, H, rows]

@@ -29,7 +29,8 @@ struct Gradients {
 class BackwardOfHeads {
  public:
   BackwardOfHeads(const Implementation& device, const VMonarchOutputs& outputs, const VMonarchInputs& inputs,
-                  const Gradients& gradients, int64_t frames, const VMonarchOptions& options, int64_t all_heads)
+                  const Gradients& gradients, int64_t frames, const VMonarchOptions& options, int64_t all_heads,
+                  bool dense_in_last_step)
       : device_(device),
         inputs_(inputs),
         gradients_(gradients),
@@ -39,11 +40,12 @@ class BackwardOfHeads {
         positions_(inputs.query.size(2) / frames),
         all_heads_(all_heads),
         factored_(needs_factors(frames, options.dense_first_frame)),
+        dense_in_last_step_(dense_in_last_step),
         grad_out_(*outputs.grad_out),
         lse_(outputs.lse),
         offset_(device.row_dots(grad_out_, outputs.out)),
-        key_writers_(gradients.key, (factored_ ? options.iterations : 0) + options.dense_first_frame),
-        value_writers_(gradients.value, factored_ + options.dense_first_frame) {
+        key_writers_(gradients.key, (factored_ ? options.iterations : 0) + dense_is_writer()),
+        value_writers_(gradients.value, factored_ + dense_is_writer()) {
     if (outputs.grad_lse) {
       grad_lse_ = outputs.grad_lse->contiguous();
       offset_.sub_(grad_lse_);
@@ -66,6 +68,8 @@ class BackwardOfHeads {
   }
 
  private:
+  bool dense_is_writer() const { return options_.dense_first_frame && !dense_in_last_step_; }
+
   // The last temporal step. Rows of the first frame are not its own where they are dense: their weights are exp(-inf),
   // and it writes zeros as their gradients.
   void output() {
@@ -89,19 +93,25 @@ class BackwardOfHeads {
     device_.temporal_backward(step);
   }
 
+  Tensor of_first_frame(const Tensor& t) const { return t.narrow(2, 0, positions_); }
+
+  // With the gradients of keys and values, unless the last spatial step takes these along.
   void first_frame() {
-    const auto of_first = [&](const Tensor& t) { return t.narrow(2, 0, positions_); };
-    SpatialBackwardStep step{.query = of_first(inputs_.query),
+    dense_ = {of_first_frame(inputs_.query), of_first_frame(grad_out_), of_first_frame(lse_).contiguous(),
+              of_first_frame(offset_).contiguous()};
+    SpatialBackwardStep step{.query = dense_.query,
                              .key = inputs_.key,
                              .value = inputs_.value,
                              .frames = 1,
                              .scale = options_.scale.value()};
-    step.grad_weighted_value = of_first(grad_out_);
-    step.lse = of_first(lse_).contiguous();
-    step.offset = of_first(offset_).contiguous();
-    step.grad_query.rounded = of_first(gradients_.query);
-    step.grad_key = key_writers_.next();
-    step.grad_value = value_writers_.next();
+    step.grad_weighted_value = dense_.grad_weighted_value;
+    step.lse = dense_.lse;
+    step.offset = dense_.offset;
+    step.grad_query.rounded = of_first_frame(gradients_.query);
+    if (dense_is_writer()) {
+      step.grad_key = key_writers_.next();
+      step.grad_value = value_writers_.next();
+    }
     device_.dense_backward(step, {.parts = frames_, .of_queries = false, .heads = all_heads_});
   }
 
@@ -144,6 +154,7 @@ class BackwardOfHeads {
       step.weighted_value = saved_.weighted_value;
       step.grad_weighted_value = std::move(grad_weighted_value_);
       step.grad_value = value_writers_.next();
+      if (dense_in_last_step_) step.dense = dense_;
     }
     step.grad_query = grad_query;
     step.grad_key = key_writers_.next();
@@ -175,21 +186,37 @@ class BackwardOfHeads {
   const VMonarchOptions& options_;
   const VMonarchSaved saved_;
   const int64_t frames_, positions_, all_heads_;
-  const bool factored_;
+  const bool factored_, dense_in_last_step_;
   const Tensor grad_out_, lse_, offset_;
   GradientWriters key_writers_, value_writers_;
+  DenseRows dense_;
   Tensor grad_lse_;
   Tensor grad_weighted_key_, grad_entropy_, grad_weighted_value_;
   Tensor query_terms_;  // gradients of query by the update steps: [iterations - 1, B, H, N, D]
 };
 
+// Whether the last spatial step takes the dense rows along.
+bool takes_dense(const Implementation& device, const VMonarchInputs& inputs, const Tensor& grad_out, int64_t frames,
+                 const VMonarchOptions& options) {
+  if (!device.takes_dense || !options.dense_first_frame || !needs_factors(frames, true)) return false;
+  const auto of_first = [&](const Tensor& t) { return t.narrow(2, 0, t.size(2) / frames); };
+  SpatialBackwardStep like{.query = inputs.query, .key = inputs.key, .value = inputs.value, .frames = frames};
+  like.grad_weighted_key = inputs.query;
+  like.grad_weighted_value = grad_out;
+  if (options.entropy_gradient) like.grad_entropy = inputs.query;
+  like.dense = DenseRows{of_first(inputs.query), of_first(grad_out), {}, {}};
+  return device.takes_dense(like);
+}
+
 // The most bytes of buffers that one head needs at a time, statistics aside.
-int64_t workspace_of_head(const VMonarchInputs& inputs, int64_t frames, const VMonarchOptions& options) {
+int64_t workspace_of_head(const VMonarchInputs& inputs, int64_t frames, const VMonarchOptions& options,
+                          bool dense_in_last_step) {
   const int64_t rows = inputs.query.size(2), dim = inputs.query.size(3), value_dim = inputs.value.size(3);
   const int64_t element = inputs.query.element_size(), sum = at::elementSize(acc_dtype(inputs.query));
   const int64_t query = rows * dim * element, value = rows * value_dim * element;
   const bool factored = needs_factors(frames, options.dense_first_frame);
-  const bool key_sums = options.iterations + options.dense_first_frame > 2 && sum != element;
+  const bool dense_sums = options.dense_first_frame && !dense_in_last_step;
+  const bool key_sums = options.iterations + dense_sums > 2 && sum != element;
   // Dense rows are summed in parts; else the surrogate and its gradient are there.
   const int64_t parts = options.dense_first_frame || inputs.extra_key ? rows * dim * sum : 0;
   const int64_t surrogates = options.iterations > 1 ? 2 * query : 0;
@@ -230,7 +257,8 @@ VMonarchGradients vmonarch_attention_backward_on(const Implementation& device, c
 
   const int64_t batches = out.size(0), heads = out.size(1);
   const int64_t limit = options.workspace_bytes.value_or(default_workspace(inputs.query));
-  const int64_t of_head = std::max<int64_t>(1, workspace_of_head(inputs, frames, options));
+  const bool dense_in_last_step = takes_dense(device, inputs, grad_out, frames, options);
+  const int64_t of_head = std::max<int64_t>(1, workspace_of_head(inputs, frames, options, dense_in_last_step));
   for (const HeadChunk& chunk : head_chunks(batches, heads, limit / of_head)) {
     const auto of = [&](const Tensor& t) { return chunk.of(t); };
     VMonarchOutputs chunk_outputs{of(grad_out), optional(outputs.grad_lse, of), of(out), of(outputs.lse), {}};
@@ -246,7 +274,9 @@ VMonarchGradients vmonarch_attention_backward_on(const Implementation& device, c
       chunk_gradients.extra_key = of(gradients.extra_key);
       chunk_gradients.extra_value = of(gradients.extra_value);
     }
-    BackwardOfHeads(device, chunk_outputs, chunk_inputs, chunk_gradients, frames, options, batches * heads).run();
+    BackwardOfHeads(device, chunk_outputs, chunk_inputs, chunk_gradients, frames, options, batches * heads,
+                    dense_in_last_step)
+        .run();
   }
   return {gradients.query, gradients.key, gradients.value, gradients.extra_key, gradients.extra_value};
 }

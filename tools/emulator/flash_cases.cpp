@@ -227,6 +227,12 @@ void run_backward(Problem& p, const FlashCase& c, FlashParams params, FrameOutco
   for (const Gradient& gradient : gradients) prepare(gradient, p.terms, c.sums, params);
   solve_backward(p, c);
   run(FlashKernel::backward_query, params, c);
+  if (c.dense > 0) {
+    solve_dense(p);
+    params.dense = {c.dense, p.dense_query, p.grad_dense, p.dense_lse, p.dense_offset};
+    params.dense.query.part_stride = params.dense.grad_weighted_value.part_stride = 0;
+    params.dense.lse.part_stride = params.dense.offset.part_stride = 0;
+  }
   run(FlashKernel::backward_key, params, c);
   for (const Gradient& gradient : std::span(gradients, c.values ? 3 : 2)) right = check(gradient, c, outcome) && right;
   outcome.right = right;
@@ -251,7 +257,7 @@ std::string FlashCase::name() const {
                 : same_keys ? "-same-keys"
                             : "",
                 joined ? "-joined" : "", ways[static_cast<int>(sums)], on_tile);
-  return text;
+  return dense > 0 ? text + ("-dense" + std::to_string(dense)) : text;
 }
 
 std::vector<FlashCase> flash_cases() {
@@ -314,6 +320,8 @@ std::vector<FlashCase> flash_cases() {
         cases.push_back({FlashTask::backward, static_cast<FrameElement>(i % 2), (kinds & 1) != 0, (kinds & 2) != 0,
                          size.queries, size.keys, dim.queries, dim.keys, static_cast<FlashData>((i + i / 7) % 7), false,
                          false, Architecture::sm90, 0, 1 + i % 3, static_cast<FlashSums>((i + i / 4) % 4)});
+        constexpr int dense[] = {0, 1, 64, 0, 97, 200, 0};
+        if (kinds == 3) cases.back().dense = dense[i % 7];
         ++i;
       }
 #endif

@@ -39,6 +39,7 @@ struct FlashCase {
   int tile = 0, multiprocessors = 1;  // of the kernels for Hopper: of kFlashTilesSm90, and how many blocks there are
   FlashSums sums = FlashSums::add;
   bool same_keys = false;  // of all parts: queries that are split
+  int dense = 0;           // rows that attend to the keys of all parts, in backward_key's launch
 
   std::string name() const;
 };

@@ -70,6 +70,26 @@ void solve_backward(Problem& p, const FlashCase& c) {
     }
 }
 
+void solve_dense(Problem& p) {
+  // An lse as if these keys were half of all.
+  p.dense_lse.fill([&](int of_head, int j, auto) {
+    double sum = 0;
+    for (int part = 0; part < kParts; ++part)
+      for (int i = 0; i < p.key.rows; ++i)
+        sum += std::exp(p.scale * dot(p.dense_query, of_head, j, p.key, of_head * kParts + part, i));
+    return std::log(2 * sum);
+  });
+  for (int item = 0; item < kItems; ++item)
+    for (int j = 0, head = item / kParts; j < p.dense_query.rows; ++j)
+      for (int i = 0; i < p.keys_of(item); ++i) {
+        if (!p.takes_part(item, i)) continue;
+        const double weight = std::exp(p.scale * dot(p.dense_query, head, j, p.key, item, i) - p.dense_lse.at(head, j));
+        const double slope = dot(p.grad_dense, head, j, p.value, item, i) - p.dense_offset.at(head, j);
+        add_row(p.grad_key, item, i, p.scale * weight * slope, p.dense_query, head, j);
+        add_row(p.grad_value, item, i, weight, p.grad_dense, head, j);
+      }
+}
+
 void join_before(Problem& p) {
   Normal normal(5);
   const std::vector<double> alone = p.weighted_value.values, sizes = p.weighted_value.magnitudes;
@@ -120,6 +140,10 @@ void draw_inputs(Problem& p, const FlashCase& c) {
     gradient->fill([&](auto...) {  // those that are large nearly fill float16
       return c.data == FlashData::large ? 16000 * std::clamp(normal(), -4.0, 4.0) : normal();
     });
+  p.dense_query.fill([&](auto...) { return c.data == FlashData::growing ? 1 : normal(); });
+  p.grad_dense.fill(
+      [&](auto...) { return c.data == FlashData::large ? 16000 * std::clamp(normal(), -4.0, 4.0) : normal(); });
+  p.dense_offset.fill([&](auto...) { return normal(); });
   if (c.data != FlashData::masked) return;
   for (size_t i = 0; i < p.mask.size(); ++i) p.mask[i] = i >= static_cast<size_t>(p.all_keys) && i % 3 != 1;
 }

@@ -121,6 +121,10 @@ struct Problem {
         out_lse(c.element, 1, c.queries, 1, false, Kind::float32),
         total(c.element, 1, c.queries, c.dim, false, Kind::float32),
         rounded_total(c.element, 1, c.queries, c.dim, true),
+        dense_query(c.element, 1, c.dense, c.dim, true),
+        grad_dense(c.element, 1, c.dense, c.value_dim, true),
+        dense_lse(c.element, 1, c.dense, 1, false, Kind::float32),
+        dense_offset(c.element, 1, c.dense, 1, false, Kind::float32),
         terms(c.element, kTerms * (c.task == FlashTask::sum ? 1 : kParts), c.queries, c.dim, true),
         // The last part of split keys lacks some; its tensor's rows after them are there and must not be read.
         all_keys(c.same_keys                               ? c.key_rows
@@ -140,7 +144,8 @@ struct Problem {
   Tensor grad_query, grad_key, grad_value, rounded_query, rounded_key, rounded_value, lse, entropy, offset, grad_lse,
       grad_entropy, out_lse;
   Tensor total, rounded_total;  // of sums of parts
-  Tensor terms;                 // of the query's gradient or the total, one after the other
+  Tensor dense_query, grad_dense, dense_lse, dense_offset;
+  Tensor terms;  // of the query's gradient or the total, one after the other
   int all_keys;
   bool same_keys;
   std::vector<uint8_t> mask;
@@ -153,6 +158,8 @@ double dot(Tensor& a, int item_a, int i, Tensor& b, int item_b, int j);
 void draw_inputs(Problem& p, const FlashCase& c);
 void solve_forward(Problem& p, const FlashCase& c);
 void solve_backward(Problem& p, const FlashCase& c);
+// Draws the lse of dense rows, and adds what gradients of keys and values get of them.
+void solve_dense(Problem& p);
 // After solve_forward: weighted_value and lse hold rows of other keys in the device's memory, and the join with them.
 void join_before(Problem& p);
 

@@ -113,6 +113,10 @@ FlashKernelChoice choose_flash_backward_sm90(const SpatialBackwardStep& step, co
   // Wider sums are more registers than a thread has.
   if (!gets_sm90(step.query, step.key, context) || width == 0 || width > 128) return {};
   if (!fits_tensor_maps(step.query, step.key, step.frames, step.value, of_keys, of_values)) return {};
+  if (const auto& dense = step.dense;
+      dense && !(of_keys.defined() && of_values.defined() &&
+                 fits_tensor_maps(dense->query, step.key, 1, dense->grad_weighted_value)))
+    return {};
   return on_sm90({FlashKernel::backward_key, Architecture::sm90}, context);
 }
 

@@ -86,10 +86,10 @@ void composed_spatial_forward(const SpatialForwardStep& step, int64_t bytes) {
   });
 }
 
-void composed_spatial_backward(const SpatialBackwardStep& step, int64_t bytes) {
+// Adds the gradients of a step to these, of acc dtype; an undefined one is not wanted.
+static void add_gradients(const SpatialBackwardStep& step, int64_t bytes, const Tensor& grad_query,
+                          const Tensor& grad_key, const Tensor& grad_value) {
   const auto acc = acc_dtype(step.query);
-  const Tensor grad_query = begin_gradient(step.grad_query), grad_key = begin_gradient(step.grad_key);
-  const Tensor grad_value = begin_gradient(step.grad_value);
   for_pieces(step.query, step.key, step.frames, bytes, [&](const Piece& piece) {
     const auto rows = [&](const Tensor& t) { return t.defined() ? rows_of(t, piece, step.frames).to(acc) : Tensor(); };
     const auto keys = [&](const Tensor& t) { return frames_of(t, piece, step.frames); };
@@ -114,11 +114,25 @@ void composed_spatial_backward(const SpatialBackwardStep& step, int64_t bytes) {
     if (entropy_grad.defined()) slopes = slopes.addcmul(entropy_grad.unsqueeze(-1), x.masked_fill(x == -kInfinity, 0));
     const Tensor gradients = weights.mul(slopes);
 
-    rows_of(grad_query, piece, step.frames).add_(gradients.matmul(key), step.scale);
-    keys(grad_key).add_(gradients.mT().matmul(query), step.scale);
-    if (key_grad.defined()) keys(grad_key).add_(weights.mT().matmul(key_grad), step.scale);
-    if (value_grad.defined()) keys(grad_value).add_(weights.mT().matmul(value_grad));
+    if (grad_query.defined()) rows_of(grad_query, piece, step.frames).add_(gradients.matmul(key), step.scale);
+    if (grad_key.defined()) keys(grad_key).add_(gradients.mT().matmul(query), step.scale);
+    if (grad_key.defined() && key_grad.defined()) keys(grad_key).add_(weights.mT().matmul(key_grad), step.scale);
+    if (grad_value.defined() && value_grad.defined()) keys(grad_value).add_(weights.mT().matmul(value_grad));
   });
+}
+
+void composed_spatial_backward(const SpatialBackwardStep& step, int64_t bytes) {
+  const Tensor grad_query = begin_gradient(step.grad_query), grad_key = begin_gradient(step.grad_key);
+  const Tensor grad_value = begin_gradient(step.grad_value);
+  add_gradients(step, bytes, grad_query, grad_key, grad_value);
+  if (step.dense) {
+    SpatialBackwardStep dense{
+        .query = step.dense->query, .key = step.key, .value = step.value, .frames = 1, .scale = step.scale};
+    dense.lse = step.dense->lse;
+    dense.offset = step.dense->offset;
+    dense.grad_weighted_value = step.dense->grad_weighted_value;
+    add_gradients(dense, bytes, Tensor(), grad_key, grad_value);
+  }
   finish_gradient(step.grad_query, grad_query);
   finish_gradient(step.grad_key, grad_key);
   finish_gradient(step.grad_value, grad_value);

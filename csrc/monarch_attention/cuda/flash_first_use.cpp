@@ -107,6 +107,12 @@ std::string backward_difference(const std::function<void(const SpatialBackwardSt
   if (like.grad_entropy.defined()) found.grad_entropy = draws.statistic(rows);
   if (like.grad_lse.defined() || (!keys && !values)) found.grad_lse = draws.statistic(rows);
   if (like.offset.defined()) found.offset = draws.statistic(rows);
+  if (like.dense) {  // as long a row of keys as that of a frame: weights as large
+    found.dense = DenseRows{.query = draws.rows(kQueries, found.query.size(3)),
+                            .grad_weighted_value = draws.rows(kQueries, found.value.size(3)),
+                            .lse = found.lse.narrow(2, 0, kQueries).add(1).contiguous(),
+                            .offset = draws.statistic(kQueries)};
+  }
   SpatialBackwardStep right = found;
   // Each kind of sum once: rounded with others, added to, stored.
   const auto set_gradients = [&](SpatialBackwardStep& step) {

@@ -70,6 +70,17 @@ FlashScalars FlashCall::scalars(const Tensor& given) const {
           given.size(2) / frames_};
 }
 
+FlashDenseRows FlashCall::dense_rows(const DenseRows& given) {
+  FlashDenseRows dense{.queries = static_cast<int32_t>(given.query.size(2)),
+                       .query = input(given.query),
+                       .grad_weighted_value = input(given.grad_weighted_value),
+                       .lse = scalars(given.lse),
+                       .offset = scalars(given.offset)};
+  for (FlashRows* rows : {&dense.query, &dense.grad_weighted_value}) rows->part_stride = 0;
+  for (FlashScalars* scalars : {&dense.lse, &dense.offset}) scalars->part_stride = 0;
+  return dense;
+}
+
 void FlashCall::launch(const FlashKernelId& id) const {
   const int error =
       context_.launch_flash(id, params, is_half_ ? FrameElement::float16 : FrameElement::bfloat16, context_.stream);

@@ -9,7 +9,7 @@
 
 #include "csrc/device/launch_context.h"
 #include "csrc/monarch_attention/cuda/kernels/flash_attention.h"
-#include "csrc/monarch_attention/gradient_sum.h"
+#include "csrc/monarch_attention/implementation.h"
 
 namespace frameattn {
 
@@ -33,6 +33,7 @@ class FlashCall {
   FlashRows output(const at::Tensor& given);
   FlashSum gradient(const GradientSum& given);
   FlashScalars scalars(const at::Tensor& given) const;
+  FlashDenseRows dense_rows(const DenseRows& given);
 
   void launch(const FlashKernelId& id) const;
   void finish() const;

@@ -16,6 +16,7 @@ const Implementation& gpu_implementation() {
       .spatial_backward = [](const SpatialBackwardStep& step) { run_spatial_backward(context_of(step.query), step); },
       .dense_backward = [](const SpatialBackwardStep& step,
                            const DenseParts& parts) { run_dense_backward(context_of(step.query), step, parts); },
+      .takes_dense = [](const SpatialBackwardStep& step) { return takes_dense_rows(context_of(step.query), step); },
       .temporal_forward = [](const TemporalForwardStep& step) { temporal_forward_by(run_frames<context_of>, step); },
       .temporal_backward = [](const TemporalBackwardStep& step) { temporal_backward_by(run_frames<context_of>, step); },
       .row_dots = [](const Tensor& a, const Tensor& b) { return run_row_dots(context_of(a), a, b); }};

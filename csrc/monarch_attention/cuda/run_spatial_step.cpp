@@ -71,22 +71,28 @@ bool may_sum(const LaunchContext& context, const Tensor& like) {
       like.scalar_type(), "rows", check, [](auto&) {});
 }
 
-void run_backward(const LaunchContext& context, const SpatialBackwardStep& step, const FlashDenseParts& parts) {
-  if (step.query.size(0) * step.query.size(1) * step.query.size(2) == 0) return composed_spatial_backward(step);
+// Calls `run` with the kernels of `choice`, if they may be used for steps like this; else false.
+template <typename Run>
+bool run_backward_kernels(const LaunchContext& context, const FlashKernelChoice& choice,
+                          const SpatialBackwardStep& like, const Run& run) {
   const auto check = [&](const FlashKernelId& kernel) {
     const auto by = [&](const SpatialBackwardStep& s) { flash_spatial_backward(context, kernel.architecture, s); };
-    return backward_difference(by, step);
+    return backward_difference(by, like);
   };
+  const std::string shape = shape_of(like.query, like.value, like.grad_weighted_key.defined(),
+                                     like.grad_weighted_value.defined(), like.frames);
+  return run_kernel(context, choice, like.query.scalar_type(), shape + (like.dense ? ", dense rows" : ""), check, run);
+}
+
+void run_backward(const LaunchContext& context, const SpatialBackwardStep& step, const FlashDenseParts& parts) {
+  if (step.query.size(0) * step.query.size(1) * step.query.size(2) == 0) return composed_spatial_backward(step);
   const auto run = [&](const FlashKernelId& kernel) {
     flash_spatial_backward(context, kernel.architecture, step, parts);
   };
-  const at::ScalarType dtype = step.query.scalar_type();
-  const std::string shape = shape_of(step.query, step.value, step.grad_weighted_key.defined(),
-                                     step.grad_weighted_value.defined(), step.frames);
-  if (run_kernel(context, choose_flash_backward_sm90(step, context), dtype, shape, check, run)) return;
+  if (run_backward_kernels(context, choose_flash_backward_sm90(step, context), step, run)) return;
   const FlashKernelChoice portable = choose_flash_kernel(FlashKernel::backward_key, "spatial_step_backward", step.query,
                                                          step.key, step.frames, context.capability);
-  if (!run_kernel(context, portable, dtype, shape, check, run)) composed_spatial_backward(step);
+  if (step.dense || !run_backward_kernels(context, portable, step, run)) composed_spatial_backward(step);
 }
 
 }  // namespace
@@ -114,6 +120,11 @@ void run_spatial_forward(const LaunchContext& context, const SpatialForwardStep&
 
 void run_spatial_backward(const LaunchContext& context, const SpatialBackwardStep& step) {
   run_backward(context, step, {});
+}
+
+bool takes_dense_rows(const LaunchContext& context, const SpatialBackwardStep& like) {
+  return like.query.numel() > 0 &&
+         run_backward_kernels(context, choose_flash_backward_sm90(like, context), like, [](auto&) {});
 }
 
 void run_dense_backward(const LaunchContext& context, const SpatialBackwardStep& step, const DenseParts& of) {

@@ -10,6 +10,7 @@ namespace frameattn {
 
 void run_spatial_forward(const LaunchContext& context, const SpatialForwardStep& step);
 void run_spatial_backward(const LaunchContext& context, const SpatialBackwardStep& step);
+bool takes_dense_rows(const LaunchContext& context, const SpatialBackwardStep& like);
 void run_dense_backward(const LaunchContext& context, const SpatialBackwardStep& step, const DenseParts& parts);
 at::Tensor run_row_dots(const LaunchContext& context, const at::Tensor& a, const at::Tensor& b);
 

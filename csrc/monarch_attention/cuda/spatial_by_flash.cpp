@@ -155,6 +155,8 @@ void flash_spatial_backward(const LaunchContext& context, Architecture architect
     backward_query_of_split_keys(architecture, step, parts.of_keys, call);
   else
     call.launch({FlashKernel::backward_query, architecture});
+  if (!step.grad_key.is_wanted() && !step.grad_value.is_wanted()) return call.finish();
+  if (step.dense) p.dense = call.dense_rows(*step.dense);
   if (parts.of_queries > 1)
     backward_key_of_split_queries(architecture, step, parts.of_queries, call);
   else

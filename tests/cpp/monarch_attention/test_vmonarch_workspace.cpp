@@ -12,6 +12,7 @@
 #include "csrc/monarch_attention/cuda/gpu_implementation.h"
 #include "csrc/monarch_attention/head_chunks.h"
 #include "tests/cpp/emulated_gpu.h"
+#include "tests/cpp/warnings.h"
 
 namespace frameattn {
 namespace {
@@ -74,6 +75,11 @@ class VMonarchWorkspace : public testing::Test {
         vmonarch_attention_backward_on(device, {grad_out, grad_lse, out, lse, saved}, inputs, frames, options);
     return {a, b, c, d, e};
   }
+  Tensors wide_saved() const {
+    Tensors wide;
+    for (const Tensor& t : saved) wide.push_back(t.to(at::kDouble));
+    return wide;
+  }
   // What a call of backward holds beside its results at most, as multiples of query; statistics are beside this.
   double held(std::optional<int64_t> workspace_bytes) {
     const Implementation& device = gpu_implementation<&emulated_context>();
@@ -94,20 +100,58 @@ class VMonarchWorkspace : public testing::Test {
   EmulatedGpu emulator;
 };
 
-TEST_F(VMonarchWorkspace, IsSixTimesQueryOrWhatTheLimitSays) {
-  draw();
+TEST_F(VMonarchWorkspace, IsSixTimesQueryOrFourOnHopperOrWhatTheLimitSays) {
   emulator.gpu().multiprocessors = 132;  // the first frame's gradient of the query is a sum of as many parts as frames
   const double statistics = 0.35;        // a float32 a row is 4 / 128 of query: offset, lse, gradients of entropy
-  const double whole = held(std::nullopt);
-  EXPECT_GE(whole, 6);
-  EXPECT_LE(whole, 6 + statistics);
-  const int64_t query = inputs.query.nbytes();
-  for (const int64_t chunks : {2, 3, 6}) {
-    const double part = held(6 * query / chunks);
-    EXPECT_GE(part, 6.0 / chunks) << chunks;
-    EXPECT_LE(part, (6 + statistics) / chunks) << chunks;
+  for (const auto& [capability, queries] : {std::pair{80, 6}, std::pair{90, 4}}) {
+    emulator.gpu().capability = capability;
+    draw();
+    const double whole = held(std::nullopt);
+    EXPECT_GE(whole, queries);
+    EXPECT_LE(whole, queries + statistics);
+    const int64_t query = inputs.query.nbytes();
+    for (const int64_t chunks : {2, 3, 6}) {
+      const double part = held(queries * query / chunks);
+      EXPECT_GE(part, 1.0 * queries / chunks) << chunks;
+      EXPECT_LE(part, (queries + statistics) / chunks) << chunks;
+    }
+    EXPECT_LE(held(0), (queries + statistics) / 6);  // a head at a time
   }
-  EXPECT_LE(held(0), (6 + statistics) / 6);  // a head at a time
+}
+
+TEST_F(VMonarchWorkspace, OnHopperTheLastStepTakesDenseRowsAlong) {
+  const Implementation& device = gpu_implementation<&emulated_context>();
+  const auto launches = [this](const char* kernel) { return std::ranges::count(emulator.flash_kernels, kernel); };
+  for (const int64_t iterations : {1, 2}) {
+    options = {.iterations = iterations};
+    draw();
+    saved.clear();
+    backward(device, std::nullopt);
+    EXPECT_EQ(launches("flash_backward_query_sm90"), iterations + 1);
+    EXPECT_EQ(launches("flash_backward_key_sm90"), iterations);
+    const auto wide = [](const Tensor& t) { return t.to(at::kDouble); };
+    const auto [a, b, c, d, e] = vmonarch_attention_backward_on(
+        cpu_implementation(), {wide(grad_out), wide(grad_lse), wide(out), wide(lse), wide_saved()},
+        {wide(inputs.query), wide(inputs.key), wide(inputs.value)}, frames, options);
+    const Tensors found = backward(device, std::nullopt), right = {a, b, c};
+    for (size_t i = 0; i < right.size(); ++i)
+      EXPECT_LE((wide(found[i]) - right[i]).norm().item<double>(), 0x1p-7 * right[i].norm().item<double>()) << i;
+    emulator.flash_kernels.clear();
+  }
+}
+
+TEST_F(VMonarchWorkspace, DenseRowsAreCheckedAtTheirFirstUseAndGoAloneWhereTheyErr) {
+  const Implementation& device = gpu_implementation<&emulated_context>();
+  Warnings warnings;
+  draw();
+  emulator.gpu().capability = 80;
+  const Tensors portable = backward(device, std::nullopt);
+  emulator.gpu().capability = 90;
+  unsetenv("FRAMEATTN_KERNELS");
+  emulator.wrong_kernel = "flash_backward_key_sm90";
+  const Tensors found = backward(device, std::nullopt);
+  for (size_t i = 0; i < found.size(); ++i) EXPECT_TRUE(found[i].equal(portable[i])) << i;
+  EXPECT_EQ(warnings.count("flash_backward_sm90 (bfloat16, 64 columns, keys, values, dense rows) does not agree"), 1);
 }
 
 TEST_F(VMonarchWorkspace, ResultsDoNotDependOnIt) {

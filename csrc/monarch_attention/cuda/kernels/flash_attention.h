@@ -46,6 +46,13 @@ struct FlashSum {
   int64_t term_stride = 0;
 };
 
+// Rows of queries that attend to the keys and values of all parts, likewise. part_strides are 0.
+struct FlashDenseRows {
+  int32_t queries = 0;  // 0: there are none
+  FlashRows query, grad_weighted_value;
+  FlashScalars lse, offset;
+};
+
 struct FlashParams {
   int32_t batches = 0, heads = 0, parts = 0;
   int32_t queries = 0, keys = 0;  // rows of a part
@@ -69,6 +76,8 @@ struct FlashParams {
   // Backward reads these, the first two where there are weighted rows and one of them at least,
   FlashRows grad_weighted_key, grad_weighted_value;
   FlashScalars offset, grad_entropy;  // grad_entropy: optional, with grad_weighted_key only
+  // these, whose gradients of keys and values are added up with the others: backward_key for Hopper, with both,
+  FlashDenseRows dense;
   // and writes these.
   FlashSum grad_query, grad_key, grad_value;
   // Sum adds up the parts of `queries` rows of `dim` columns, float32, and writes their sum to grad_query, whose
@@ -83,6 +92,8 @@ struct FlashKernelId {
   FlashKernel kernel;
   Architecture architecture;
   int tile = 0;  // of kFlashTilesSm90
+
+  bool operator==(const FlashKernelId&) const = default;
 };
 
 // Columns that a kernel computes with: the fewest of 64, 96, 128, 256 that hold both dims. 0: too many.

@@ -3,8 +3,8 @@
 // that R and dx, packed, are register operands of the sums over queries:
 //   R = exp(key query^T - lse),  dx = R (scale key dA^T + value dY^T + key query^T dE - offset)
 //   grad_key = scale (R dA + dx query),  grad_value = R dY
-// for dA, dY, dE the gradients of weighted_key, weighted_value, entropy. docs/cuda/flash_backward_sm90.md has the
-// steps.
+// for dA, dY, dE the gradients of weighted_key, weighted_value, entropy. Behind a part's own queries come dense rows,
+// which have no dA and dE. docs/cuda/flash_backward_sm90.md has the steps.
 #pragma once
 
 #include "csrc/monarch_attention/cuda/kernels/flash_backward_sm90.cuh"
@@ -63,10 +63,18 @@ struct FlashKeyPlaces {
   }
 };
 
+// Tiles of the part's own queries, then of dense rows, which attend to the keys of every part.
 template <typename Shape>
-__device__ __forceinline__ int query_steps(const FlashBackwardSm90Params& p) {
-  return (p.queries + Shape::tile.query_rows - 1) / Shape::tile.query_rows;
-}
+struct FlashKeySteps {
+  static constexpr int rows = Shape::tile.query_rows;
+  static constexpr bool may_be_dense = Shape::tile.keys && Shape::tile.values;
+  int own, dense;
+
+  __device__ __forceinline__ explicit FlashKeySteps(const FlashBackwardSm90Params& p)
+      : own((p.queries + rows - 1) / rows), dense(may_be_dense ? (p.dense.queries + rows - 1) / rows : 0) {}
+  __device__ __forceinline__ int all() const { return own + dense; }
+  __device__ __forceinline__ bool is_dense(int step) const { return may_be_dense && step >= own; }
+};
 
 // One thread of the producer has rows copied,
 template <typename Shape>
@@ -75,25 +83,26 @@ __device__ __forceinline__ void produce_rows(const FlashBackwardSm90Params& p, c
   RingPlace<tile.query_places> query;
   RingPlace<tile.gradient_places> gradient;
   RingPlace<1> rows;
-  const int steps = query_steps<Shape>(p);
+  const FlashKeySteps<Shape> steps(p);
   for (int index = static_cast<int>(ptx::block_index()); index < p.order.tiles;
        index += static_cast<int>(ptx::grid_blocks())) {
     const FlashRowTile at = row_tile<kBackwardRows>(p.order, index);
-    for (int step = 0; step < steps; ++step) {
-      const int row = step * tile.query_rows;
+    for (int step = 0; step < steps.all(); ++step) {
+      const bool dense = steps.is_dense(step);
+      const int row = (dense ? step - steps.own : step) * tile.query_rows;
       ptx::mbarrier_wait_or_trap(places.queries().empty(query.at), query.phase ^ 1);
-      load_rows<Shape::blocks>(p.query, at, row, at.part, places.query(query.at), Shape::query_block_bytes,
-                               places.queries().full(query.at));
+      load_rows<Shape::blocks>(dense ? p.dense.query : p.query, at, row, at.part, places.query(query.at),
+                               Shape::query_block_bytes, places.queries().full(query.at));
       query.advance();
       const uint32_t full = places.gradients().full(gradient.at);
       ptx::mbarrier_wait_or_trap(places.gradients().empty(gradient.at), gradient.phase ^ 1);
-      ptx::mbarrier_arrive_expect(full, Shape::gradients * Shape::query_bytes);
-      if constexpr (tile.keys)
+      ptx::mbarrier_arrive_expect(full, (dense ? 1 : Shape::gradients) * Shape::query_bytes);
+      if (tile.keys && !dense)
         copy_rows<Shape::blocks>(p.grad_weighted_key, at, row, at.part, places.gradient(gradient.at, 0),
                                  Shape::query_block_bytes, full);
       if constexpr (tile.values)
-        copy_rows<Shape::blocks>(p.grad_weighted_value, at, row, at.part, places.gradient(gradient.at, tile.keys),
-                                 Shape::query_block_bytes, full);
+        copy_rows<Shape::blocks>(dense ? p.dense.grad_weighted_value : p.grad_weighted_value, at, row, at.part,
+                                 places.gradient(gradient.at, tile.keys), Shape::query_block_bytes, full);
       gradient.advance();
       if (step > 0) continue;
 #pragma unroll 1
@@ -118,19 +127,26 @@ __device__ __forceinline__ void produce_statistic(const FlashBackwardSm90Params&
                                                   int which) {
   constexpr FlashKeyTileSm90 tile = Shape::tile;
   const FlashScalars& scalars = which == 0 ? p.lse : which == 1 ? p.offset : p.grad_entropy;
+  const FlashScalars& of_dense = which == 0 ? p.dense.lse : p.dense.offset;
   const float factor = which == 0 ? kLog2E : which == 1 ? 1 : p.scale;
   const int lane = ptx::thread_index_now() % 32;
+  const FlashKeySteps<Shape> steps(p);
   RingPlace<tile.gradient_places> place;
   for (int index = static_cast<int>(ptx::block_index()); index < p.order.tiles;
        index += static_cast<int>(ptx::grid_blocks())) {
-    const float* const source = scalars.data ? row_tile<kBackwardRows>(p.order, index).scalars(scalars) : nullptr;
+    const FlashRowTile at = row_tile<kBackwardRows>(p.order, index);
 #pragma unroll 1
-    for (int first = 0; first < p.queries; first += tile.query_rows) {
+    for (int step = 0; step < steps.all(); ++step) {
+      const bool dense = steps.is_dense(step);
+      const FlashScalars& from = dense ? of_dense : scalars;
+      const float* const source = from.data && !(dense && which == 2) ? at.scalars(from) : nullptr;
+      const int first = (dense ? step - steps.own : step) * tile.query_rows,
+                count = dense ? p.dense.queries : p.queries;
       ptx::mbarrier_wait_or_trap(places.gradients().empty(place.at), place.phase ^ 1);
 #pragma unroll 1
       for (int i = lane; i < tile.query_rows; i += 32)
         ptx::store_shared(places.statistic(place.at, which) + 4 * i,
-                          source && first + i < p.queries ? source[first + i] * factor : 0.f);
+                          source && first + i < count ? source[first + i] * factor : 0.f);
       ptx::sync_warp();
       if (lane == 0) ptx::mbarrier_arrive(places.gradients().full(place.at));
       place.advance();
@@ -169,9 +185,9 @@ class FlashKeyConsumer {
   __device__ __forceinline__ void skip() {
     ptx::sync_warp();
     release_place(places_.rows().empty(consumer_));
-    const int steps = query_steps<Shape>(p_);
+    const FlashKeySteps<Shape> steps(p_);
 #pragma unroll 1
-    for (int step = 0; step < steps; ++step) {
+    for (int step = 0; step < steps.all(); ++step) {
       wait_tiles();
       ptx::sync_warp();
       release_place(places_.queries().empty(query_.at));
@@ -190,13 +206,13 @@ class FlashKeyConsumer {
 
   __device__ __forceinline__ void run_rows(int index) {
     start_rows(index);
-    const int steps = query_steps<Shape>(p_);
+    const FlashKeySteps<Shape> steps(p_);
     wait_tiles();
-    issue_logits();
+    issue_logits(/*dense=*/false);
     if constexpr (tile.ahead) ptx::commit_products();  // no group: in the place of the sums of a tile before
 #pragma unroll 1
-    for (int n = 0; n < steps - 1; ++n) step</*last=*/false>(n);
-    step</*last=*/true>(steps - 1);
+    for (int n = 0; n < steps.all() - 1; ++n) step</*last=*/false>(n, steps);
+    step</*last=*/true>(steps.all() - 1, steps);
     ptx::wait_products<0>();
     keep_operands();
     release_before();
@@ -239,7 +255,8 @@ class FlashKeyConsumer {
   // ---- A tile of queries. Their gradients' places are given back with those of the queries.
 
   template <bool last>
-  __device__ __forceinline__ void step(int n) {
+  __device__ __forceinline__ void step(int n, const FlashKeySteps<Shape>& steps) {
+    const bool dense = steps.is_dense(n);
     const int query = query_.at, gradient = gradient_.at;
     ptx::wait_products<tile.ahead ? 1 : 0>();  // ahead, the sums of the tile before may still run
     if constexpr (!tile.ahead) {
@@ -248,9 +265,9 @@ class FlashKeyConsumer {
     }
     ptx::keep(logits_);
     ptx::keep(slopes_);
-    add_statistics(gradient);
+    add_statistics(gradient, dense);
     ptx::keep(slopes_);  // the loops stay apart: together they need more registers
-    if constexpr (both) {
+    if (both && !dense) {
       ptx::fence_products();
       multiply_rows<element, width, query_rows, /*accumulate=*/true>(slopes_, low(rows_ + Shape::values_at),
                                                                      low(places_.gradient(gradient, 1)));
@@ -265,7 +282,7 @@ class FlashKeyConsumer {
       unit_.pack(logits_, weights_);
       if (n > 0) release_before();
     } else {
-      weigh_gradients(gradient);
+      weigh_gradients(gradient, dense);
       if constexpr (both) ptx::wait_products<1>();
       ptx::keep(slopes_);
       multiply_by_weights();
@@ -279,7 +296,7 @@ class FlashKeyConsumer {
     gradient_.advance();
     if constexpr (tile.ahead && !last) {
       wait_tiles();
-      issue_logits();
+      issue_logits(steps.is_dense(n + 1));
     }
     ptx::fence_products();
     keep_operands();
@@ -289,7 +306,7 @@ class FlashKeyConsumer {
     ptx::commit_products();
     if constexpr (!tile.ahead && !last) {
       wait_tiles();
-      issue_logits();
+      issue_logits(steps.is_dense(n + 1));
     }
   }
 
@@ -304,8 +321,9 @@ class FlashKeyConsumer {
   }
 
   // key query^T, and what of dx comes with it: key dA^T, or value dY^T where there is no dA.
-  __device__ __forceinline__ void issue_logits() {
-    const uint32_t query = low(places_.query(query_.at)), gradient = low(places_.gradient(gradient_.at, 0));
+  __device__ __forceinline__ void issue_logits(bool dense) {
+    const uint32_t query = low(places_.query(query_.at));
+    const uint32_t gradient = low(places_.gradient(gradient_.at, dense));
     ptx::fence_products();
     if constexpr (tile.registers) {
       ptx::keep(key_registers_);
@@ -313,23 +331,29 @@ class FlashKeyConsumer {
       multiply_rows<element, width, query_rows>(slopes_, key_registers_, gradient);
     } else {
       multiply_rows<element, width, query_rows>(logits_, low(rows_), query);
-      multiply_rows<element, width, query_rows>(slopes_, low(rows_ + (keys ? 0 : Shape::values_at)), gradient);
+      multiply_rows<element, width, query_rows>(slopes_, low(rows_ + (keys && !dense ? 0 : Shape::values_at)),
+                                                gradient);
     }
     ptx::commit_products();
   }
 
   // R's sums. In float16 those of keys are in the unit of dx, whose operands are not in use yet.
-  __device__ __forceinline__ void weigh_gradients(int gradient) {
+  __device__ __forceinline__ void weigh_gradients(int gradient, bool dense) {
     pack_pairs<element>(logits_, weights_);
     if constexpr (both && element == FrameElement::float16) unit_.pack(logits_, slopes_packed_);
     ptx::fence_products();
     keep_operands();
-    if constexpr (values)
+    if (keys && !dense) {
+      const uint32_t right = columns(places_.gradient(gradient, 0));
+      if constexpr (both && element == FrameElement::float16)
+        add_weighted<element, width, query_rows>(key_sums_, slopes_packed_, right, true);
+      else
+        add_weighted<element, width, query_rows>(key_sums_, weights_, right, true);
+    }
+    if constexpr (values) {
+      if constexpr (both) ptx::fence_products();
       add_weighted<element, width, query_rows>(value_sums_, weights_, columns(places_.gradient(gradient, keys)), true);
-    if constexpr (both && element == FrameElement::float16)
-      add_weighted<element, width, query_rows>(key_sums_, slopes_packed_, columns(places_.gradient(gradient, 0)), true);
-    else if constexpr (keys)
-      add_weighted<element, width, query_rows>(key_sums_, weights_, columns(places_.gradient(gradient, 0)), true);
+    }
     ptx::commit_products();
   }
 
@@ -339,7 +363,8 @@ class FlashKeyConsumer {
     return places_.statistic(gradient, which) + 8 * (ptx::thread_index_now() % 4);
   }
   // slopes: what dx is of R, but for value dY^T where that is still to come.
-  __device__ __forceinline__ void add_statistics(int gradient) {
+  __device__ __forceinline__ void add_statistics(int gradient, bool dense) {
+    const float scale = dense ? 1 : p_.scale;  // of dense rows, entropies are 0
     const uint32_t offsets = column_statistics(gradient, 1), entropies = column_statistics(gradient, 2);
 #pragma unroll
     for (int c = 0; c < query_rows / 8; ++c)
@@ -349,7 +374,7 @@ class FlashKeyConsumer {
         const float entropy = keys ? ptx::load_shared(entropies + 32 * c + 4 * e) : 0;
 #pragma unroll
         for (int i = 4 * c + e; i < 4 * c + 4; i += 2)
-          slopes_[i] = keys ? fmaf(slopes_[i], p_.scale, fmaf(logits_[i], entropy, -offset)) : slopes_[i] - offset;
+          slopes_[i] = keys ? fmaf(slopes_[i], scale, fmaf(logits_[i], entropy, -offset)) : slopes_[i] - offset;
       }
   }
   __device__ __forceinline__ void exponentiate(int gradient) {

@@ -27,13 +27,22 @@ inline int make_backward_params(FlashBackwardSm90Params& params, const FlashPara
   params.value_dim = p.value_dim;
   params.part_rows = keys_are_pieces(p) ? p.keys : 0;
   params.order = tile_order_sm90(rows, p.parts, p.heads, p.batches, kBackwardRows, /*short_last=*/true);
+  params.dense.queries = p.dense.queries;
+  params.dense.lse = p.dense.lse;
+  params.dense.offset = p.dense.offset;
   int error = make_query_map(params.query, p, p.query, p.dim, query_box);
   if (!error) error = make_key_map(params.key, p, p.key, p.dim, key_box);
   if (!error && p.grad_weighted_key.data)
     error = make_query_map(params.grad_weighted_key, p, p.grad_weighted_key, p.dim, query_box);
   if (error || !p.grad_weighted_value.data) return error;
   error = make_query_map(params.grad_weighted_value, p, p.grad_weighted_value, p.value_dim, query_box);
-  return error ? error : make_key_map(params.value, p, p.value, p.value_dim, key_box);
+  if (!error) error = make_key_map(params.value, p, p.value, p.value_dim, key_box);
+  const FlashDenseRows& dense = p.dense;
+  if (error || dense.queries == 0) return error;
+  error = make_map(params.dense.query, p, dense.query, 1, dense.queries, p.dim, query_box);
+  if (error) return error;
+  return make_map(params.dense.grad_weighted_value, p, dense.grad_weighted_value, 1, dense.queries, p.value_dim,
+                  query_box);
 }
 
 // Calls launch<element, tile>() for the tile of a problem: of those that `tiles` lists.

@@ -9,9 +9,16 @@
 
 namespace frameattn {
 
+struct FlashDenseSm90Params {
+  FlashMap query, grad_weighted_value;
+  FlashScalars lse, offset;
+  int32_t queries;
+};
+
 struct FlashBackwardSm90Params {
   FlashMap query, key, value, grad_weighted_key, grad_weighted_value;
   FlashScalars lse, offset, grad_entropy;  // the last is optional
+  FlashDenseSm90Params dense;
   FlashSum grad_query, grad_key, grad_value;
   float scale, scale_log2;
   int32_t queries, dim, value_dim;

@@ -35,6 +35,9 @@ Launch* launch_of(FlashKernel kernel) {
 int launch_flash_kernel(const FlashKernelId& id, const FlashParams& params, FrameElement element, void* stream) {
   const int64_t rows = id.kernel == FlashKernel::backward_key ? params.keys : params.queries;
   if (rows * params.parts * params.heads * params.batches == 0) return 0;
+  if (params.dense.queries > 0 &&
+      (id != FlashKernelId{FlashKernel::backward_key, Architecture::sm90} || !params.grad_weighted_key.data))
+    return 1;  // cudaErrorInvalidValue
   if (id.architecture == Architecture::sm80) return launch_of(id.kernel)(params, element, stream);
 #ifdef FRAMEATTN_WITH_SM90A
   if (id.kernel == FlashKernel::forward) return launch_flash_forward_sm90(params, element, id.tile, stream);
