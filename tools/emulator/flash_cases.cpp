@@ -311,7 +311,7 @@ std::vector<FlashCase> flash_cases() {
       ++i;
     }
   // Around the 64 and 128 rows that stay, and one to four tiles of 64 to 128 rows that pass by.
-  const Sizes backward_sm90[] = {{1, 1}, {65, 64}, {129, 113}, {64, 257}, {193, 161}, {130, 200}, {300, 66}};
+  const Sizes backward_sm90[] = {{1, 1}, {65, 64}, {129, 113}, {130, 200}, {193, 161}, {64, 257}, {300, 66}};
   i = 0;
   for (const int width : {128, 64})
     for (int kinds = 1; kinds < 4; ++kinds)

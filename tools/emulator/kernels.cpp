@@ -1,5 +1,6 @@
 // Runs the kernels, on the emulator or on a GPU, and compares them with float64.
 //   kernels                        every case
+//   kernels --part 2/3             the second of every three
 //   kernels --list                 their names
 //   kernels --case TEXT            the cases whose names contain TEXT (more than once: all of the texts)
 //   kernels --dump FILE            also writes their results as float32, one after the other
@@ -34,6 +35,7 @@ static std::vector<Case> all_cases() {
 int main(int count, char** arguments) {
   std::vector<std::string> wanted, options;
   std::string dump;
+  int part = 1, parts = 1;
   bool list = false, thorough = false, quiet = false, stop = false;
   for (int i = 1; i < count; ++i) {
     const std::string argument = arguments[i];
@@ -48,6 +50,9 @@ int main(int count, char** arguments) {
       stop = true;
     } else if (argument == "--case" && has_value) {
       wanted.push_back(arguments[++i]);
+    } else if (argument == "--part" && has_value && std::sscanf(arguments[i + 1], "%d/%d", &part, &parts) == 2 &&
+               part >= 1 && part <= parts) {
+      ++i;
     } else if (argument == "--dump" && has_value) {
       dump = arguments[++i];
     } else if (argument == "--option" && has_value) {
@@ -65,9 +70,9 @@ int main(int count, char** arguments) {
 
   std::ofstream file;
   if (!dump.empty()) file.open(dump, std::ios::binary);
-  int run = 0, failed = 0;
+  int run = 0, failed = 0, number = 0;
   for (const auto& [name, run_case] : all_cases()) {
-    bool chosen = true;
+    bool chosen = number++ % parts == part - 1;
     for (const std::string& text : wanted) chosen = chosen && name.find(text) != std::string::npos;
     if (!chosen) continue;
     if (list) {

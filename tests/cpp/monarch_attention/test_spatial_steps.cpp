@@ -269,8 +269,9 @@ TEST(FlashPlan, SplitsOnlyWhatLeavesMultiprocessorsIdle) {
 }
 
 TEST(FlashPlan, CutsDenseRowsOfBackwardIntoPartsThatFillWholeRounds) {
-  const auto parts = [](int64_t rows, int64_t heads, int64_t others, int64_t most) {
-    return flash_dense_parts(rows, heads, others, most, 132);
+  Architecture architecture = Architecture::sm80;
+  const auto parts = [&](int64_t rows, int64_t heads, int64_t others, int64_t most) {
+    return flash_dense_parts(architecture, rows, heads, others, most, 132);
   };
   EXPECT_EQ(parts(1456, 12, 16 * 1456, 16), 16);    // the first frame of 16 x 28 x 52: 276 blocks, 264 run at a time
   EXPECT_EQ(parts(1560, 12, 44 * 1560, 44), 22);    // more would gain less than their sums cost
@@ -281,6 +282,10 @@ TEST(FlashPlan, CutsDenseRowsOfBackwardIntoPartsThatFillWholeRounds) {
   EXPECT_EQ(parts(1456, 12, 17 * 1456, 17), 17);    // a prime number of frames
   EXPECT_EQ(parts(60, 1, 60, 1), 1);
   EXPECT_EQ(parts(0, 0, 0, 4), 1);
+  architecture = Architecture::sm90;
+  EXPECT_EQ(parts(1456, 12, 16 * 1456, 16), 8);     // 144 blocks, 132 at a time: 9 rounds of an eighth
+  EXPECT_EQ(parts(1408, 12, 4 * 1408, 4), 1);       // one whole round
+  EXPECT_EQ(parts(512, 12, 23296, 16), 8);          // extra keys: 48 blocks
 }
 
 // ---- The trial ------------------------------------------------------------------------------------------------------

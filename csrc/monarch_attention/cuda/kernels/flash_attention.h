@@ -108,7 +108,8 @@ KeyParts split_keys(int64_t queries, int64_t heads, int64_t keys, int64_t multip
 
 // Backward of dense rows: into how many parts the other side of its blocks is cut, for `rows` rows of each of so many
 // heads that are multiplied with `others`. A divisor of `most`.
-int64_t flash_dense_parts(int64_t rows, int64_t heads, int64_t others, int64_t most, int64_t multiprocessors);
+int64_t flash_dense_parts(Architecture architecture, int64_t rows, int64_t heads, int64_t others, int64_t most,
+                          int64_t multiprocessors);
 
 // Whether a grid holds the blocks of so many rows in each of so many parts of each head.
 bool flash_blocks_fit(int64_t rows, int64_t parts, int64_t heads);
