@@ -129,8 +129,7 @@ bool takes_dense_rows(const LaunchContext& context, const SpatialBackwardStep& l
 
 void run_dense_backward(const LaunchContext& context, const SpatialBackwardStep& step, const DenseParts& of) {
   FlashDenseParts parts;
-  const auto architecture =
-      choose_flash_backward_sm90(step, context).kernel ? Architecture::sm90 : Architecture::sm80;
+  const auto architecture = choose_flash_backward_sm90(step, context).kernel ? Architecture::sm90 : Architecture::sm80;
   const auto choose = [&](int64_t& count, const Tensor& rows, const Tensor& others) {
     count = flash_dense_parts(architecture, rows.size(2), of.heads, others.size(2), of.parts, context.multiprocessors);
   };

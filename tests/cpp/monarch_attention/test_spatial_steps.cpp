@@ -283,9 +283,9 @@ TEST(FlashPlan, CutsDenseRowsOfBackwardIntoPartsThatFillWholeRounds) {
   EXPECT_EQ(parts(60, 1, 60, 1), 1);
   EXPECT_EQ(parts(0, 0, 0, 4), 1);
   architecture = Architecture::sm90;
-  EXPECT_EQ(parts(1456, 12, 16 * 1456, 16), 8);     // 144 blocks, 132 at a time: 9 rounds of an eighth
-  EXPECT_EQ(parts(1408, 12, 4 * 1408, 4), 1);       // one whole round
-  EXPECT_EQ(parts(512, 12, 23296, 16), 8);          // extra keys: 48 blocks
+  EXPECT_EQ(parts(1456, 12, 16 * 1456, 16), 8);  // 144 blocks, 132 at a time: 9 rounds of an eighth
+  EXPECT_EQ(parts(1408, 12, 4 * 1408, 4), 1);    // one whole round
+  EXPECT_EQ(parts(512, 12, 23296, 16), 8);       // extra keys: 48 blocks
 }
 
 // ---- The trial ------------------------------------------------------------------------------------------------------
