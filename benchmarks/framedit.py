@@ -33,6 +33,7 @@ PARTS = {
     "mm": "linear layers",
     "gelu": "GELU",
     "layer_norm": "LayerNorm",
+    "gated_add": "gates",
     "adam": "optimizer",
     "copy_": "conversions and copies",
 }

@@ -3,4 +3,5 @@
 
 #include <frameattn/build_info.h>
 #include <frameattn/matrix_attention.h>
+#include <frameattn/modulation.h>
 #include <frameattn/monarch_attention.h>

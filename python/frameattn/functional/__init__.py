@@ -2,6 +2,7 @@
 
 from frameattn.functional import _flops  # noqa: F401  registers the formulas
 from frameattn.functional.matrix_attention import matrix_attention, matrix_linear
+from frameattn.functional.modulation import gated_add, modulated_layer_norm
 from frameattn.functional.vmonarch_attention import vmonarch_attention
 
-__all__ = ["matrix_attention", "matrix_linear", "vmonarch_attention"]
+__all__ = ["gated_add", "matrix_attention", "matrix_linear", "modulated_layer_norm", "vmonarch_attention"]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from frameattn.functional import gated_add, modulated_layer_norm
 from frameattn.models.embeddings import (
     LabelEmbedder,
     PatchEmbed,
@@ -41,10 +42,10 @@ class Mlp(nn.Module):
 
 
 class Modulation(nn.Sequential):
-    """Condition [B, K, D] -> ``parts`` tensors [B, F, 1, D] that shift, scale and gate the tokens of F frames."""
+    """Condition [B, K, D] -> ``parts`` tensors [B, K, D], or [B, F, D] of F frames, that shift, scale and gate tokens."""
 
     def __init__(self, dim: int, parts: int):
-        super().__init__(nn.SiLU(), nn.Linear(dim, parts * dim))
+        super().__init__(nn.SiLU(), Linear(dim, parts * dim))
         self.parts = parts
 
     def forward(  # type: ignore[override]  # a Sequential for the official names of its parameters alone
@@ -53,16 +54,11 @@ class Modulation(nn.Sequential):
         parts = super().forward(condition)
         if condition_of_frame is not None:
             parts = parts.index_select(1, condition_of_frame)
-        return parts.unsqueeze(2).chunk(self.parts, dim=-1)
-
-
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """LayerNorm(x) * (1 + scale) + shift."""
-    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=1e-6), 1 + scale)
+        return parts.chunk(self.parts, dim=-1)
 
 
 class Block(nn.Module):
-    """x + gate attention(modulate(x)), then the same with an MLP (adaLN-Zero)."""
+    """x + gate attention(LN(x) (1 + scale) + shift), then the same with an MLP (adaLN-Zero)."""
 
     def __init__(self, dim: int, attention: nn.Module, mlp_ratio: float):
         super().__init__()
@@ -73,8 +69,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor, condition: Tensor, condition_of_frame: Tensor | None) -> Tensor:
         modulation = self.adaLN_modulation(condition, condition_of_frame)
         shift_attention, scale_attention, gate_attention, shift_mlp, scale_mlp, gate_mlp = modulation
-        x = x + gate_attention * self.attn(modulate(x, shift_attention, scale_attention))
-        return x + gate_mlp * self.mlp(modulate(x, shift_mlp, scale_mlp))
+        x = gated_add(x, gate_attention, self.attn(modulated_layer_norm(x, shift_attention, scale_attention)))
+        return gated_add(x, gate_mlp, self.mlp(modulated_layer_norm(x, shift_mlp, scale_mlp)))
 
 
 class FinalLayer(nn.Module):
@@ -86,7 +82,7 @@ class FinalLayer(nn.Module):
         self.adaLN_modulation = Modulation(dim, 2)
 
     def forward(self, x: Tensor, condition: Tensor, condition_of_frame: Tensor | None) -> Tensor:
-        return self.linear(modulate(x, *self.adaLN_modulation(condition, condition_of_frame)))
+        return self.linear(modulated_layer_norm(x, *self.adaLN_modulation(condition, condition_of_frame)))
 
 
 class FrameDiT(nn.Module):
@@ -156,9 +152,7 @@ class FrameDiT(nn.Module):
         if extras == CLASSES:
             self.y_embedder = LabelEmbedder(num_classes, hidden_size, class_dropout_prob)
         elif extras == TEXT:
-            self.text_embedding_projection = nn.Sequential(
-                nn.SiLU(), nn.Linear(TEXT_TOKENS * TEXT_CHANNELS, hidden_size)
-            )
+            self.text_embedding_projection = nn.Sequential(nn.SiLU(), Linear(TEXT_TOKENS * TEXT_CHANNELS, hidden_size))
         self.register_buffer("pos_embed", position_embedding(side, hidden_size))
         self.register_buffer("temp_embed", temporal_embedding(num_frames, hidden_size))
 

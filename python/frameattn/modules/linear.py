@@ -1,4 +1,4 @@
-"""Linear: torch.nn.Linear, which on x86-64 takes float32 through our matrix_linear."""
+"""Linear: torch.nn.Linear, which on x86-64 takes through our matrix_linear what torch multiplies slowly there."""
 
 import torch
 from torch import Tensor, nn
@@ -7,15 +7,33 @@ from frameattn import functional
 from frameattn.modules.block_gemm import has_block_gemm
 
 
-class Linear(nn.Linear):
-    """y = x W^T + b with the parameters, arguments and results of torch.nn.Linear.
+def _dtypes_that_torch_multiplies_slowly() -> frozenset[torch.dtype]:
+    """Of this x86-64 CPU.
 
-    torch multiplies float32 matrices by MKL, which takes its AVX2 path on AMD CPUs: 90 GFLOP/s on one thread of a Zen
-    5, where matrix_linear has 220. bfloat16 torch gives to oneDNN, which is at least as fast as matrix_linear.
+    float32 torch gives to MKL, which on AMD CPUs with AVX-512 takes its AVX2 path: 90 GFLOP/s on one thread of a Zen 5,
+    where matrix_linear has 220. On AVX2 alone MKL is the faster one, by a fifth. 16 bits torch gives to oneDNN where that
+    has instructions for them, and is at least as fast as matrix_linear; else to loops of its own: 8 to 10 GFLOP/s on an
+    EPYC with AVX2, where matrix_linear has 70.
     """
+    slow = {torch.float32} if torch.backends.cpu.get_cpu_capability() == "AVX512" else set()
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        slow.add(torch.bfloat16)
+    if not torch.ops.mkldnn._is_mkldnn_fp16_supported():
+        slow.add(torch.float16)
+    return frozenset(slow)
+
+
+_SLOW = _dtypes_that_torch_multiplies_slowly()
+
+
+class Linear(nn.Linear):
+    """y = x W^T + b with the parameters, arguments and results of torch.nn.Linear."""
 
     def forward(self, x: Tensor) -> Tensor:
-        float32 = x.dtype == self.weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-        if not (float32 and has_block_gemm(x) and x.dim() > 1):
+        if torch.is_autocast_enabled("cpu"):
+            slow = torch.get_autocast_dtype("cpu") in _SLOW
+        else:
+            slow = x.dtype == self.weight.dtype and x.dtype in _SLOW
+        if not (slow and x.dim() > 1 and has_block_gemm(x)):
             return super().forward(x)
         return functional.matrix_linear(x, None, self.weight.t(), None if self.bias is None else self.bias.unsqueeze(0))
