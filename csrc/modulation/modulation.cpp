@@ -37,9 +37,8 @@ void check_modulation(const char* op, const char* name, const Tensor& modulation
   auto fits = modulation.sym_size(0).sym_eq(batch).sym_and(modulation.sym_size(-1).sym_eq(dim));
   if (modulation.dim() == 3)
     fits = fits.sym_and(modulation.sym_size(1).sym_eq(1).sym_or(modulation.sym_size(1).sym_eq(frames)));
-  TORCH_SYM_CHECK(fits, op, ": ", name,
-                  " must be [B, D], [B, 1, D] or [B, T, D] with x [B, T, N, D] = ", x.sym_sizes(), ", got ",
-                  modulation.sym_sizes());
+  TORCH_SYM_CHECK(fits, op, ": ", name, " must be [B, D], [B, 1, D] or [B, T, D] with x [B, T, N, D] = ", x.sym_sizes(),
+                  ", got ", modulation.sym_sizes());
 }
 
 void check_same_sizes(const char* op, const char* name, const Tensor& tensor, const char* first,
@@ -183,9 +182,8 @@ Tensor modulated_layer_norm_autocast(const Tensor& x, const Tensor& shift, const
 
 TORCH_LIBRARY_FRAGMENT(frameattn, m) {
   const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag};
-  m.def(
-      "modulated_layer_norm(Tensor x, Tensor shift, Tensor scale, float eps=1e-06, ScalarType? dtype=None) -> Tensor",
-      tags);
+  m.def("modulated_layer_norm(Tensor x, Tensor shift, Tensor scale, float eps=1e-06, ScalarType? dtype=None) -> Tensor",
+        tags);
   m.def(
       "modulated_layer_norm_forward(Tensor x, Tensor shift, Tensor scale, float eps, ScalarType? dtype)"
       " -> (Tensor, Tensor, Tensor)",

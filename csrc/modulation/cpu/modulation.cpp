@@ -129,7 +129,8 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor& shift,
                                            std::optional<at::ScalarType> dtype) {
   check_modulated_layer_norm_inputs(x, shift, scale);
   const Tensor out = at::empty(x.sizes(), x.options().dtype(dtype.value_or(x.scalar_type())));
-  const Tensor mean = at::empty(x.sizes().slice(0, 3), x.options().dtype(dtype_of_sums(x))), rstd = at::empty_like(mean);
+  const Tensor mean = at::empty(x.sizes().slice(0, 3), x.options().dtype(dtype_of_sums(x))),
+               rstd = at::empty_like(mean);
   with_sums(x, [&](auto zero) {
     using acc_t = decltype(zero);
     struct {
@@ -141,8 +142,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor& shift,
       acc_t* begin(Scratch& scratch) const { return scratch.take<acc_t>(sizes.dim); }
       void run(acc_t* row, int64_t clip, int64_t frame, int64_t token) const {
         x.load(clip, frame, token, row);
-        const auto of_row =
-            modulate_row(row, factor.row(clip, frame), shift.row(clip, frame), sizes.dim, eps, row);
+        const auto of_row = modulate_row(row, factor.row(clip, frame), shift.row(clip, frame), sizes.dim, eps, row);
         out.store(clip, frame, token, row);
         const int64_t index = (clip * sizes.frames + frame) * sizes.rows + token;
         mean[index] = of_row.mean;

@@ -61,26 +61,26 @@ FRAMEATTN_INLINE void gate_backward_loop(const acc_t* grad, const acc_t* gate, i
 
 }  // namespace
 
-#define FRAMEATTN_ROW_MODULATION(acc_t)                                                                                \
-  template <>                                                                                                          \
-  FRAMEATTN_MULTIVERSION RowStatistics<acc_t> modulate_row(const acc_t* x, const acc_t* factor, const acc_t* shift,    \
-                                                           int64_t n, acc_t eps, acc_t* y) {                           \
-    return modulate_loop(x, factor, shift, n, eps, y);                                                                 \
-  }                                                                                                                    \
-  template <>                                                                                                          \
-  FRAMEATTN_MULTIVERSION void modulate_row_backward(acc_t* x, const acc_t* grad, const acc_t* factor,                  \
-                                                    RowStatistics<acc_t> statistics, int64_t n, acc_t* grad_x,         \
-                                                    acc_t* grad_scale, acc_t* grad_shift) {                            \
-    modulate_backward_loop(x, grad, factor, statistics, n, grad_x, grad_scale, grad_shift);                            \
-  }                                                                                                                    \
-  template <>                                                                                                          \
-  FRAMEATTN_MULTIVERSION void gate_row(const acc_t* gate, const acc_t* y, int64_t n, acc_t* x) {                       \
-    gate_loop(gate, y, n, x);                                                                                          \
-  }                                                                                                                    \
-  template <>                                                                                                          \
-  FRAMEATTN_MULTIVERSION void gate_row_backward(const acc_t* grad, const acc_t* gate, int64_t n, acc_t* y,             \
-                                                acc_t* grad_gate) {                                                    \
-    gate_backward_loop(grad, gate, n, y, grad_gate);                                                                   \
+#define FRAMEATTN_ROW_MODULATION(acc_t)                                                                             \
+  template <>                                                                                                       \
+  FRAMEATTN_MULTIVERSION RowStatistics<acc_t> modulate_row(const acc_t* x, const acc_t* factor, const acc_t* shift, \
+                                                           int64_t n, acc_t eps, acc_t* y) {                        \
+    return modulate_loop(x, factor, shift, n, eps, y);                                                              \
+  }                                                                                                                 \
+  template <>                                                                                                       \
+  FRAMEATTN_MULTIVERSION void modulate_row_backward(acc_t* x, const acc_t* grad, const acc_t* factor,               \
+                                                    RowStatistics<acc_t> statistics, int64_t n, acc_t* grad_x,      \
+                                                    acc_t* grad_scale, acc_t* grad_shift) {                         \
+    modulate_backward_loop(x, grad, factor, statistics, n, grad_x, grad_scale, grad_shift);                         \
+  }                                                                                                                 \
+  template <>                                                                                                       \
+  FRAMEATTN_MULTIVERSION void gate_row(const acc_t* gate, const acc_t* y, int64_t n, acc_t* x) {                    \
+    gate_loop(gate, y, n, x);                                                                                       \
+  }                                                                                                                 \
+  template <>                                                                                                       \
+  FRAMEATTN_MULTIVERSION void gate_row_backward(const acc_t* grad, const acc_t* gate, int64_t n, acc_t* y,          \
+                                                acc_t* grad_gate) {                                                 \
+    gate_backward_loop(grad, gate, n, y, grad_gate);                                                                \
   }
 FRAMEATTN_ROW_MODULATION(double)
 FRAMEATTN_ROW_MODULATION(float)

@@ -23,8 +23,9 @@ Tensor sum_like(const Tensor& rows, const Tensor& modulation, at::ScalarType sum
 
 }  // namespace
 
-std::tuple<Tensor, Tensor, Tensor> composed_modulated_layer_norm(const Tensor& x, const Tensor& shift, const Tensor& scale, double eps,
-                                           std::optional<at::ScalarType> dtype) {
+std::tuple<Tensor, Tensor, Tensor> composed_modulated_layer_norm(const Tensor& x, const Tensor& shift,
+                                                                 const Tensor& scale, double eps,
+                                                                 std::optional<at::ScalarType> dtype) {
   check_modulated_layer_norm_inputs(x, shift, scale);
   const c10::DeviceGuard guard(x.device());
   const auto [normal, mean, rstd] = at::native_layer_norm(x, {x.size(3)}, {}, {}, eps);
@@ -32,16 +33,17 @@ std::tuple<Tensor, Tensor, Tensor> composed_modulated_layer_norm(const Tensor& x
   return {out.to(dtype.value_or(x.scalar_type())), mean.squeeze(-1), rstd.squeeze(-1)};
 }
 
-std::tuple<Tensor, Tensor, Tensor> composed_modulated_layer_norm_backward(const Tensor& grad_out, const Tensor& x, const Tensor& scale,
-                                            const Tensor& mean, const Tensor& rstd) {
+std::tuple<Tensor, Tensor, Tensor> composed_modulated_layer_norm_backward(const Tensor& grad_out, const Tensor& x,
+                                                                          const Tensor& scale, const Tensor& mean,
+                                                                          const Tensor& rstd) {
   check_modulated_layer_norm_backward_inputs(grad_out, x, scale, mean, rstd);
   const c10::DeviceGuard guard(x.device());
   const auto sums = dtype_of_sums(x);
   const Tensor grad = grad_out.to(x.scalar_type()).contiguous(), rows = x.contiguous();
   const Tensor of_mean = mean.unsqueeze(-1), of_rstd = rstd.unsqueeze(-1);
   const Tensor grad_normal = (grad * (beside_rows(scale) + 1)).to(x.scalar_type());
-  const auto [grad_x, weight, bias] = at::native_layer_norm_backward(grad_normal, rows, {x.size(3)}, of_mean, of_rstd,
-                                                                     {}, {}, {true, false, false});
+  const auto [grad_x, weight, bias] =
+      at::native_layer_norm_backward(grad_normal, rows, {x.size(3)}, of_mean, of_rstd, {}, {}, {true, false, false});
   const Tensor normal = (rows - of_mean) * of_rstd;
   return {grad_x, sum_like(grad, scale, sums), sum_like(grad * normal, scale, sums)};
 }

@@ -42,7 +42,7 @@ class Mlp(nn.Module):
 
 
 class Modulation(nn.Sequential):
-    """Condition [B, K, D] -> ``parts`` tensors [B, K, D], or [B, F, D] of F frames, that shift, scale and gate tokens."""
+    """Condition [B, K, D] -> ``parts`` tensors [B, K, D], or [B, F, D] of F frames: shifts, scales, gates of tokens."""
 
     def __init__(self, dim: int, parts: int):
         super().__init__(nn.SiLU(), Linear(dim, parts * dim))

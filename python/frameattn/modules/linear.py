@@ -11,9 +11,9 @@ def _dtypes_that_torch_multiplies_slowly() -> frozenset[torch.dtype]:
     """Of this x86-64 CPU.
 
     float32 torch gives to MKL, which on AMD CPUs with AVX-512 takes its AVX2 path: 90 GFLOP/s on one thread of a Zen 5,
-    where matrix_linear has 220. On AVX2 alone MKL is the faster one, by a fifth. 16 bits torch gives to oneDNN where that
-    has instructions for them, and is at least as fast as matrix_linear; else to loops of its own: 8 to 10 GFLOP/s on an
-    EPYC with AVX2, where matrix_linear has 70.
+    where matrix_linear has 220. On AVX2 alone MKL is the faster one, by up to 30 %. 16 bits torch gives to oneDNN where
+    that has instructions for them, and is at least as fast as matrix_linear; else to loops of its own: 8 to 10 GFLOP/s
+    on an EPYC with AVX2, where matrix_linear has 70.
     """
     slow = {torch.float32} if torch.backends.cpu.get_cpu_capability() == "AVX512" else set()
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():

@@ -27,6 +27,13 @@ class Modulation : public testing::TestWithParam<std::pair<at::ScalarType, doubl
 
 TEST_P(Modulation, OfTorchsOperatorsIsThatOfTheKernels) {
   for (const Tensor& scale : {draw({3, 24}), draw({3, 1, 24}), draw({3, 5, 24})}) {
+    expect_near(composed_gated_add(x, scale, y), gated_add_forward(x, scale, y), tolerance);
+    const auto right_gated = gated_add_backward(grad, scale, y), gated = composed_gated_add_backward(grad, scale, y);
+    expect_near(std::get<0>(gated), std::get<0>(right_gated), 2 * tolerance);
+    expect_near(std::get<1>(gated), std::get<1>(right_gated), tolerance);
+
+    // Of 16 bits torch's norm has float32 statistics on CUDA, on CPUs such of 16 bits.
+    if (GetParam().first == at::kBFloat16 || GetParam().first == at::kHalf) continue;
     const Tensor shift = draw(scale.sizes());
     const auto [right, mean, rstd] = modulated_layer_norm_forward(x, shift, scale, 1e-3, std::nullopt);
     const auto [out, other_mean, other_rstd] = composed_modulated_layer_norm(x, shift, scale, 1e-3, std::nullopt);
@@ -38,11 +45,6 @@ TEST_P(Modulation, OfTorchsOperatorsIsThatOfTheKernels) {
     expect_near(std::get<0>(gradients), std::get<0>(right_gradients), 2 * tolerance);
     expect_near(std::get<1>(gradients), std::get<1>(right_gradients), tolerance);
     expect_near(std::get<2>(gradients), std::get<2>(right_gradients), 2 * tolerance);
-
-    expect_near(composed_gated_add(x, scale, y), gated_add_forward(x, scale, y), tolerance);
-    const auto right_gated = gated_add_backward(grad, scale, y), gated = composed_gated_add_backward(grad, scale, y);
-    expect_near(std::get<0>(gated), std::get<0>(right_gated), 2 * tolerance);
-    expect_near(std::get<1>(gated), std::get<1>(right_gated), tolerance);
   }
 }
 
