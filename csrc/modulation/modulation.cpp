@@ -13,22 +13,25 @@ using at::Tensor;
 
 namespace {
 
-void check_rows(const char* op, const char* name, const Tensor& rows) {
-  const auto dtype = rows.scalar_type();
+void check_dtype(const char* op, const char* name, at::ScalarType dtype) {
   TORCH_CHECK(dtype == at::kDouble || dtype == at::kFloat || dtype == at::kBFloat16 || dtype == at::kHalf, op, ": ",
               name, " must be float64, float32, bfloat16 or float16, got ", dtype);
+}
+
+// float64 is summed in float64, the others in float32.
+void check_double(const char* op, const char* name, at::ScalarType dtype, const char* first, const Tensor& of_first) {
+  TORCH_CHECK((dtype == at::kDouble) == (of_first.scalar_type() == at::kDouble), op, ": ", name,
+              " must be float64 where ", first, " is, got ", dtype, " and ", of_first.scalar_type());
 }
 
 void check_device(const char* op, const char* name, const Tensor& tensor, const char* first, const Tensor& of_first) {
   TORCH_CHECK(tensor.device() == of_first.device(), op, ": ", name, " must be on the device of ", first, ", ",
               of_first.device(), ", got ", tensor.device(), "; move one of them");
-  // float64 is summed in float64, the others in float32.
-  TORCH_CHECK((tensor.scalar_type() == at::kDouble) == (of_first.scalar_type() == at::kDouble), op, ": ", name,
-              " must be float64 where ", first, " is, got ", tensor.scalar_type(), " and ", of_first.scalar_type());
+  check_double(op, name, tensor.scalar_type(), first, of_first);
 }
 
 void check_modulation(const char* op, const char* name, const Tensor& modulation, const Tensor& x) {
-  check_rows(op, name, modulation);
+  check_dtype(op, name, modulation.scalar_type());
   check_device(op, name, modulation, "x", x);
   const auto batch = x.sym_size(0), frames = x.sym_size(1), dim = x.sym_size(3);
   TORCH_CHECK(modulation.dim() == 2 || modulation.dim() == 3, op, ": ", name,
@@ -51,13 +54,14 @@ void check_same_sizes(const char* op, const char* name, const Tensor& tensor, co
 }
 
 void check_x(const char* op, const Tensor& x) {
-  check_rows(op, "x", x);
+  check_dtype(op, "x", x.scalar_type());
   TORCH_CHECK(x.dim() == 4, op, ": x must be [B, T, N, D], got ", x.sym_sizes());
 }
 
 }  // namespace
 
-void check_modulated_layer_norm_inputs(const Tensor& x, const Tensor& shift, const Tensor& scale) {
+void check_modulated_layer_norm_inputs(const Tensor& x, const Tensor& shift, const Tensor& scale,
+                                       std::optional<at::ScalarType> dtype) {
   constexpr const char* op = "modulated_layer_norm";
   check_x(op, x);
   check_modulation(op, "scale", scale, x);
@@ -65,12 +69,15 @@ void check_modulated_layer_norm_inputs(const Tensor& x, const Tensor& shift, con
   check_same_sizes(op, "shift", shift, "scale", scale);
   TORCH_CHECK(shift.scalar_type() == scale.scalar_type(), op, ": shift must have the dtype of scale, ",
               scale.scalar_type(), ", got ", shift.scalar_type(), "; convert one of them");
+  if (!dtype) return;
+  check_dtype(op, "dtype", *dtype);
+  check_double(op, "dtype", *dtype, "x", x);
 }
 
 void check_gated_add_inputs(const Tensor& x, const Tensor& gate, const Tensor& y) {
   constexpr const char* op = "gated_add";
   check_x(op, x);
-  check_rows(op, "y", y);
+  check_dtype(op, "y", y.scalar_type());
   check_device(op, "y", y, "x", x);
   check_same_sizes(op, "y", y, "x", x);
   check_modulation(op, "gate", gate, x);
@@ -80,7 +87,7 @@ void check_modulated_layer_norm_backward_inputs(const Tensor& grad_out, const Te
                                                 const Tensor& mean, const Tensor& rstd) {
   constexpr const char* op = "modulated_layer_norm_backward";
   check_x(op, x);
-  check_rows(op, "grad_out", grad_out);
+  check_dtype(op, "grad_out", grad_out.scalar_type());
   check_device(op, "grad_out", grad_out, "x", x);
   check_same_sizes(op, "grad_out", grad_out, "x", x);
   check_modulation(op, "scale", scale, x);
@@ -88,14 +95,19 @@ void check_modulated_layer_norm_backward_inputs(const Tensor& grad_out, const Te
     TORCH_CHECK(statistic->scalar_type() == dtype_of_sums(x), op, ": ", name, " must be ", dtype_of_sums(x), ", got ",
                 statistic->scalar_type());
     check_device(op, name, *statistic, "x", x);
-    check_same_sizes(op, name, *statistic, "a row of x", x.select(3, 0));
+    const auto fits = [&](const c10::SymBool& do_fit) {
+      TORCH_SYM_CHECK(do_fit, op, ": ", name, " must have a number for each row of x, ", x.sym_sizes().slice(0, 3),
+                      ", got ", statistic->sym_sizes());
+    };
+    fits(statistic->dim() == 3);
+    for (int64_t i = 0; i < 3; ++i) fits(statistic->sym_size(i).sym_eq(x.sym_size(i)));
   }
 }
 
 void check_gated_add_backward_inputs(const Tensor& grad_out, const Tensor& gate, const Tensor& y) {
   constexpr const char* op = "gated_add_backward";
   check_x(op, y);
-  check_rows(op, "grad_out", grad_out);
+  check_dtype(op, "grad_out", grad_out.scalar_type());
   check_device(op, "grad_out", grad_out, "y", y);
   check_same_sizes(op, "grad_out", grad_out, "y", y);
   check_modulation(op, "gate", gate, y);
@@ -143,7 +155,7 @@ namespace {
 std::tuple<Tensor, Tensor, Tensor> modulated_layer_norm_forward_meta(const Tensor& x, const Tensor& shift,
                                                                      const Tensor& scale, double,
                                                                      std::optional<at::ScalarType> dtype) {
-  check_modulated_layer_norm_inputs(x, shift, scale);
+  check_modulated_layer_norm_inputs(x, shift, scale, dtype);
   const auto rows = x.sym_sizes().slice(0, 3);
   const auto statistics = x.options().dtype(dtype_of_sums(x));
   return {x.new_empty_symint(x.sym_sizes(), x.options().dtype(dtype.value_or(x.scalar_type()))),

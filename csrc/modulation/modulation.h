@@ -16,7 +16,8 @@
 namespace frameattn {
 
 // Raise unless sizes, dtypes and devices fit. Work on symbolic sizes.
-void check_modulated_layer_norm_inputs(const at::Tensor& x, const at::Tensor& shift, const at::Tensor& scale);
+void check_modulated_layer_norm_inputs(const at::Tensor& x, const at::Tensor& shift, const at::Tensor& scale,
+                                       std::optional<at::ScalarType> dtype);
 void check_gated_add_inputs(const at::Tensor& x, const at::Tensor& gate, const at::Tensor& y);
 
 void check_modulated_layer_norm_backward_inputs(const at::Tensor& grad_out, const at::Tensor& x,

@@ -22,6 +22,7 @@ template <typename acc_t>
 class Rows {
  public:
   explicit Rows(const Tensor& t) : tensor_(t.size(3) == 0 ? t : unit_stride(t)), dtype_(t.scalar_type()) {
+    TORCH_INTERNAL_ASSERT(dtype_of_sums(t) == c10::CppTypeToScalarType<acc_t>::value);
     for (int i = 0; i < 3; ++i) strides_[i] = tensor_.stride(i);
     bytes_ = static_cast<int64_t>(tensor_.element_size());
     data_ = static_cast<char*>(const_cast<void*>(tensor_.const_data_ptr()));
@@ -41,9 +42,9 @@ class Rows {
     if constexpr (std::is_same_v<acc_t, double>) {
       body(reinterpret_cast<double*>(at));
     } else {
-      if (dtype_ == at::kFloat) body(reinterpret_cast<float*>(at));
-      if (dtype_ == at::kBFloat16) body(reinterpret_cast<at::BFloat16*>(at));
-      if (dtype_ == at::kHalf) body(reinterpret_cast<at::Half*>(at));
+      if (dtype_ == at::kFloat) return body(reinterpret_cast<float*>(at));
+      if (dtype_ == at::kBFloat16) return body(reinterpret_cast<at::BFloat16*>(at));
+      body(reinterpret_cast<at::Half*>(at));
     }
   }
 
@@ -94,21 +95,26 @@ template <typename acc_t, typename Body>
 void sum_rows(const Sizes& sizes, bool of_frames, int count, acc_t* const* totals, const Body& body) {
   const int64_t groups = sizes.clips * (of_frames ? sizes.frames : 1);
   const int64_t rows_of_group = (of_frames ? 1 : sizes.frames) * sizes.rows, width = count * sizes.dim;
-  const int64_t rows_of_piece = std::max<int64_t>(64, (rows_of_group + 63) / 64);
+  constexpr int64_t kRowsInALine = 64;  // longer lines of float32 lose digits
+  const int64_t rows_of_piece = std::max(kRowsInALine, (rows_of_group + 63) / 64);
   const int64_t pieces = (rows_of_group + rows_of_piece - 1) / rows_of_piece;
   Scratch scratch;
   acc_t* const sums = scratch.take<acc_t>(std::max<int64_t>(1, groups * pieces * width));
   run_tasks(groups * pieces, [&](int64_t task) {
     Scratch of_task;
     const auto state = body.begin(of_task);
-    acc_t* const sum = sums + task * width;
+    acc_t *const sum = sums + task * width, *const of_some = of_task.take<acc_t>(width);
     std::fill_n(sum, width, acc_t(0));
     const int64_t group = task / pieces, first = task % pieces * rows_of_piece;
     const int64_t last = std::min(rows_of_group, first + rows_of_piece);
-    for (int64_t i = first; i < last; ++i) {
-      const int64_t clip = of_frames ? group / sizes.frames : group;
-      const int64_t frame = of_frames ? group % sizes.frames : i / sizes.rows;
-      body.run(state, clip, frame, i % sizes.rows, sum);
+    for (int64_t some = first; some < last; some += kRowsInALine) {
+      std::fill_n(of_some, width, acc_t(0));
+      for (int64_t i = some; i < std::min(last, some + kRowsInALine); ++i) {
+        const int64_t clip = of_frames ? group / sizes.frames : group;
+        const int64_t frame = of_frames ? group % sizes.frames : i / sizes.rows;
+        body.run(state, clip, frame, i % sizes.rows, of_some);
+      }
+      row_add(of_some, width, acc_t(1), sum);
     }
   });
   for (int64_t group = 0; group < groups; ++group)
@@ -127,7 +133,7 @@ auto with_sums(const Tensor& like, const Body& body) {
 
 std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor& shift, const Tensor& scale, double eps,
                                            std::optional<at::ScalarType> dtype) {
-  check_modulated_layer_norm_inputs(x, shift, scale);
+  check_modulated_layer_norm_inputs(x, shift, scale, dtype);
   const Tensor out = at::empty(x.sizes(), x.options().dtype(dtype.value_or(x.scalar_type())));
   const Tensor mean = at::empty(x.sizes().slice(0, 3), x.options().dtype(dtype_of_sums(x))),
                rstd = at::empty_like(mean);

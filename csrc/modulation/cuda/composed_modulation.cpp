@@ -18,7 +18,7 @@ Tensor beside_rows(const Tensor& modulation) {
 Tensor sum_like(const Tensor& rows, const Tensor& modulation, at::ScalarType sums) {
   const bool of_frames = modulation.dim() == 3 && modulation.size(1) != 1;
   const Tensor sum = of_frames ? rows.sum({2}, /*keepdim=*/false, sums) : rows.sum({1, 2}, /*keepdim=*/false, sums);
-  return sum.to(modulation.scalar_type()).view(modulation.sizes());
+  return sum.to(modulation.scalar_type()).contiguous().view(modulation.sizes());
 }
 
 }  // namespace
@@ -26,11 +26,11 @@ Tensor sum_like(const Tensor& rows, const Tensor& modulation, at::ScalarType sum
 std::tuple<Tensor, Tensor, Tensor> composed_modulated_layer_norm(const Tensor& x, const Tensor& shift,
                                                                  const Tensor& scale, double eps,
                                                                  std::optional<at::ScalarType> dtype) {
-  check_modulated_layer_norm_inputs(x, shift, scale);
+  check_modulated_layer_norm_inputs(x, shift, scale, dtype);
   const c10::DeviceGuard guard(x.device());
   const auto [normal, mean, rstd] = at::native_layer_norm(x, {x.size(3)}, {}, {}, eps);
   const Tensor out = at::addcmul(beside_rows(shift), normal, beside_rows(scale) + 1);
-  return {out.to(dtype.value_or(x.scalar_type())), mean.squeeze(-1), rstd.squeeze(-1)};
+  return {out.to(dtype.value_or(x.scalar_type())).contiguous(), mean.squeeze(-1), rstd.squeeze(-1)};
 }
 
 std::tuple<Tensor, Tensor, Tensor> composed_modulated_layer_norm_backward(const Tensor& grad_out, const Tensor& x,
@@ -45,19 +45,19 @@ std::tuple<Tensor, Tensor, Tensor> composed_modulated_layer_norm_backward(const 
   const auto [grad_x, weight, bias] =
       at::native_layer_norm_backward(grad_normal, rows, {x.size(3)}, of_mean, of_rstd, {}, {}, {true, false, false});
   const Tensor normal = (rows - of_mean) * of_rstd;
-  return {grad_x, sum_like(grad, scale, sums), sum_like(grad * normal, scale, sums)};
+  return {grad_x.contiguous(), sum_like(grad, scale, sums), sum_like(grad * normal, scale, sums)};
 }
 
 Tensor composed_gated_add(const Tensor& x, const Tensor& gate, const Tensor& y) {
   check_gated_add_inputs(x, gate, y);
   const c10::DeviceGuard guard(x.device());
-  return at::addcmul(x, beside_rows(gate), y).to(x.scalar_type());
+  return at::addcmul(x, beside_rows(gate), y).to(x.scalar_type()).contiguous();
 }
 
 std::tuple<Tensor, Tensor> composed_gated_add_backward(const Tensor& grad_out, const Tensor& gate, const Tensor& y) {
   check_gated_add_backward_inputs(grad_out, gate, y);
   const c10::DeviceGuard guard(y.device());
-  return {sum_like(grad_out * y, gate, dtype_of_sums(y)), (grad_out * beside_rows(gate)).to(y.scalar_type())};
+  return {sum_like(grad_out * y, gate, dtype_of_sums(y)), (grad_out * beside_rows(gate)).to(y.scalar_type()).contiguous()};
 }
 
 }  // namespace frameattn

@@ -16,9 +16,10 @@ def _dtypes_that_torch_multiplies_slowly() -> frozenset[torch.dtype]:
     on an EPYC with AVX2, where matrix_linear has 70.
     """
     slow = {torch.float32} if torch.backends.cpu.get_cpu_capability() == "AVX512" else set()
-    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    has_onednn = torch.backends.mkldnn.is_available()
+    if not (has_onednn and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
         slow.add(torch.bfloat16)
-    if not torch.ops.mkldnn._is_mkldnn_fp16_supported():
+    if not (has_onednn and torch.ops.mkldnn._is_mkldnn_fp16_supported()):
         slow.add(torch.float16)
     return frozenset(slow)
 

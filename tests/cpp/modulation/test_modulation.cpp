@@ -13,6 +13,7 @@ using at::Tensor;
 void expect_near(const Tensor& found, const Tensor& right, double tolerance) {
   ASSERT_EQ(found.sizes(), right.sizes());
   ASSERT_EQ(found.scalar_type(), right.scalar_type());
+  EXPECT_EQ(found.strides(), right.strides());  // contiguous, as Meta says
   EXPECT_LE((found - right).abs().max().item<double>(), tolerance * right.abs().max().item<double>());
 }
 

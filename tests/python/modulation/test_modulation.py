@@ -72,7 +72,7 @@ def test_rows_may_lie_anywhere():
 
 
 def test_no_rows():
-    for shape in ((0, 2, 3, 4), (2, 0, 3, 4), (2, 3, 0, 4)):
+    for shape in ((0, 2, 3, 4), (2, 0, 3, 4), (2, 3, 0, 4), (2, 3, 4, 0)):
         inputs = norm_inputs(shape, requires_grad=True)
         gradients = torch.autograd.grad(functional.modulated_layer_norm(*inputs).sum(), inputs)
         assert [g.shape for g in gradients] == [t.shape for t in inputs]
@@ -217,6 +217,28 @@ def test_errors_of_the_norm(change, message):
         functional.modulated_layer_norm(x, torch.zeros(2, 8, **modulation), scale)
 
 
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_errors_of_the_dtype(device):
+    x, shift, scale = (t.to(device) for t in norm_inputs(SHAPES[0]))
+    for dtype in (torch.float32, torch.bfloat16):
+        with pytest.raises(RuntimeError, match="dtype must be float64 where x is, got .* and Double"):
+            functional.modulated_layer_norm(x, shift, scale, dtype=dtype)
+    x, shift, scale = x.float(), shift.float(), scale.float()
+    with pytest.raises(RuntimeError, match="dtype must be float64 where x is, got Double and Float"):
+        functional.modulated_layer_norm(x, shift, scale, dtype=torch.float64)
+    for dtype in (torch.int32, torch.bool, torch.complex64, torch.float8_e4m3fn):
+        with pytest.raises(RuntimeError, match="dtype must be float64, float32, bfloat16 or float16, got"):
+            functional.modulated_layer_norm(x, shift, scale, dtype=dtype)
+
+
+def test_sums_of_many_rows_keep_their_digits():
+    x, shift, scale = norm_inputs((1, 4, 50_000, 8), dtype=torch.float32)
+    shift.requires_grad_()
+    functional.modulated_layer_norm(x, shift, scale).backward(torch.full_like(x, 0.1))
+    exact = 200_000 * torch.tensor(0.1).double()
+    assert (shift.grad.double() - exact).abs().max() < 5e-6 * exact
+
+
 def test_errors_of_the_gate():
     x, gate, y = gate_inputs(SHAPES[0])
     with pytest.raises(
@@ -231,7 +253,7 @@ def test_errors_of_the_gate():
         functional.modulated_layer_norm(x.float(), gate.float(), gate.half())
     with pytest.raises(RuntimeError, match=r"grad_out must have the sizes of x, \[2, 3, 5, 8\], got \[2, 3, 5, 4\]"):
         OPS.modulated_layer_norm_backward(x[..., :4], x, gate, x[..., 0], x[..., 0])
-    with pytest.raises(RuntimeError, match=r"mean must have the sizes of a row of x, \[2, 3, 5\], got \[2, 3\]"):
+    with pytest.raises(RuntimeError, match=r"mean must have a number for each row of x, \[2, 3, 5\], got \[2, 3\]"):
         OPS.modulated_layer_norm_backward(x, x, gate, x[..., 0, 0], x[..., 0])
     with pytest.raises(RuntimeError, match="rstd must be Double, got Float"):
         OPS.modulated_layer_norm_backward(x, x, gate, x[..., 0], x[..., 0].float())

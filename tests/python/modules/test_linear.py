@@ -64,3 +64,5 @@ def test_what_torch_multiplies_slowly(monkeypatch):
         for name, has in (("bf16", has_bfloat16), ("fp16", has_float16)):
             monkeypatch.setattr(torch.ops.mkldnn, f"_is_mkldnn_{name}_supported", lambda has=has: has)
         assert linear._dtypes_that_torch_multiplies_slowly() == slow
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert linear._dtypes_that_torch_multiplies_slowly() == {torch.bfloat16, torch.float16}
