@@ -57,7 +57,8 @@ Tensor composed_gated_add(const Tensor& x, const Tensor& gate, const Tensor& y) 
 std::tuple<Tensor, Tensor> composed_gated_add_backward(const Tensor& grad_out, const Tensor& gate, const Tensor& y) {
   check_gated_add_backward_inputs(grad_out, gate, y);
   const c10::DeviceGuard guard(y.device());
-  return {sum_like(grad_out * y, gate, dtype_of_sums(y)), (grad_out * beside_rows(gate)).to(y.scalar_type()).contiguous()};
+  return {sum_like(grad_out * y, gate, dtype_of_sums(y)),
+          (grad_out * beside_rows(gate)).to(y.scalar_type()).contiguous()};
 }
 
 }  // namespace frameattn

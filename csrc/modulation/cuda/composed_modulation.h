@@ -1,5 +1,5 @@
-// modulated_layer_norm and gated_add of torch's operators, on any device: what CUDA has so far. Of 16 bits the normalised
-// row, 1 + scale and products before their sums are rounded in between.
+// modulated_layer_norm and gated_add of torch's operators, on any device: what CUDA has so far. Of 16 bits the
+// normalised row, 1 + scale and products before their sums are rounded in between.
 #pragma once
 
 #include "csrc/modulation/modulation.h"
