@@ -45,7 +45,7 @@ FLASH_BACKWARD_SM90 = [
         ("a consumer without rows keeps queries", "      release_place(places_.queries().empty(query_.at));\n", ""),
         # Products
         ("logits in flight", "    ptx::wait_products<tile.ahead ? 1 : 0>();", "    ptx::wait_products<2>();"),
-        ("values of keys", "low(rows_ + (keys && !dense ? 0 : Shape::values_at)), gradient);", "low(rows_ + (dense ? Shape::values_at : 0)), gradient);"),
+        ("values of keys", "low(rows_ + (keys && !dense ? 0 : Shape::values_at))", "low(rows_ + (dense ? Shape::values_at : 0))"),
         ("gradients of keys for those of values", "low(places_.gradient(gradient, 1))", "low(places_.gradient(gradient, 0))"),
         ("values' sums of keys' gradients", "columns(places_.gradient(gradient, keys)), true)", "columns(places_.gradient(gradient, 0)), true)"),
         ("dx of the next queries", "columns(places_.query(query)), true)", "columns(places_.query(query_.at)), true)"),
