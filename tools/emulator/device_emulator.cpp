@@ -17,8 +17,13 @@ void* allocate(size_t bytes) {
   return memory;
 }
 void release(void* memory) { std::free(memory); }
-void upload(void* memory, const void* from, size_t bytes) { std::memcpy(memory, from, bytes); }
-void download(void* to, const void* memory, size_t bytes) { std::memcpy(to, memory, bytes); }
+// memcpy takes no null pointer, not even for no bytes.
+void upload(void* memory, const void* from, size_t bytes) {
+  if (bytes > 0) std::memcpy(memory, from, bytes);
+}
+void download(void* to, const void* memory, size_t bytes) {
+  if (bytes > 0) std::memcpy(to, memory, bytes);
+}
 void finish(int) {}
 
 bool set_option(const std::string& option) {
