@@ -5,6 +5,7 @@
 #include <torch/library.h>
 
 #include "csrc/shared/autocast.h"
+#include "csrc/shared/checks.h"
 #include "csrc/shared/find_operator.h"
 
 namespace frameattn {
@@ -13,18 +14,14 @@ using at::Tensor;
 
 namespace {
 
-void check_dtype(const char* op, const char* name, at::ScalarType dtype) {
-  TORCH_CHECK(dtype == at::kDouble || dtype == at::kFloat || dtype == at::kBFloat16 || dtype == at::kHalf, op, ": ",
-              name, " must be float64, float32, bfloat16 or float16, got ", dtype);
-}
-
 // float64 is summed in float64, the others in float32.
 void check_double(const char* op, const char* name, at::ScalarType dtype, const char* first, const Tensor& of_first) {
   TORCH_CHECK((dtype == at::kDouble) == (of_first.scalar_type() == at::kDouble), op, ": ", name,
               " must be float64 where ", first, " is, got ", dtype, " and ", of_first.scalar_type());
 }
 
-void check_device(const char* op, const char* name, const Tensor& tensor, const char* first, const Tensor& of_first) {
+void check_device_and_double(const char* op, const char* name, const Tensor& tensor, const char* first,
+                             const Tensor& of_first) {
   TORCH_CHECK(tensor.device() == of_first.device(), op, ": ", name, " must be on the device of ", first, ", ",
               of_first.device(), ", got ", tensor.device(), "; move one of them");
   check_double(op, name, tensor.scalar_type(), first, of_first);
@@ -32,7 +29,7 @@ void check_device(const char* op, const char* name, const Tensor& tensor, const 
 
 void check_modulation(const char* op, const char* name, const Tensor& modulation, const Tensor& x) {
   check_dtype(op, name, modulation.scalar_type());
-  check_device(op, name, modulation, "x", x);
+  check_device_and_double(op, name, modulation, "x", x);
   const auto batch = x.sym_size(0), frames = x.sym_size(1), dim = x.sym_size(3);
   TORCH_CHECK(modulation.dim() == 2 || modulation.dim() == 3, op, ": ", name,
               " must be [B, D], [B, 1, D] or [B, T, D] with x [B, T, N, D] = ", x.sym_sizes(), ", got ",
@@ -51,6 +48,13 @@ void check_same_sizes(const char* op, const char* name, const Tensor& tensor, co
   for (int64_t i = 0; i < tensor.dim(); ++i)
     TORCH_SYM_CHECK(tensor.sym_size(i).sym_eq(of_first.sym_size(i)), op, ": ", name, " must have the sizes of ", first,
                     ", ", of_first.sym_sizes(), ", got ", tensor.sym_sizes());
+}
+
+// Rows beside those of `first`.
+void check_rows(const char* op, const char* name, const Tensor& rows, const char* first, const Tensor& of_first) {
+  check_dtype(op, name, rows.scalar_type());
+  check_device_and_double(op, name, rows, first, of_first);
+  check_same_sizes(op, name, rows, first, of_first);
 }
 
 void check_x(const char* op, const Tensor& x) {
@@ -77,9 +81,7 @@ void check_modulated_layer_norm_inputs(const Tensor& x, const Tensor& shift, con
 void check_gated_add_inputs(const Tensor& x, const Tensor& gate, const Tensor& y) {
   constexpr const char* op = "gated_add";
   check_x(op, x);
-  check_dtype(op, "y", y.scalar_type());
-  check_device(op, "y", y, "x", x);
-  check_same_sizes(op, "y", y, "x", x);
+  check_rows(op, "y", y, "x", x);
   check_modulation(op, "gate", gate, x);
 }
 
@@ -87,14 +89,12 @@ void check_modulated_layer_norm_backward_inputs(const Tensor& grad_out, const Te
                                                 const Tensor& mean, const Tensor& rstd) {
   constexpr const char* op = "modulated_layer_norm_backward";
   check_x(op, x);
-  check_dtype(op, "grad_out", grad_out.scalar_type());
-  check_device(op, "grad_out", grad_out, "x", x);
-  check_same_sizes(op, "grad_out", grad_out, "x", x);
+  check_rows(op, "grad_out", grad_out, "x", x);
   check_modulation(op, "scale", scale, x);
   for (const auto& [name, statistic] : {std::pair{"mean", &mean}, std::pair{"rstd", &rstd}}) {
     TORCH_CHECK(statistic->scalar_type() == dtype_of_sums(x), op, ": ", name, " must be ", dtype_of_sums(x), ", got ",
                 statistic->scalar_type());
-    check_device(op, name, *statistic, "x", x);
+    check_device_and_double(op, name, *statistic, "x", x);
     const auto fits = [&](const c10::SymBool& do_fit) {
       TORCH_SYM_CHECK(do_fit, op, ": ", name, " must have a number for each row of x, ", x.sym_sizes().slice(0, 3),
                       ", got ", statistic->sym_sizes());
@@ -107,9 +107,7 @@ void check_modulated_layer_norm_backward_inputs(const Tensor& grad_out, const Te
 void check_gated_add_backward_inputs(const Tensor& grad_out, const Tensor& gate, const Tensor& y) {
   constexpr const char* op = "gated_add_backward";
   check_x(op, y);
-  check_dtype(op, "grad_out", grad_out.scalar_type());
-  check_device(op, "grad_out", grad_out, "y", y);
-  check_same_sizes(op, "grad_out", grad_out, "y", y);
+  check_rows(op, "grad_out", grad_out, "y", y);
   check_modulation(op, "gate", gate, y);
 }
 

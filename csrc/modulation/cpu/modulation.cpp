@@ -1,5 +1,4 @@
 // modulated_layer_norm and gated_add on CPUs: a row at a time, read once and written once.
-#include <ATen/Dispatch.h>
 #include <ATen/Functions.h>
 #include <torch/library.h>
 
@@ -73,23 +72,27 @@ struct Modulation {
 
 struct Sizes {
   explicit Sizes(const Tensor& x) : clips(x.size(0)), frames(x.size(1)), rows(x.size(2)), dim(x.size(3)) {}
+  int64_t index(int64_t clip, int64_t frame, int64_t row) const { return (clip * frames + frame) * rows + row; }
+
   int64_t clips, frames, rows, dim;
 };
 
-// Calls body(clip, frame, row) for all rows, in tasks of some tens of thousands of elements.
-template <typename Body>
+// Calls body(a, b, clip, frame, row) for all rows, in tasks of some tens of thousands of elements; a and b have room
+// for a row each.
+template <typename acc_t, typename Body>
 void for_rows(const Sizes& sizes, const Body& body) {
   const int64_t all = sizes.clips * sizes.frames * sizes.rows;
   const int64_t grain = std::max<int64_t>(1, 32768 / std::max<int64_t>(1, sizes.dim));
   at::parallel_for(0, all, grain, [&](int64_t begin, int64_t end) {
     Scratch scratch;
-    const auto state = body.begin(scratch);
+    acc_t *const a = scratch.take<acc_t>(sizes.dim), *const b = scratch.take<acc_t>(sizes.dim);
     for (int64_t i = begin; i < end; ++i)
-      body.run(state, i / sizes.rows / sizes.frames, i / sizes.rows % sizes.frames, i % sizes.rows);
+      body(a, b, i / sizes.rows / sizes.frames, i / sizes.rows % sizes.frames, i % sizes.rows);
   });
 }
 
-// Sums over the rows that share a modulation, `count` of them a row. The rows of a sum are cut into pieces by their
+// Calls body(a, b, clip, frame, row, sums) likewise, which adds to `count` sums over the rows that share a modulation,
+// one behind the other. The rows of a sum are cut into pieces by their
 // number alone, and pieces are added up in their order: the result does not depend on the threads.
 template <typename acc_t, typename Body>
 void sum_rows(const Sizes& sizes, bool of_frames, int count, acc_t* const* totals, const Body& body) {
@@ -102,7 +105,7 @@ void sum_rows(const Sizes& sizes, bool of_frames, int count, acc_t* const* total
   acc_t* const sums = scratch.take<acc_t>(std::max<int64_t>(1, groups * pieces * width));
   run_tasks(groups * pieces, [&](int64_t task) {
     Scratch of_task;
-    const auto state = body.begin(of_task);
+    acc_t *const a = of_task.take<acc_t>(sizes.dim), *const b = of_task.take<acc_t>(sizes.dim);
     acc_t *const sum = sums + task * width, *const of_some = of_task.take<acc_t>(width);
     std::fill_n(sum, width, acc_t(0));
     const int64_t group = task / pieces, first = task % pieces * rows_of_piece;
@@ -112,7 +115,7 @@ void sum_rows(const Sizes& sizes, bool of_frames, int count, acc_t* const* total
       for (int64_t i = some; i < std::min(last, some + kRowsInALine); ++i) {
         const int64_t clip = of_frames ? group / sizes.frames : group;
         const int64_t frame = of_frames ? group % sizes.frames : i / sizes.rows;
-        body.run(state, clip, frame, i % sizes.rows, of_some);
+        body(a, b, clip, frame, i % sizes.rows, of_some);
       }
       row_add(of_some, width, acc_t(1), sum);
     }
@@ -139,30 +142,19 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor& shift,
                rstd = at::empty_like(mean);
   with_sums(x, [&](auto zero) {
     using acc_t = decltype(zero);
-    struct {
-      Sizes sizes;
-      Rows<acc_t> x, out;
-      Modulation<acc_t> factor, shift;
-      acc_t eps, *mean, *rstd;
-
-      acc_t* begin(Scratch& scratch) const { return scratch.take<acc_t>(sizes.dim); }
-      void run(acc_t* row, int64_t clip, int64_t frame, int64_t token) const {
-        x.load(clip, frame, token, row);
-        const auto of_row = modulate_row(row, factor.row(clip, frame), shift.row(clip, frame), sizes.dim, eps, row);
-        out.store(clip, frame, token, row);
-        const int64_t index = (clip * sizes.frames + frame) * sizes.rows + token;
-        mean[index] = of_row.mean;
-        rstd[index] = of_row.rstd;
-      }
-    } body{Sizes(x),
-           Rows<acc_t>(x),
-           Rows<acc_t>(out),
-           Modulation<acc_t>(scale, 1),
-           Modulation<acc_t>(shift),
-           static_cast<acc_t>(eps),
-           mean.mutable_data_ptr<acc_t>(),
-           rstd.mutable_data_ptr<acc_t>()};
-    for_rows(body.sizes, body);
+    const Sizes sizes(x);
+    const Rows<acc_t> from(x), to(out);
+    const Modulation<acc_t> factors(scale, 1), shifts(shift);
+    acc_t *const means = mean.mutable_data_ptr<acc_t>(), *const rstds = rstd.mutable_data_ptr<acc_t>();
+    for_rows<acc_t>(sizes, [&](acc_t* row, acc_t*, int64_t clip, int64_t frame, int64_t token) {
+      from.load(clip, frame, token, row);
+      const auto of_row =
+          modulate_row(row, factors.row(clip, frame), shifts.row(clip, frame), sizes.dim, static_cast<acc_t>(eps), row);
+      to.store(clip, frame, token, row);
+      const int64_t index = sizes.index(clip, frame, token);
+      means[index] = of_row.mean;
+      rstds[index] = of_row.rstd;
+    });
   });
   return {out, mean, rstd};
 }
@@ -176,33 +168,20 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_out, const Tensor
   const Tensor of_mean = mean.contiguous(), of_rstd = rstd.contiguous();
   with_sums(x, [&](auto zero) {
     using acc_t = decltype(zero);
-    struct State {
-      acc_t *x, *grad;
-    };
-    struct {
-      Sizes sizes;
-      Rows<acc_t> x, grad, grad_x;
-      Modulation<acc_t> factor;
-      const acc_t *mean, *rstd;
-
-      State begin(Scratch& scratch) const { return {scratch.take<acc_t>(sizes.dim), scratch.take<acc_t>(sizes.dim)}; }
-      void run(const State& state, int64_t clip, int64_t frame, int64_t token, acc_t* sums) const {
-        const int64_t index = (clip * sizes.frames + frame) * sizes.rows + token;
-        x.load(clip, frame, token, state.x);
-        grad.load(clip, frame, token, state.grad);
-        modulate_row_backward(state.x, state.grad, factor.row(clip, frame), {mean[index], rstd[index]}, sizes.dim,
-                              state.grad, sums, sums + sizes.dim);
-        grad_x.store(clip, frame, token, state.grad);
-      }
-    } body{Sizes(x),
-           Rows<acc_t>(x),
-           Rows<acc_t>(grad_out),
-           Rows<acc_t>(grad_x),
-           Modulation<acc_t>(scale, 1),
-           of_mean.const_data_ptr<acc_t>(),
-           of_rstd.const_data_ptr<acc_t>()};
+    const Sizes sizes(x);
+    const Rows<acc_t> from(x), gradients(grad_out), to(grad_x);
+    const Modulation<acc_t> factors(scale, 1);
+    const acc_t *const means = of_mean.const_data_ptr<acc_t>(), *const rstds = of_rstd.const_data_ptr<acc_t>();
     acc_t* const totals[] = {grad_scale.mutable_data_ptr<acc_t>(), grad_shift.mutable_data_ptr<acc_t>()};
-    sum_rows<acc_t>(body.sizes, body.factor.of_frames, 2, totals, body);
+    sum_rows<acc_t>(sizes, factors.of_frames, 2, totals,
+                    [&](acc_t* row, acc_t* gradient, int64_t clip, int64_t frame, int64_t token, acc_t* sums) {
+                      const int64_t index = sizes.index(clip, frame, token);
+                      from.load(clip, frame, token, row);
+                      gradients.load(clip, frame, token, gradient);
+                      modulate_row_backward(row, gradient, factors.row(clip, frame), {means[index], rstds[index]},
+                                            sizes.dim, gradient, sums, sums + sizes.dim);
+                      to.store(clip, frame, token, gradient);
+                    });
   });
   return {grad_x, grad_shift.to(scale.scalar_type()), grad_scale.to(scale.scalar_type())};
 }
@@ -212,23 +191,15 @@ Tensor gated_forward(const Tensor& x, const Tensor& gate, const Tensor& y) {
   const Tensor out = at::empty(x.sizes(), x.options());
   with_sums(x, [&](auto zero) {
     using acc_t = decltype(zero);
-    struct State {
-      acc_t *x, *y;
-    };
-    struct {
-      Sizes sizes;
-      Rows<acc_t> x, y, out;
-      Modulation<acc_t> gate;
-
-      State begin(Scratch& scratch) const { return {scratch.take<acc_t>(sizes.dim), scratch.take<acc_t>(sizes.dim)}; }
-      void run(const State& state, int64_t clip, int64_t frame, int64_t token) const {
-        x.load(clip, frame, token, state.x);
-        y.load(clip, frame, token, state.y);
-        gate_row(gate.row(clip, frame), state.y, sizes.dim, state.x);
-        out.store(clip, frame, token, state.x);
-      }
-    } body{Sizes(x), Rows<acc_t>(x), Rows<acc_t>(y), Rows<acc_t>(out), Modulation<acc_t>(gate)};
-    for_rows(body.sizes, body);
+    const Sizes sizes(x);
+    const Rows<acc_t> from(x), others(y), to(out);
+    const Modulation<acc_t> gates(gate);
+    for_rows<acc_t>(sizes, [&](acc_t* row, acc_t* other, int64_t clip, int64_t frame, int64_t token) {
+      from.load(clip, frame, token, row);
+      others.load(clip, frame, token, other);
+      gate_row(gates.row(clip, frame), other, sizes.dim, row);
+      to.store(clip, frame, token, row);
+    });
   });
   return out;
 }
@@ -239,24 +210,17 @@ std::tuple<Tensor, Tensor> gated_backward(const Tensor& grad_out, const Tensor& 
   const Tensor grad_gate = at::empty(gate.sizes(), gate.options().dtype(dtype_of_sums(y)));
   with_sums(y, [&](auto zero) {
     using acc_t = decltype(zero);
-    struct State {
-      acc_t *grad, *y;
-    };
-    struct {
-      Sizes sizes;
-      Rows<acc_t> grad, y, grad_y;
-      Modulation<acc_t> gate;
-
-      State begin(Scratch& scratch) const { return {scratch.take<acc_t>(sizes.dim), scratch.take<acc_t>(sizes.dim)}; }
-      void run(const State& state, int64_t clip, int64_t frame, int64_t token, acc_t* sum) const {
-        grad.load(clip, frame, token, state.grad);
-        y.load(clip, frame, token, state.y);
-        gate_row_backward(state.grad, gate.row(clip, frame), sizes.dim, state.y, sum);
-        grad_y.store(clip, frame, token, state.y);
-      }
-    } body{Sizes(y), Rows<acc_t>(grad_out), Rows<acc_t>(y), Rows<acc_t>(grad_y), Modulation<acc_t>(gate)};
+    const Sizes sizes(y);
+    const Rows<acc_t> gradients(grad_out), from(y), to(grad_y);
+    const Modulation<acc_t> gates(gate);
     acc_t* const totals[] = {grad_gate.mutable_data_ptr<acc_t>()};
-    sum_rows<acc_t>(body.sizes, body.gate.of_frames, 1, totals, body);
+    sum_rows<acc_t>(sizes, gates.of_frames, 1, totals,
+                    [&](acc_t* row, acc_t* gradient, int64_t clip, int64_t frame, int64_t token, acc_t* sum) {
+                      gradients.load(clip, frame, token, gradient);
+                      from.load(clip, frame, token, row);
+                      gate_row_backward(gradient, gates.row(clip, frame), sizes.dim, row, sum);
+                      to.store(clip, frame, token, row);
+                    });
   });
   return {grad_gate.to(gate.scalar_type()), grad_y};
 }
