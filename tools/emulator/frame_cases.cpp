@@ -92,9 +92,10 @@ FrameAttentionParams params_of(Problem& p, const FrameCase& c) {
 // ---- Launches -------------------------------------------------------------------------------------------------------
 
 void launch(const FrameCase& c, FrameKernel kernel, const FrameAttentionParams& params) {
-  const int64_t frames = std::max(params.query.frames, params.key.frames);
+  const int64_t frames = params.accumulate ? most_frames(kernel) : std::max(params.query.frames, params.key.frames);
   const int64_t columns = c.resident ? params.key.columns : 1 << 20;
-  const FramePlan plan = plan_frame_kernel(kernel, frames, columns, device::shared_memory_limit());
+  const FramePlan plan =
+      plan_frame_kernel(kernel, frames, columns, params.value.columns, device::shared_memory_limit());
   if (!plan.possible) throw std::runtime_error("no plan");
   device::finish(launch_frame_kernel({kernel, c.architecture}, params, plan, c.element, nullptr));
 }

@@ -126,6 +126,11 @@ void store_shared(uint32_t address, T value) {
   std::memcpy(memory, &value, 4);
 }
 
+inline void store_global(uint64_t address, const uint32_t (&words)[4]) {
+  if (address % 16) simt::fail("16 bytes at %p are not aligned", reinterpret_cast<void*>(address));
+  std::memcpy(reinterpret_cast<void*>(address), words, sizeof words);
+}
+
 // Bytes land when this thread waits for them, and are then its own writes: other threads need a barrier.
 inline void land(const simt::Copy& copy) {
   uint8_t* const memory = simt::shared_memory(copy.destination, copy.bytes, copy.bytes);

@@ -36,7 +36,9 @@ std::string frame_kernel_name(const FrameKernelId& id) {
 
 FramePlan plan_of(const FrameProblem& problem, int capability) {
   const int64_t frames = std::max(problem.query.size(3), problem.key.size(3));
-  return plan_frame_kernel(problem.kernel, frames, padded_columns(problem.query), shared_memory_limit(capability));
+  return plan_frame_kernel(problem.kernel, problem.accumulate ? most_frames(problem.kernel) : frames,
+                           padded_columns(problem.query), padded_columns(problem.value),
+                           shared_memory_limit(capability));
 }
 
 FrameKernelChoice choose_frame_kernel(const FrameProblem& problem, int capability) {
@@ -56,10 +58,10 @@ FrameKernelChoice choose_frame_kernel(const FrameProblem& problem, int capabilit
   const auto version = [&] { return c10::str(capability / 10, ".", capability % 10); };
   if (capability < 80) return because("compute capability ", version(), " is below 8.0");
   choice.plan = plan_of(problem, capability);
-  choice.by_blocks = choice.plan.tiles == 0;
+  choice.by_blocks = choice.plan.eights == 0;
   if (choice.by_blocks)  // either kernel of the blocks needs as much shared memory
-    choice.plan = plan_frame_kernel(FrameKernel::attention_backward, std::min(problem.frames(), kBlockFrames), columns,
-                                    shared_memory_limit(capability));
+    choice.plan = plan_frame_kernel(FrameKernel::attention_backward, kBlockFrames, columns,
+                                    std::max(columns, value_columns), shared_memory_limit(capability));
   if (!choice.plan.possible)
     return because("compute capability ", version(), " has no room for ", problem.frames(), " frames of ", columns,
                    " columns");

@@ -91,6 +91,11 @@ __device__ __forceinline__ void store_shared(uint32_t address, float value) {
 __device__ __forceinline__ void store_shared(uint32_t address, uint32_t value) {
   asm volatile("st.shared.b32 [%0], %1;" ::"r"(address), "r"(value) : "memory");
 }
+__device__ __forceinline__ void store_global(uint64_t address, const uint32_t (&words)[4]) {
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(address), "r"(words[0]), "r"(words[1]), "r"(words[2]),
+               "r"(words[3])
+               : "memory");
+}
 template <int bytes>  // 4 or 16; those of 16 stay out of the first cache
 __device__ __forceinline__ void copy_async(uint32_t destination, const void* source, int valid) {
   if constexpr (bytes == 16)

@@ -150,7 +150,7 @@ TEST(ChooseFrameKernel, TakesMoreFramesByBlocks) {
       for (const int64_t frames : {129, 300, 100000}) {
         const auto choice = choose(frames, capability, at::kHalf, 72, backward);
         EXPECT_TRUE(choice.kernel && choice.by_blocks && choice.reason.empty());
-        EXPECT_EQ(choice.plan.tiles, 8);
+        EXPECT_EQ(choice.plan.eights, 16);
       }
     }
   const auto query = at::empty({1, 2, 65 * 5, 128}, at::TensorOptions(at::kMeta).dtype(at::kBFloat16));

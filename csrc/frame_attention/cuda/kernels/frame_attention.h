@@ -29,7 +29,10 @@ struct FrameRows {
   int64_t item_stride[3] = {};
   int64_t frame_stride = 0, segment_stride = 0;
   int32_t frames = 0, segment = 0, columns = 0;
+  // Segments before a column, (2 (column / 8) magic >> 32) >> shift: kernels divide by a product. Set by the launch.
+  uint32_t magic = 0, shift = 0;
 };
+void set_segment_divisor(FrameRows& rows);
 
 // One float32 for each item and frame. The stride counts elements.
 struct FrameScalars {
@@ -39,7 +42,8 @@ struct FrameScalars {
 };
 
 struct FrameAttentionParams {
-  int64_t items[3] = {};  // below 2^31 each; item i is (i / (items[1] items[2]), i / items[2] % items[1], i % items[2])
+  int64_t items[3] =
+      {};  // below 2^31 in all; item i is (i / (items[1] items[2]), i / items[2] % items[1], i % items[2])
   float scale = 1;
   float mass_floor = 0;  // more than zero in the update form
   FrameRows query, key;  // attention: any width and numbers of frames; update: key has those of query
@@ -58,7 +62,8 @@ struct FrameAttentionParams {
   // grad_lse[l], best of an out that was not rounded: what it is wrong by, every dP of the row is wrong by.
   FrameScalars row_lse, row_offset;
   // Attention: results are float32 and hold those of other frames already. Forward joins out and lse, which have to be
-  // there, with the results over other keys (at first out = 0, lse = -inf); backward adds to gradients.
+  // there, with the results over other keys (at first out = 0, lse = -inf); backward adds to gradients. Wants the plan
+  // of most_frames.
   bool accumulate = false;
 };
 
@@ -66,13 +71,14 @@ struct FrameAttentionParams {
 struct FramePlan {
   bool possible;  // false: the kernel does not take so many frames, or its shared memory exceeds that of the device
   bool resident;  // what is read twice stays in shared memory; else it is loaded twice
-  int tiles;      // of 16 frames
+  int eights;     // of frames, for which the kernel is compiled
   int threads, items;
   int item_bytes;  // of shared memory
 };
-// frames: of queries or of keys, whichever are more. shared_limit: bytes of shared memory that one block may have, see
-// shared_memory_limit.
-FramePlan plan_frame_kernel(FrameKernel kernel, int64_t frames, int64_t columns, int64_t shared_limit);
+// frames: of queries or of keys, whichever are more. columns: of query and key; of value, which the update has none of.
+// shared_limit: bytes of shared memory that one block may have, see shared_memory_limit.
+FramePlan plan_frame_kernel(FrameKernel kernel, int64_t frames, int64_t columns, int64_t value_columns,
+                            int64_t shared_limit);
 
 // Frames that a kernel takes at once.
 constexpr int most_frames(FrameKernel kernel) { return kernel == FrameKernel::update_backward ? 64 : 128; }
@@ -82,11 +88,11 @@ constexpr int most_frames(FrameKernel kernel) { return kernel == FrameKernel::up
 int64_t shared_memory_limit(int capability);
 
 // Launches on `stream` (a cudaStream_t) with a plan for these params and returns a cudaError_t. No item: nothing is
-// launched. At most 2^31 - 1 blocks.
+// launched. At most 2^31 - 1 items.
 int launch_frame_kernel(const FrameKernelId& id, const FrameAttentionParams& params, const FramePlan& plan,
                         FrameElement element, void* stream);
 
 // Counts the changes of these kernels that change what they compute: a recorded check holds for one version.
-constexpr int kFrameKernelVersion = 2;
+constexpr int kFrameKernelVersion = 3;
 
 }  // namespace frameattn

@@ -6,8 +6,9 @@ int launch_frame_attention_forward_sm80(const FrameAttentionParams& params, cons
                                         void* stream) {
   return launch_frames<FrameKernel::attention_forward>(
       params, plan, element,
-      [&]<FrameElement kind, int tiles>(int64_t blocks, int shared, const FrameKernelParams& all) {
-        return ptx::launch<frame_attention_forward_sm80_kernel<kind, tiles>>(blocks, plan.threads, shared, stream, all);
+      [&]<FrameElement kind, int eights, bool accumulate>(int64_t blocks, int shared, const FrameKernelParams& all) {
+        return ptx::launch<frame_attention_forward_sm80_kernel<kind, eights, accumulate>>(blocks, plan.threads, shared,
+                                                                                          stream, all);
       });
 }
 

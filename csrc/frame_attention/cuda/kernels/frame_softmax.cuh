@@ -8,25 +8,34 @@
 
 namespace frameattn {
 
-enum Statistic { kEntropy, kLogSum, kRowOffset, kFactor, kPull };
-static_assert(kPull < kStatistics);
-
-// Entropies in base 2 into shared memory; item.sync() before they are read.
+// What is given of each frame goes into shared memory while the first stages are loaded: entropies in base 2, and at
+// the place of a statistic that the warp of the frame will write itself what it computes it from (take).
+template <int tiles>
+__device__ __forceinline__ float given(const Item<tiles>& item, const FrameScalars& scalars, int frames,
+                                       float without) {
+  return scalars.data && item.thread < frames ? item.scalars(scalars)[item.thread * scalars.frame_stride] : without;
+}
 template <int tiles>
 __device__ __forceinline__ void load_entropy(const Item<tiles>& item, const FrameAttentionParams& p) {
   if (item.thread >= 16 * tiles) return;
-  const bool given = p.entropy.data && item.thread < p.key.frames;
-  const float entropy = given ? item.scalars(p.entropy)[item.thread * p.entropy.frame_stride] : 0;
-  ptx::store_shared(item.statistic(kEntropy, item.thread), entropy * kLog2E);
+  ptx::store_shared(item.statistic(kEntropy, item.thread), given(item, p.entropy, p.key.frames, 0) * kLog2E);
+}
+
+// Of this lane's two frames, before the warp puts others there.
+template <int tiles>
+__device__ __forceinline__ void take(const Item<tiles>& item, int which, float (&values)[2]) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) values[half] = ptx::load_shared(item.statistic(which, item.frame(half)));
+  ptx::sync_warp();
 }
 
 // By rows: sums become z, keys beyond the last frame -inf.
-template <int tiles>
+template <int tiles, int eights>
 __device__ __forceinline__ void scores_by_row(const Item<tiles>& item, const FrameAttentionParams& p,
-                                              float (&sums)[2 * tiles][4]) {
+                                              float (&sums)[eights][4]) {
   const float scale = p.scale * kLog2E;
 #pragma unroll
-  for (int tile = 0; tile < 2 * tiles; ++tile)
+  for (int tile = 0; tile < eights; ++tile)
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int k = item.column(tile, i);
@@ -36,17 +45,17 @@ __device__ __forceinline__ void scores_by_row(const Item<tiles>& item, const Fra
 }
 
 // By rows: z becomes exp2(z - largest of the row). The row's log2 of the sum of exp2(z) is largest + log2(sum).
-template <int tiles>
-__device__ __forceinline__ void exponentials_by_row(float (&z)[2 * tiles][4], float (&largest)[2], float (&sum)[2]) {
+template <int eights>
+__device__ __forceinline__ void exponentials_by_row(float (&z)[eights][4], float (&largest)[2], float (&sum)[2]) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     float most = -kInfinity, total = 0;
 #pragma unroll
-    for (int tile = 0; tile < 2 * tiles; ++tile) most = fmaxf(most, fmaxf(z[tile][2 * half], z[tile][2 * half + 1]));
+    for (int tile = 0; tile < eights; ++tile) most = fmaxf(most, fmaxf(z[tile][2 * half], z[tile][2 * half + 1]));
     most = row_max(most);
     most = most == -kInfinity ? 0 : most;  // no key: exp2(-inf - 0) is 0, where -inf - -inf would be NaN
 #pragma unroll
-    for (int tile = 0; tile < 2 * tiles; ++tile)
+    for (int tile = 0; tile < eights; ++tile)
 #pragma unroll
       for (int i = 2 * half; i < 2 * half + 2; ++i) total += z[tile][i] = ptx::exp2(z[tile][i] - most);
     largest[half] = most;
@@ -55,39 +64,39 @@ __device__ __forceinline__ void exponentials_by_row(float (&z)[2 * tiles][4], fl
 }
 
 // By rows: z becomes the weights L; the log-sums go to shared memory, +inf where a row has no weights. Where these keys
-// are not all, row_lse has the log-sums.
-template <int tiles>
+// are not all, row_lse has the log-sums, and they are there already.
+template <int tiles, int eights>
 __device__ __forceinline__ void weights_by_row(const Item<tiles>& item, const FrameAttentionParams& p,
-                                               float (&z)[2 * tiles][4]) {
-  float largest[2], sum[2];
-  exponentials_by_row<tiles>(z, largest, sum);
+                                               float (&z)[eights][4]) {
+  float largest[2], sum[2], row_lse[2];
+  exponentials_by_row(z, largest, sum);
+  const bool is_given = p.row_lse.data;
+  if (is_given) take(item, kLogSum, row_lse);
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int l = item.frame(half);
     float log_sum = kInfinity, inverse = 0;
     if (sum[half] > 0 && l < p.query.frames) {
-      const bool given = p.row_lse.data;
-      log_sum =
-          given ? item.scalars(p.row_lse)[l * p.row_lse.frame_stride] * kLog2E : largest[half] + ptx::log2(sum[half]);
-      inverse = given ? ptx::exp2(largest[half] - log_sum) : 1 / sum[half];
+      log_sum = is_given ? row_lse[half] * kLog2E : largest[half] + ptx::log2(sum[half]);
+      inverse = is_given ? ptx::exp2(largest[half] - log_sum) : 1 / sum[half];
     }
     item.put(kLogSum, half, log_sum);
 #pragma unroll
-    for (int tile = 0; tile < 2 * tiles; ++tile)
+    for (int tile = 0; tile < eights; ++tile)
 #pragma unroll
       for (int i = 2 * half; i < 2 * half + 2; ++i) z[tile][i] *= inverse;
   }
 }
 
 // By columns: sums become log2 of the weights, -inf for queries beyond the last frame.
-template <int tiles>
+template <int tiles, int eights>
 __device__ __forceinline__ void log_weights_by_column(const Item<tiles>& item, const FrameAttentionParams& p,
-                                                      float (&sums)[2 * tiles][4]) {
+                                                      float (&sums)[eights][4]) {
   const float scale = p.scale * kLog2E;
   const float entropy[2] = {ptx::load_shared(item.statistic(kEntropy, item.frame(0))),
                             ptx::load_shared(item.statistic(kEntropy, item.frame(1)))};
 #pragma unroll
-  for (int tile = 0; tile < 2 * tiles; ++tile)
+  for (int tile = 0; tile < eights; ++tile)
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const float log_sum = ptx::load_shared(item.statistic(kLogSum, item.column(tile, i)));

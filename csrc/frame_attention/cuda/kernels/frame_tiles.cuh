@@ -11,7 +11,7 @@ namespace frameattn {
 
 struct FrameKernelParams {
   FrameAttentionParams problem;
-  int64_t item_count;
+  uint32_t item_count;
   int32_t items_of_block, item_bytes;
   bool resident;
 };
@@ -23,7 +23,7 @@ template <int tiles>
 struct Item {
   int thread, lane, row;  // thread of the item; the warp's first frame
   int barrier;
-  int32_t index[3];
+  uint32_t index[3];
   uint32_t shared;  // address of the item's part
   bool exists;
 
@@ -35,12 +35,14 @@ struct Item {
     row = (warp - of_block * tiles) * 16;
     barrier = 1 + of_block;
     shared = ptx::shared_base() + of_block * params.item_bytes;
-    const int64_t item = ptx::block_index() * params.items_of_block + of_block;
+    // Of 32 bits: a division of 64 takes as many instructions as the products of an item.
+    const uint32_t item = static_cast<uint32_t>(ptx::block_index()) * params.items_of_block + of_block;
+    const auto inner = static_cast<uint32_t>(params.problem.items[2]),
+               middle = static_cast<uint32_t>(params.problem.items[1]);
     exists = item < params.item_count;
-    const int64_t row_of_items = item / params.problem.items[2];
-    index[2] = static_cast<int32_t>(item % params.problem.items[2]);
-    index[1] = static_cast<int32_t>(row_of_items % params.problem.items[1]);
-    index[0] = static_cast<int32_t>(row_of_items / params.problem.items[1]);
+    index[2] = item % inner;
+    index[1] = item / inner % middle;
+    index[0] = item / inner / middle;
   }
 
   __device__ __forceinline__ void sync() const {
@@ -52,8 +54,9 @@ struct Item {
   __device__ __forceinline__ int64_t offset(const int64_t (&strides)[3]) const {
     return index[0] * strides[0] + index[1] * strides[1] + index[2] * strides[2];
   }
-  __device__ __forceinline__ uint16_t* rows(const FrameRows& rows) const {
-    return static_cast<uint16_t*>(rows.data) + offset(rows.item_stride);
+  // Of a frame's row of 16-bit elements. It may lie outside, where the frame or the operand does not exist.
+  __device__ __forceinline__ uint64_t address(const FrameRows& rows, int frame) const {
+    return reinterpret_cast<uint64_t>(rows.data) + 2 * (offset(rows.item_stride) + frame * rows.frame_stride);
   }
   __device__ __forceinline__ float* scalars(const FrameScalars& scalars) const {
     return scalars.data + offset(scalars.item_stride);
@@ -71,73 +74,105 @@ struct Item {
   }
 };
 
+// ---- Rows in memory -------------------------------------------------------------------------------------------------
+// The kernels do little with a byte, so that instructions decide over their speed as much as memory does: what
+// addresses have in common is computed once for an item, and no division is left. Addresses are numbers, since those of
+// what does not exist, which is never read, may lie anywhere.
+
 __device__ __forceinline__ int slabs_of(int columns) { return (columns + kSlabColumns - 1) / kSlabColumns; }
 
 // Elements before column `column` of a row.
 __device__ __forceinline__ int64_t column_offset(const FrameRows& rows, int column) {
-  return column / rows.segment * rows.segment_stride + column % rows.segment;
+  const auto twice = 2 * (static_cast<uint32_t>(column) / 8);
+  const uint32_t segments = static_cast<uint32_t>(uint64_t{twice} * rows.magic >> 32) >> rows.shift;
+  return segments * (rows.segment_stride - rows.segment) + column;
 }
 
-// Starts loading a slab; rows and columns that the operand does not have become zeros.
+// Whether addresses are computed with every slab: these items have no registers left.
 template <int tiles>
-__device__ __forceinline__ void load_slab(const Item<tiles>& item, const FrameRows& rows, int slab, uint32_t place) {
-  const int piece = item.thread % 8, column = slab * kSlabColumns + 8 * piece;
-  const bool inside = column < rows.columns;
-  const uint16_t* const base = item.rows(rows);
-  const uint16_t* const source = base + (inside ? column_offset(rows, column) : 0);
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const int row = item.thread / 8 + 4 * tiles * i;
-    const bool valid = inside && row < rows.frames;
-    ptx::copy_async<16>(place + row * kRowBytes + 16 * piece, valid ? source + row * rows.frame_stride : base,
-                        valid ? 16 : 0);
+constexpr bool kAddressAnew = tiles == 8;
+
+// An operand as this thread loads it: 16 bytes of every 4 tiles-th row.
+template <int tiles>
+class Source {
+ public:
+  __device__ __forceinline__ Source(const Item<tiles>& item, const FrameRows& rows) : rows_(rows) {
+    if constexpr (!kAddressAnew<tiles>) first_ = item.address(rows_, item.thread / 8);
   }
-}
+
+  // Starts loading a slab; rows and columns that the operand does not have become zeros.
+  __device__ __forceinline__ void load(const Item<tiles>& item, int slab, uint32_t place) const {
+    const int row = item.thread / 8, piece = item.thread % 8, column = slab * kSlabColumns + 8 * piece;
+    const int rows = column < rows_.columns ? rows_.frames - row : 0;
+    const uint64_t first = kAddressAnew<tiles> ? item.address(rows_, row) : first_;
+    uint64_t source = first + 2 * column_offset(rows_, column);
+    place += row * kRowBytes + 16 * piece;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      ptx::copy_async<16>(place + 4 * tiles * i * kRowBytes, reinterpret_cast<const void*>(source),
+                          4 * tiles * i < rows ? 16 : 0);
+      source += 2 * 4 * tiles * rows_.frame_stride;
+    }
+  }
+
+ private:
+  const FrameRows& rows_;
+  uint64_t first_;
+};
 
 // The stages of a kernel, in order. load(stage, place) starts loading one; next() makes the next one readable and
 // returns where it lies, for as long as the ring does not come round to it: until next() is called again, or for ever
 // if it is one of the first `kept`.
-template <int tiles, int operands, typename Load>
+template <FrameKernel kernel, int tiles, typename Load>
 class Pipeline {
  public:
   __device__ __forceinline__ Pipeline(const Item<tiles>& item, int stages, int kept, Load load)
-      : item_(item), load_(load), stages_(stages), kept_(kept) {
-    ring_ = item.shared + kStatistics * 16 * tiles * 4;
+      : item_(item), load_(load), stages_(stages) {
+    filled_ = read_ = this->kept(0);
+    ring_ = this->kept(kept);
 #pragma unroll
-    for (int stage = 0; stage < kAhead; ++stage) start(stage);
+    for (int stage = 0; stage < kAhead; ++stage) start();
   }
 
   __device__ __forceinline__ uint32_t next() {
     ptx::wait_copies<kAhead - 1>();
     item_.sync();  // everyone's copies are here, and everyone is done with the place that is loaded next
-    start(current_ + kAhead);
-    return place(current_++);
+    start();
+    const uint32_t place = read_;
+    advance(read_);
+    return place;
   }
 
-  __device__ __forceinline__ uint32_t place(int stage) const {
-    return ring_ + kStageBytes * (stage < kept_ ? kRing + stage : stage % kRing);
+  // Of a stage that is kept.
+  __device__ __forceinline__ uint32_t kept(int stage) const {
+    return item_.shared + kStagesOffset<kernel, tiles> + stage * kBytes;
   }
 
  private:
-  static constexpr int kRing = ring_stages(tiles), kAhead = kRing - 1, kStageBytes = operands * kSlabBytes<tiles>;
+  static constexpr int kRing = ring_stages(tiles), kAhead = kRing - 1, kBytes = kStageBytes<kernel, tiles>;
 
-  __device__ __forceinline__ void start(int stage) {
-    if (stage < stages_) load_(stage, place(stage));
+  __device__ __forceinline__ void start() {
+    if (started_ < stages_) load_(started_++, filled_);
+    advance(filled_);
     ptx::commit_copies();  // an empty group keeps the count
+  }
+  __device__ __forceinline__ void advance(uint32_t& place) const {
+    place += kBytes;
+    if (place == ring_ + kRing * kBytes) place = ring_;
   }
 
   const Item<tiles>& item_;
   Load load_;
-  uint32_t ring_;
-  int stages_, kept_, current_ = 0;
+  uint32_t ring_, filled_, read_;
+  int stages_, started_ = 0;
 };
 
 // ---- Products -------------------------------------------------------------------------------------------------------
 
-// sums[16 rows of this warp, 16 tiles] += a b^T over a slab of which `columns` are in use; a, b: addresses of slabs.
-template <FrameElement element, int tiles>
+// sums[16 rows of this warp, 8 eights] += a b^T over a slab of which `columns` are in use; a, b: addresses of slabs.
+template <FrameElement element, int tiles, int eights>
 __device__ __forceinline__ void add_inner_products(const Item<tiles>& item, uint32_t a, uint32_t b, int columns,
-                                                   float (&sums)[2 * tiles][4]) {
+                                                   float (&sums)[eights][4]) {
   const int lane = item.lane;
   const uint32_t a_row = a + (item.row + lane % 16) * kRowBytes + lane / 16 * 16;
   const uint32_t b_row = b + (lane % 8 + lane / 16 * 8) * kRowBytes + lane / 8 % 2 * 16;
@@ -151,7 +186,7 @@ __device__ __forceinline__ void add_inner_products(const Item<tiles>& item, uint
       uint32_t right[4];
       ptx::load_matrices<false>(right, b_row + 16 * tile * kRowBytes + 32 * step);
       ptx::multiply_add<element>(sums[2 * tile], left, right[0], right[1]);
-      ptx::multiply_add<element>(sums[2 * tile + 1], left, right[2], right[3]);
+      if (2 * tile + 1 < eights) ptx::multiply_add<element>(sums[2 * tile + 1], left, right[2], right[3]);
     }
   }
 }
@@ -177,63 +212,78 @@ __device__ __forceinline__ void add_weighted_rows(const Item<tiles>& item, const
 }
 
 // Sums as weights; element (row, column) of sums is that of weights.
-template <FrameElement element, int tiles>
-__device__ __forceinline__ void pack_weights(const float (&sums)[2 * tiles][4], Weights<tiles>& weights) {
+template <FrameElement element, int tiles, int eights>
+__device__ __forceinline__ void pack_weights(const float (&sums)[eights][4], Weights<tiles>& weights) {
 #pragma unroll
-  for (int tile = 0; tile < tiles; ++tile) {
-    weights[tile][0] = ptx::pack<element>(sums[2 * tile][0], sums[2 * tile][1]);
-    weights[tile][1] = ptx::pack<element>(sums[2 * tile][2], sums[2 * tile][3]);
-    weights[tile][2] = ptx::pack<element>(sums[2 * tile + 1][0], sums[2 * tile + 1][1]);
-    weights[tile][3] = ptx::pack<element>(sums[2 * tile + 1][2], sums[2 * tile + 1][3]);
-  }
+  for (int eight = 0; eight < 2 * tiles; ++eight)
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+      weights[eight / 2][eight % 2 * 2 + half] =
+          eight < eights ? ptx::pack<element>(sums[eight][2 * half], sums[eight][2 * half + 1]) : 0;
 }
 
 // Gradients may exceed float16 where their products do not: their rows are packed divided by their largest element,
 // which multiplies the product again. bfloat16 has the range of float32.
-template <FrameElement element, int tiles>
-__device__ __forceinline__ void pack_gradients(float (&sums)[2 * tiles][4], Weights<tiles>& weights,
-                                               float (&factor)[2]) {
+template <FrameElement element, int tiles, int eights>
+__device__ __forceinline__ void pack_gradients(float (&sums)[eights][4], Weights<tiles>& weights, float (&factor)[2]) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     factor[half] = 1;
     if constexpr (element == FrameElement::float16) {
       float largest = 0;
 #pragma unroll
-      for (int tile = 0; tile < 2 * tiles; ++tile)
+      for (int tile = 0; tile < eights; ++tile)
         largest = fmaxf(largest, fmaxf(fabsf(sums[tile][2 * half]), fabsf(sums[tile][2 * half + 1])));
       factor[half] = fmaxf(row_max(largest), 1e-30f);
 #pragma unroll
-      for (int tile = 0; tile < 2 * tiles; ++tile) {
+      for (int tile = 0; tile < eights; ++tile) {
         sums[tile][2 * half] *= 1 / factor[half];
         sums[tile][2 * half + 1] *= 1 / factor[half];
       }
     }
   }
-  pack_weights<element, tiles>(sums, weights);
+  pack_weights<element>(sums, weights);
 }
 
 // ---- Results --------------------------------------------------------------------------------------------------------
 
-// Stores sums[16, 32] * factor[row] as columns column .. column + 32 of this warp's rows. The four lanes of a row hold
-// two neighbouring columns of each of four tiles; they exchange them so that each has the eight of one tile.
-template <FrameElement element, int tiles>
-__device__ __forceinline__ void store_rows(const Item<tiles>& item, const FrameRows& rows, int column,
-                                           const float (&sums)[4][4], const float (&factor)[2]) {
-  const int mine = item.lane % 4;
-  column += 8 * mine;
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    Piece piece;
-#pragma unroll
-    for (int tile = 0; tile < 4; ++tile)
-      piece.pairs[tile] =
-          ptx::pack<element>(sums[tile][2 * half] * factor[half], sums[tile][2 * half + 1] * factor[half]);
-    gather_tile(piece, mine);
-    const int frame = item.frame(half);
-    if (frame < rows.frames && column < rows.columns)
-      *reinterpret_cast<Piece*>(item.rows(rows) + frame * rows.frame_stride + column_offset(rows, column)) = piece;
+// A result as this lane stores it: eight columns of each of its two frames.
+template <int tiles>
+class Target {
+ public:
+  __device__ __forceinline__ Target(const Item<tiles>& item, const FrameRows& rows) : rows_(rows) {
+    if constexpr (!kAddressAnew<tiles>) first_ = item.address(rows_, item.frame(0));
   }
-}
+
+  // Stores sums[16, 32] * factor[row] as columns column .. column + 32 of this warp's rows. The four lanes of a row
+  // hold two neighbouring columns of each of four tiles; they exchange them so that each has the eight of one tile.
+  template <FrameElement element>
+  __device__ __forceinline__ void store(const Item<tiles>& item, int column, const float (&sums)[4][4],
+                                        const float (&factor)[2]) const {
+    const int mine = item.lane % 4;
+    column += 8 * mine;
+    const uint64_t first = kAddressAnew<tiles> ? item.address(rows_, item.frame(0)) : first_;
+    uint64_t target = first + 2 * column_offset(rows_, column);
+    const int rows = column < rows_.columns ? rows_.frames - item.frame(0) : 0;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      Piece piece;
+#pragma unroll
+      for (int tile = 0; tile < 4; ++tile)
+        piece.pairs[tile] =
+            ptx::pack<element>(sums[tile][2 * half] * factor[half], sums[tile][2 * half + 1] * factor[half]);
+      gather_tile(piece, mine);
+      if (8 * half < rows) ptx::store_global(target, piece.pairs);
+      target += 2 * 8 * rows_.frame_stride;
+    }
+  }
+
+  __device__ __forceinline__ const FrameRows& rows() const { return rows_; }
+
+ private:
+  const FrameRows& rows_;
+  uint64_t first_;
+};
 
 // The same for float32: what is there is multiplied by keep[row] first. Every element has one thread.
 template <int tiles>
@@ -255,30 +305,43 @@ __device__ __forceinline__ void add_rows(const Item<tiles>& item, const FrameRow
 
 // ---- Launch ---------------------------------------------------------------------------------------------------------
 
-// Calls launch<element, tiles>(blocks, shared bytes, params) with the element and the tiles of the plan.
+// Calls launch<element, eights, accumulate>(blocks, shared bytes, params).
 template <FrameKernel kernel, typename Launch>
 int launch_frames(const FrameAttentionParams& problem, const FramePlan& plan, FrameElement element, Launch launch) {
-  const FrameKernelParams params{problem, problem.items[0] * problem.items[1] * problem.items[2], plan.items,
-                                 plan.item_bytes, plan.resident};
-  const int64_t blocks = (params.item_count + plan.items - 1) / plan.items;
+  FrameKernelParams params{problem, static_cast<uint32_t>(problem.items[0] * problem.items[1] * problem.items[2]),
+                           plan.items, plan.item_bytes, plan.resident};
+  FrameAttentionParams& p = params.problem;
+  for (FrameRows* rows : {&p.query, &p.key, &p.value, &p.out, &p.grad_out, &p.grad_query, &p.grad_key, &p.grad_value})
+    set_segment_divisor(*rows);
+  const int64_t blocks = (int64_t{params.item_count} + plan.items - 1) / plan.items;
   const int shared = plan.items * plan.item_bytes;
-  const auto with = [&]<int tiles>() {
+  const auto with = [&]<int eights, bool accumulate = false>() {
     return element == FrameElement::bfloat16
-               ? launch.template operator()<FrameElement::bfloat16, tiles>(blocks, shared, params)
-               : launch.template operator()<FrameElement::float16, tiles>(blocks, shared, params);
+               ? launch.template operator()<FrameElement::bfloat16, eights, accumulate>(blocks, shared, params)
+               : launch.template operator()<FrameElement::float16, eights, accumulate>(blocks, shared, params);
   };
-  constexpr int kMostTiles = most_frames(kernel) > 64 ? 8 : 4;
-  switch (plan.tiles) {
-    case 1:
-      return with.template operator()<1>();
+  constexpr bool kAttention = kernel == FrameKernel::attention_forward || kernel == FrameKernel::attention_backward;
+  constexpr int kMostEights = most_frames(kernel) / 8;
+  if (problem.accumulate) {
+    if constexpr (kAttention)
+      if (plan.eights == kMostEights) return with.template operator()<kMostEights, true>();
+    return 1;  // cudaErrorInvalidValue
+  }
+  switch (plan.eights) {
     case 2:
       return with.template operator()<2>();
     case 3:
       return with.template operator()<3>();
     case 4:
       return with.template operator()<4>();
+    case 5:
+      return with.template operator()<5>();
+    case 6:
+      return with.template operator()<6>();
+    case 8:
+      return with.template operator()<8>();
     default:
-      return with.template operator()<kMostTiles>();
+      return with.template operator()<kMostEights>();
   }
 }
 

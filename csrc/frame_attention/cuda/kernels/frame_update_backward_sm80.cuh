@@ -12,25 +12,29 @@
 
 namespace frameattn {
 
-template <FrameElement element, int tiles>
-__global__ void __launch_bounds__(kThreads<tiles>, 1)
+template <FrameElement element, int eights>
+__global__ void __launch_bounds__(kThreads<kTiles<eights>>, kLeastBlocks<FrameKernel::update_backward, eights>)
     frame_update_backward_sm80_kernel(const __grid_constant__ FrameKernelParams params) {
+  constexpr int tiles = kTiles<eights>;
   const FrameAttentionParams& p = params.problem;
   const Item<tiles> item(params);
   if (!item.exists) return;
   const int slabs = slabs_of(p.key.columns);
+  const Source<tiles> queries(item, p.query), keys(item, p.key), grads(item, p.grad_out);
   const auto load = [&](int stage, uint32_t place) {
     const int slab = stage < slabs ? stage : stage - slabs;
-    load_slab(item, p.query, slab, place);
-    load_slab(item, p.key, slab, place + kSlabBytes<tiles>);
-    load_slab(item, p.grad_out, slab, place + 2 * kSlabBytes<tiles>);
+    queries.load(item, slab, place);
+    keys.load(item, slab, place + kSlabBytes<tiles>);
+    grads.load(item, slab, place + 2 * kSlabBytes<tiles>);
   };
   const int kept = params.resident ? slabs : 0;
-  Pipeline<tiles, 3, decltype(load)> pipeline(item, 2 * slabs - kept, kept, load);
+  Pipeline<FrameKernel::update_backward, tiles, decltype(load)> pipeline(item, 2 * slabs - kept, kept, load);
   load_entropy(item, p);
+  if (item.thread < 16 * tiles)
+    ptx::store_shared(item.statistic(kFactor, item.thread), given(item, p.mass, p.key.frames, kLargest));
 
-  float rows[2 * tiles][4] = {}, columns[2 * tiles][4] = {};              // scores, then L
-  float row_slopes[2 * tiles][4] = {}, column_slopes[2 * tiles][4] = {};  // e, then g
+  float rows[eights][4] = {}, columns[eights][4] = {};              // scores, then L
+  float row_slopes[eights][4] = {}, column_slopes[eights][4] = {};  // e, then g
   for (int slab = 0; slab < slabs; ++slab) {
     const uint32_t query = pipeline.next(), key = query + kSlabBytes<tiles>, grad_out = key + kSlabBytes<tiles>;
     const int width = p.key.columns - slab * kSlabColumns;
@@ -45,22 +49,21 @@ __global__ void __launch_bounds__(kThreads<tiles>, 1)
   log_weights_by_column(item, p, columns);
 
   // By columns: w and pull of this warp's keys.
-  float factor[2], pull[2];
+  float mass[2], factor[2], pull[2];
+  take(item, kFactor, mass);
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const int k = item.frame(half);
-    const float mass = k < p.key.frames ? item.scalars(p.mass)[k * p.mass.frame_stride] : kLargest;
-    factor[half] = 1 / fmaxf(mass, p.mass_floor);
+    factor[half] = 1 / fmaxf(mass[half], p.mass_floor);
     float mean = 0;
 #pragma unroll
-    for (int tile = 0; tile < 2 * tiles; ++tile)
+    for (int tile = 0; tile < eights; ++tile)
 #pragma unroll
       for (int i = 2 * half; i < 2 * half + 2; ++i) {
         columns[tile][i] = ptx::exp2(columns[tile][i]);
         mean += factor[half] * columns[tile][i] * column_slopes[tile][i];
       }
     mean = row_sum(mean);
-    pull[half] = mass > p.mass_floor ? -mean : 0;
+    pull[half] = mass[half] > p.mass_floor ? -mean : 0;
     item.put(kFactor, half, factor[half]);
     item.put(kPull, half, pull[half]);
   }
@@ -72,7 +75,7 @@ __global__ void __launch_bounds__(kThreads<tiles>, 1)
   for (int half = 0; half < 2; ++half) {
     float offset = 0;
 #pragma unroll
-    for (int tile = 0; tile < 2 * tiles; ++tile)
+    for (int tile = 0; tile < eights; ++tile)
 #pragma unroll
       for (int i = 2 * half; i < 2 * half + 2; ++i) {
         const int k = item.column(tile, i);
@@ -83,20 +86,20 @@ __global__ void __launch_bounds__(kThreads<tiles>, 1)
     offset = row_sum(offset);
     item.put(kRowOffset, half, offset);
 #pragma unroll
-    for (int tile = 0; tile < 2 * tiles; ++tile)
+    for (int tile = 0; tile < eights; ++tile)
 #pragma unroll
       for (int i = 2 * half; i < 2 * half + 2; ++i) {
         row_slopes[tile][i] -= rows[tile][i] * offset;
         rows[tile][i] *= ptx::load_shared(item.statistic(kFactor, item.column(tile, i)));
       }
   }
-  pack_weights<element, tiles>(rows, update);
+  pack_weights<element>(rows, update);
   item.sync();
 
   // By columns: g.
   float received[2] = {0, 0};
 #pragma unroll
-  for (int tile = 0; tile < 2 * tiles; ++tile)
+  for (int tile = 0; tile < eights; ++tile)
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const float offset = ptx::load_shared(item.statistic(kRowOffset, item.column(tile, i)));
@@ -108,10 +111,11 @@ __global__ void __launch_bounds__(kThreads<tiles>, 1)
 
   const float one[2] = {1, 1};
   float row_factor[2], column_factor[2];
-  pack_gradients<element, tiles>(row_slopes, by_row, row_factor);
-  pack_gradients<element, tiles>(column_slopes, by_column, column_factor);
+  pack_gradients<element>(row_slopes, by_row, row_factor);
+  pack_gradients<element>(column_slopes, by_column, column_factor);
+  const Target<tiles> grad_query(item, p.grad_query), grad_key(item, p.grad_key);
   for (int slab = 0; slab < slabs; ++slab) {
-    const uint32_t query = params.resident ? pipeline.place(slab) : pipeline.next();
+    const uint32_t query = params.resident ? pipeline.kept(slab) : pipeline.next();
     const uint32_t key = query + kSlabBytes<tiles>, grad_out = key + kSlabBytes<tiles>;
     for (int column = 0; column < kSlabColumns; column += 32) {
       const int first = slab * kSlabColumns + column;
@@ -123,10 +127,10 @@ __global__ void __launch_bounds__(kThreads<tiles>, 1)
 #pragma unroll
         for (int i = 0; i < 4; ++i) sums[tile][i] *= row_factor[i / 2];
       add_weighted_rows<element, tiles>(item, update, grad_out, column, sums);
-      store_rows<element>(item, p.grad_query, first, sums, one);
+      grad_query.template store<element>(item, first, sums, one);
       float more[4][4] = {};
       add_weighted_rows<element, tiles>(item, by_column, query, column, more);
-      store_rows<element>(item, p.grad_key, first, more, column_factor);
+      grad_key.template store<element>(item, first, more, column_factor);
     }
   }
 }

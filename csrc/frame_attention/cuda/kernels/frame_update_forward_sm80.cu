@@ -6,8 +6,8 @@ int launch_frame_update_forward_sm80(const FrameAttentionParams& params, const F
                                      void* stream) {
   return launch_frames<FrameKernel::update_forward>(
       params, plan, element,
-      [&]<FrameElement kind, int tiles>(int64_t blocks, int shared, const FrameKernelParams& all) {
-        return ptx::launch<frame_update_forward_sm80_kernel<kind, tiles>>(blocks, plan.threads, shared, stream, all);
+      [&]<FrameElement kind, int eights, bool>(int64_t blocks, int shared, const FrameKernelParams& all) {
+        return ptx::launch<frame_update_forward_sm80_kernel<kind, eights>>(blocks, plan.threads, shared, stream, all);
       });
 }
 

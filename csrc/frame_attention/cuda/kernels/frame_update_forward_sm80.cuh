@@ -10,22 +10,24 @@
 
 namespace frameattn {
 
-template <FrameElement element, int tiles>
-__global__ void __launch_bounds__(kThreads<tiles>, 1)
+template <FrameElement element, int eights>
+__global__ void __launch_bounds__(kThreads<kTiles<eights>>, kLeastBlocks<FrameKernel::update_forward, eights>)
     frame_update_forward_sm80_kernel(const __grid_constant__ FrameKernelParams params) {
+  constexpr int tiles = kTiles<eights>;
   const FrameAttentionParams& p = params.problem;
   const Item<tiles> item(params);
   if (!item.exists) return;
   const int slabs = slabs_of(p.key.columns);
+  const Source<tiles> queries(item, p.query), keys(item, p.key);
   const auto load = [&](int stage, uint32_t place) {  // query and key, and query again where it is not kept
-    load_slab(item, p.query, stage < slabs ? stage : stage - slabs, place);
-    if (stage < slabs) load_slab(item, p.key, stage, place + kSlabBytes<tiles>);
+    queries.load(item, stage < slabs ? stage : stage - slabs, place);
+    if (stage < slabs) keys.load(item, stage, place + kSlabBytes<tiles>);
   };
   const int kept = params.resident ? slabs : 0;
-  Pipeline<tiles, 2, decltype(load)> pipeline(item, 2 * slabs - kept, kept, load);
+  Pipeline<FrameKernel::update_forward, tiles, decltype(load)> pipeline(item, 2 * slabs - kept, kept, load);
   load_entropy(item, p);
 
-  float rows[2 * tiles][4] = {}, columns[2 * tiles][4] = {};
+  float rows[eights][4] = {}, columns[eights][4] = {};
   for (int slab = 0; slab < slabs; ++slab) {
     const uint32_t query = pipeline.next(), key = query + kSlabBytes<tiles>;
     const int width = p.key.columns - slab * kSlabColumns;
@@ -37,9 +39,9 @@ __global__ void __launch_bounds__(kThreads<tiles>, 1)
   item.sync();
   log_weights_by_column(item, p, columns);
   float largest[2], sum[2], factor[2];
-  exponentials_by_row<tiles>(columns, largest, sum);
+  exponentials_by_row(columns, largest, sum);
   Weights<tiles> weights;
-  pack_weights<element, tiles>(columns, weights);
+  pack_weights<element>(columns, weights);
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const float unit = ptx::exp2(largest[half]), mass = unit * sum[half];
@@ -47,14 +49,15 @@ __global__ void __launch_bounds__(kThreads<tiles>, 1)
     const int k = item.frame(half);
     if (p.mass.data && item.lane % 4 == 0 && k < p.key.frames) item.scalars(p.mass)[k * p.mass.frame_stride] = mass;
   }
+  const Target<tiles> out(item, p.out);
   for (int slab = 0; slab < slabs; ++slab) {
-    const uint32_t query = params.resident ? pipeline.place(slab) : pipeline.next();
+    const uint32_t query = params.resident ? pipeline.kept(slab) : pipeline.next();
     for (int column = 0; column < kSlabColumns; column += 32) {
       const int first = slab * kSlabColumns + column;
       if (first >= p.key.columns) break;
       float means[4][4] = {};
       add_weighted_rows<element, tiles>(item, weights, query, column, means);
-      store_rows<element>(item, p.out, first, means, factor);
+      out.template store<element>(item, first, means, factor);
     }
   }
 }
