@@ -1,5 +1,7 @@
 // The products of matrix_linear, forward and backward, in the cheaper order, on any device. `Device` has
 //   gemm(a, b, bias, out, sum_batch)    with the contract of csrc/gemm/cpu/gemm.h
+//   gemm_with_sums(a, b, out, sums)     out = sum over f of a[f] . b[f], sums [1, columns] = sum over f and rows of b[f]
+//                                       in one; or false, and nothing was done
 //   temporary(sizes, options)           memory for a product that lives as long as the Device
 #pragma once
 
@@ -50,12 +52,19 @@ class MatrixLinearProducts {
     const auto [want_x, want_u, want_w, want_bias] = wanted;
     const Tensor frames = as_frames(x), g = as_frames(grad_output);
     const auto none = [&] { return at::empty({0}, x.options()); };
-    Tensor grad_x = none(), grad_u = none(), grad_w = none(), grad_bias = none();
-    if (want_bias && bias) grad_bias = g.sum_to_size(bias->sizes());
+    Tensor grad_x = none(), grad_u = none(), grad_w = none();
+    // A bias for each column has the sum of g over all rows as gradient, which a product for grad_w may give beside.
+    Tensor sums;
+    Tensor* const wanted_sums =
+        want_bias && bias && bias->size(0) == 1 && bias->size(1) == g.size(2) ? &sums : nullptr;
+    const auto grad_bias = [&] {
+      if (!want_bias || !bias) return none();
+      return sums.defined() ? sums : g.sum_to_size(bias->sizes());
+    };
     if (!u_or_none) {
       if (want_x) grad_x = product_of(g, w.t()).view(x.sizes());
-      if (want_w) grad_w = sum_of_products(frames.mT(), g);
-      return {grad_x, grad_u, grad_w, grad_bias};
+      if (want_w) grad_w = sum_of_products(frames.mT(), g, wanted_sums);
+      return {grad_x, grad_u, grad_w, grad_bias()};
     }
     const Tensor& u = *u_or_none;
     const MatrixLinearSizes sizes{u.size(0), w.size(0), u.size(1), w.size(1)};
@@ -74,9 +83,10 @@ class MatrixLinearProducts {
                    : sum_of_products(has_xw ? as_frames(*product) : temporary_product_of(frames, w), g.mT());
     if (want_w)
       grad_w = plan.grad_w_left
-                   ? sum_of_products((has_ux ? as_frames(*product) : temporary_product_of(u.t(), frames)).mT(), g)
+                   ? sum_of_products((has_ux ? as_frames(*product) : temporary_product_of(u.t(), frames)).mT(), g,
+                                     wanted_sums)
                    : sum_of_products(frames.mT(), u_g);
-    return {grad_x, grad_u, grad_w, grad_bias};
+    return {grad_x, grad_u, grad_w, grad_bias()};
   }
 
  private:
@@ -95,9 +105,16 @@ class MatrixLinearProducts {
     return {a.dim() == 3 ? a.size(0) : b.size(0), a.size(-2), b.size(-1)};
   }
 
-  // sum over frames of a[f] . b[f]
-  Tensor sum_of_products(const Tensor& a, const Tensor& b) {
+  // sum over frames of a[f] . b[f]; in `sums`, if the device has them along the way, the sum of the rows of all b[f]
+  Tensor sum_of_products(const Tensor& a, const Tensor& b, Tensor* sums = nullptr) {
     const Tensor out = at::empty({a.size(1), b.size(2)}, a.options());
+    if (sums) {
+      const Tensor row = at::empty({1, b.size(2)}, b.options());
+      if (device_.gemm_with_sums(a, b, out, row)) {
+        *sums = row;
+        return out;
+      }
+    }
     device_.gemm(a, b, Tensor(), out, true);
     return out;
   }

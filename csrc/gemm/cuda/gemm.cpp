@@ -14,6 +14,12 @@
 
 #include <algorithm>
 #include <memory>
+#include <string>
+#include <utility>
+
+#include "csrc/device/cuda/current_context.h"
+#include "csrc/trust/difference_of_outputs.h"
+#include "csrc/trust/kernel_trust.h"
 
 namespace frameattn {
 namespace {
@@ -110,8 +116,10 @@ bool may_use_tf32() {
          at::Float32Precision::TF32;
 }
 
-// out [batch, rows, columns] = a . b + bias; false if cublasLt has no algorithm for it. Nothing is empty.
-bool lt_gemm(const Tensor& a_given, const Tensor& b_given, const Tensor& bias, const Tensor& out) {
+// out [batch, rows, columns] = a . b + bias; false if cublasLt has no algorithm for it. Nothing is empty. sums: undefined,
+// or without bias and with one a and b what gets the sum of the rows of b.
+bool lt_gemm(const Tensor& a_given, const Tensor& b_given, const Tensor& bias, const Tensor& out,
+             const Tensor& sums = {}) {
   const Tensor a = readable(a_given), b = readable(b_given);
   const int64_t batch = out.size(0), rows = out.size(1), columns = out.size(2);
   const bool is_double = out.scalar_type() == at::kDouble;
@@ -138,6 +146,9 @@ bool lt_gemm(const Tensor& a_given, const Tensor& b_given, const Tensor& bias, c
     if (!has_rows_in_memory(added)) added = added.contiguous();
     beta = 1;
     double_beta = 1;
+  } else if (sums.defined()) {  // its A is our b, whose rows lie along the sum of the product
+    set(product, CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_EPILOGUE_BGRADA);
+    set(product, CUBLASLT_MATMUL_DESC_BIAS_POINTER, sums.mutable_data_ptr());
   }
   const Layout a_layout = layout_of(a, batch), b_layout = layout_of(b, batch), out_layout = layout_of(out, batch);
   const Layout added_layout = layout_of(added, batch);
@@ -180,7 +191,7 @@ bool lt_gemm(const Tensor& a_given, const Tensor& b_given, const Tensor& bias, c
 
 #else
 
-bool lt_gemm(const Tensor&, const Tensor&, const Tensor&, const Tensor&) { return false; }
+bool lt_gemm(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor& = {}) { return false; }
 
 #endif
 
@@ -194,10 +205,18 @@ bool frames_join(const Tensor& t, int64_t dim) {
   return t.dim() == 3 && (t.size(0) == 1 || t.stride(0) == t.size(dim) * t.stride(dim));
 }
 
+// Frames whose products are to be added up are one product with a long sum, if they lie so.
+bool have_long_sum(const Tensor& a, const Tensor& b) { return frames_join(a, 2) && frames_join(b, 1); }
+std::pair<Tensor, Tensor> with_long_sum(const Tensor& a, const Tensor& b) {
+  return {a.transpose(0, 1).flatten(1, 2), b.flatten(0, 1)};
+}
+
 // out [rows, columns] = sum over f of a[f] . b[f] + bias
 void sum_gemm(const Tensor& a, const Tensor& b, const Tensor& bias, const Tensor& out) {
-  if (frames_join(a, 2) && frames_join(b, 1))  // one product with a long sum
-    return batched_gemm(a.transpose(0, 1).flatten(1, 2), b.flatten(0, 1), bias, out.unsqueeze(0));
+  if (have_long_sum(a, b)) {
+    const auto [left, right] = with_long_sum(a, b);
+    return batched_gemm(left, right, bias, out.unsqueeze(0));
+  }
   const int64_t batch = a.dim() == 3 ? a.size(0) : b.size(0);
   const auto options = out.options().dtype(sum_dtype(out));
   Tensor sum = bias.defined() ? bias.to(options).expand(out.sizes()).clone() : at::zeros(out.sizes(), options);
@@ -212,7 +231,36 @@ void sum_gemm(const Tensor& a, const Tensor& b, const Tensor& bias, const Tensor
   out.copy_(sum);
 }
 
+// The first use of cublasLt's sums against torch's: nothing else of this file reads an operand twice.
+std::string difference_of_sums(const Tensor& like) {
+  const auto some = [&](int64_t rows, int64_t columns) {  // no draw: those of the user's generator stay as they are
+    return at::arange(1, rows * columns + 1, like.options().dtype(at::kFloat)).sin_().view({rows, columns}).to(like);
+  };
+  const Tensor a = some(96, 80), b = some(80, 64);
+  const Tensor out = at::empty({96, 64}, like.options()), sums = at::empty({1, 64}, like.options());
+  if (!lt_gemm(a, b, Tensor(), out.unsqueeze(0), sums)) return "cublasLt has no product with sums of rows";
+  const std::string of_sums = difference_of_outputs(sums, b.to(at::kDouble).sum(0, true), like.scalar_type());
+  if (!of_sums.empty()) return of_sums;
+  return difference_of_outputs(out, at::matmul(a.to(at::kDouble), b.to(at::kDouble)), like.scalar_type());
+}
+
 }  // namespace
+
+bool cuda_gemm_with_sums(const Tensor& a, const Tensor& b, const Tensor& out, const Tensor& sums) {
+  if (a.scalar_type() != at::kBFloat16 && a.scalar_type() != at::kHalf) return false;  // of float32 there is TF32 alone
+  if (a.dim() != 3 || b.dim() != 3 || a.numel() == 0 || b.numel() == 0 || !have_long_sum(a, b)) return false;
+  const LaunchContext context = current_context(a);
+  const KernelUse use{.name = "cublaslt_sums_of_rows",
+                      .version = 1,
+                      .capability = context.capability,
+                      .dtype = a.scalar_type() == at::kHalf ? "float16" : "bfloat16",
+                      .shape = "",
+                      .device = context.device,
+                      .instead = "a sum of its own"};
+  if (!context.trust->allows(use, context.capturing, [&] { return difference_of_sums(a); })) return false;
+  const auto [left, right] = with_long_sum(a, b);
+  return lt_gemm(left, right, Tensor(), out.unsqueeze(0), sums);
+}
 
 void cuda_gemm(const Tensor& a, const Tensor& b, const Tensor& bias, const Tensor& out, bool sum_batch) {
   if (out.numel() == 0) return;

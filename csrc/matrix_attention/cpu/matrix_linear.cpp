@@ -18,6 +18,7 @@ struct Cpu {
   static void gemm(const Tensor& a, const Tensor& b, const Tensor& bias, const Tensor& out, bool sum_batch) {
     frameattn::gemm(a, b, bias, out, sum_batch);
   }
+  static bool gemm_with_sums(const Tensor&, const Tensor&, const Tensor&, const Tensor&) { return false; }
   Tensor temporary(at::IntArrayRef sizes, const at::TensorOptions& options) {
     const int64_t bytes = c10::multiply_integers(sizes) * static_cast<int64_t>(options.dtype().itemsize());
     return at::from_blob(scratch.take<char>(bytes), sizes, options);

@@ -16,6 +16,9 @@ struct Cuda {
   static void gemm(const Tensor& a, const Tensor& b, const Tensor& bias, const Tensor& out, bool sum_batch) {
     cuda_gemm(a, b, bias, out, sum_batch);
   }
+  static bool gemm_with_sums(const Tensor& a, const Tensor& b, const Tensor& out, const Tensor& sums) {
+    return cuda_gemm_with_sums(a, b, out, sums);
+  }
   // torch's allocator keeps memory between calls.
   static Tensor temporary(at::IntArrayRef sizes, const at::TensorOptions& options) { return at::empty(sizes, options); }
 };

@@ -104,6 +104,41 @@ FRAMEATTN_INLINE void backward_loop(const acc_t* x, const acc_t* direction, cons
   }
 }
 
+// x sigmoid(z) is 0.5 x (1 + tanh(z / 2)) without the cancellation where tanh is near -1. Beyond 24 the sigmoid is 0 or 1
+// in either precision, and the cube of x need not be had.
+constexpr double kGelu = 1.5957691216057308, kGeluCube = 0.044715;  // 2 sqrt(2 / pi)
+
+template <typename acc_t>
+struct Sigmoid {
+  acc_t within, value, slope;  // x, where it is used beside the sigmoid; s; s (1 - s), without cancellation
+};
+template <typename acc_t>
+FRAMEATTN_INLINE Sigmoid<acc_t> gelu_sigmoid(acc_t x, Log2Scale<acc_t> log2_one) {
+  constexpr acc_t limit = 24;
+  const acc_t within = x > limit ? limit : x < -limit ? -limit : x;
+  const acc_t z = static_cast<acc_t>(kGelu) * within * (1 + static_cast<acc_t>(kGeluCube) * within * within);
+  const acc_t e = exp_of(z > 0 ? -z : z, log2_one), inverse = 1 / (1 + e);
+  return {within, (z > 0 ? acc_t(1) : e) * inverse, e * inverse * inverse};
+}
+
+template <typename acc_t>
+FRAMEATTN_INLINE void gelu_loop(acc_t* x, int64_t n) {
+  const Log2Scale<acc_t> log2_one(1);
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) x[i] *= gelu_sigmoid(x[i], log2_one).value;
+}
+
+template <typename acc_t>
+FRAMEATTN_INLINE void gelu_backward_loop(const acc_t* x, int64_t n, acc_t* grad) {
+  const Log2Scale<acc_t> log2_one(1);
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) {
+    const Sigmoid<acc_t> s = gelu_sigmoid(x[i], log2_one);
+    const acc_t slope = static_cast<acc_t>(kGelu) * (1 + static_cast<acc_t>(3 * kGeluCube) * s.within * s.within);
+    grad[i] *= s.value + s.within * slope * s.slope;
+  }
+}
+
 template <typename T, typename acc_t>
 FRAMEATTN_INLINE void store_loop(const acc_t* x, int64_t n, acc_t factor, T* y) {
 #pragma omp simd
@@ -158,6 +193,14 @@ typedef uint32_t Word __attribute__((aligned(1), may_alias));
   template <>                                                                                                        \
   FRAMEATTN_MULTIVERSION void row_add(const acc_t* x, int64_t n, acc_t factor, acc_t* y) {                           \
     add_loop(x, n, factor, y);                                                                                       \
+  }                                                                                                                  \
+  template <>                                                                                                        \
+  FRAMEATTN_MULTIVERSION void row_gelu(acc_t* x, int64_t n) {                                                        \
+    gelu_loop(x, n);                                                                                                 \
+  }                                                                                                                  \
+  template <>                                                                                                        \
+  FRAMEATTN_MULTIVERSION void row_gelu_backward(const acc_t* x, int64_t n, acc_t* grad) {                            \
+    gelu_backward_loop(x, n, grad);                                                                                  \
   }
 FRAMEATTN_ROW_KERNELS_OF_SUMS(double)
 FRAMEATTN_ROW_KERNELS_OF_SUMS(float)

@@ -27,6 +27,12 @@ template <typename acc_t>
 void row_softmax_backward(const acc_t* x, const acc_t* direction, const acc_t* grad_weight, const acc_t* lse,
                           const acc_t* offset, int64_t n, acc_t scale, acc_t* weights, acc_t* grad);
 
+// GELU in its tanh form, and its gradient: grad becomes grad dy/dx.
+template <typename acc_t>
+void row_gelu(acc_t* x, int64_t n);
+template <typename acc_t>
+void row_gelu_backward(const acc_t* x, int64_t n, acc_t* grad);
+
 // y = factor x, rounded; y += factor x; y = x; sum of x y
 template <typename T>
 void row_store(const at::opmath_type<T>* x, int64_t n, at::opmath_type<T> factor, T* y);

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from frameattn.functional import gated_add, modulated_layer_norm
+from frameattn.functional import gated_add, gelu_tanh, modulated_layer_norm
 from frameattn.models.embeddings import (
     LabelEmbedder,
     PatchEmbed,
@@ -38,7 +38,9 @@ class Mlp(nn.Module):
         self.fc2 = Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+        hidden = self.fc1(x)
+        # On a GPU inductor may join torch's own with what stands beside it.
+        return self.fc2(gelu_tanh(hidden) if hidden.is_cpu else F.gelu(hidden, approximate="tanh"))
 
 
 class Modulation(nn.Sequential):

@@ -1,4 +1,9 @@
-"""Linear: torch.nn.Linear, which on x86-64 takes through our matrix_linear what torch multiplies slowly there."""
+"""Linear: torch.nn.Linear, which takes through our matrix_linear what torch does slowly.
+
+On x86-64 those are products (`_dtypes_that_torch_multiplies_slowly`), on CUDA the gradient of the bias: torch sums the rows
+of grad_out in a launch of its own, at a third of a copy's rate on an H100, where cublasLt has the sums beside the product
+for the weight's gradient. Compiled code is torch's there: inductor joins that sum with what stands before it.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -31,10 +36,23 @@ class Linear(nn.Linear):
     """y = x W^T + b with the parameters, arguments and results of torch.nn.Linear."""
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.dim() < 2 or not (self._sums_bias_on_cuda(x) if x.is_cuda else self._multiplies_slowly(x)):
+            return super().forward(x)
+        return functional.matrix_linear(x, None, self.weight.t(), None if self.bias is None else self.bias.unsqueeze(0))
+
+    def _multiplies_slowly(self, x: Tensor) -> bool:
         if torch.is_autocast_enabled("cpu"):
             slow = torch.get_autocast_dtype("cpu") in _SLOW
         else:
             slow = x.dtype == self.weight.dtype and x.dtype in _SLOW
-        if not (slow and x.dim() > 1 and has_block_gemm(x)):
-            return super().forward(x)
-        return functional.matrix_linear(x, None, self.weight.t(), None if self.bias is None else self.bias.unsqueeze(0))
+        return slow and has_block_gemm(x)
+
+    def _sums_bias_on_cuda(self, x: Tensor) -> bool:
+        if self.bias is None or torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return False
+        if torch.is_autocast_enabled("cuda"):
+            dtype = torch.get_autocast_dtype("cuda")
+        else:
+            dtype = x.dtype if x.dtype == self.weight.dtype else None
+        half = dtype in (torch.bfloat16, torch.float16)
+        return half and self.weight.requires_grad and self.bias.requires_grad

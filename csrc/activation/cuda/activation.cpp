@@ -1,0 +1,32 @@
+// gelu_tanh on CUDA, by torch's operator, which is one launch at the rate of a copy.
+#include <ATen/Functions.h>
+#include <c10/core/DeviceGuard.h>
+#include <torch/library.h>
+
+#include "csrc/activation/activation.h"
+
+namespace frameattn {
+namespace {
+
+using at::Tensor;
+
+Tensor gelu_tanh_cuda(const Tensor& x) {
+  check_gelu_tanh_inputs(x);
+  const c10::DeviceGuard guard(x.device());
+  return at::gelu(x.contiguous(), "tanh");
+}
+
+Tensor gelu_tanh_backward_cuda(const Tensor& grad_out, const Tensor& x) {
+  check_gelu_tanh_backward_inputs(grad_out, x);
+  const c10::DeviceGuard guard(x.device());
+  return at::gelu_backward(grad_out.contiguous(), x.contiguous(), "tanh");
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(frameattn, CUDA, m) {
+  m.impl("gelu_tanh", &gelu_tanh_cuda);
+  m.impl("gelu_tanh_backward", &gelu_tanh_backward_cuda);
+}
+
+}  // namespace frameattn
