@@ -1,0 +1,68 @@
+// modulated_layer_norm: out = (x - mean) rstd (1 + scale) + shift. A row is read once and stays in registers: its mean
+// first, then its variance around that.
+#pragma once
+
+#include "csrc/modulation/cuda/kernels/modulation_rows.cuh"
+
+namespace frameattn {
+
+template <RowElement in, RowElement out, int elements, int piece>
+__global__ void __launch_bounds__(kMostThreads<ModulationKernel::norm_forward, elements>,
+                                  kResidentBlocks<ModulationKernel::norm_forward, elements, piece>)
+    modulation_norm_forward_sm80_kernel(const __grid_constant__ ModulationKernelParams params) {
+  using Thread = RowThread<elements, piece>;
+  constexpr int kRows = Thread::kRows;
+  const Thread thread(params);
+  const ModulationParams& p = params.problem;
+  float factor[elements], shift[elements];
+  thread.load_vector(p.scale, factor);
+  thread.load_vector(p.shift, shift);
+#pragma unroll
+  for (int e = 0; e < elements; ++e) factor[e] += 1;
+
+  const uint8_t* const first = thread.begin(p.first);
+  const auto load = [&](int32_t row) { return thread.template load<in>(first, p.first, row); };
+  thread.for_rows(load, [&](int32_t row, const typename Thread::template Rows<in>& rows) {
+    float x[kRows][elements], mean[kRows];
+#pragma unroll
+    for (int j = 0; j < kRows; ++j) {
+      thread.template unpack<in>(rows, j, x[j]);
+      mean[j] = 0;
+#pragma unroll
+      for (int e = 0; e < elements; ++e) mean[j] += x[j][e] * params.inverse;  // no sum that could overflow
+    }
+    thread.add_up(mean);
+
+    // What is left of the mean, which was rounded, and the variance: a row of equal numbers becomes exactly zero.
+    float moments[2 * kRows] = {};
+#pragma unroll
+    for (int j = 0; j < kRows; ++j)
+#pragma unroll
+      for (int i = 0; i < Thread::kPieces; ++i) {
+        if (!thread.has(i)) continue;
+        const int there = thread.whole(i);
+#pragma unroll
+        for (int e = piece * i; e < piece * (i + 1); ++e) {
+          x[j][e] -= mean[j];
+          if (there < 0 && e - piece * i >= -there) x[j][e] = 0;
+          moments[2 * j] += x[j][e] * params.inverse;
+          moments[2 * j + 1] += x[j][e] * params.inverse * x[j][e];
+        }
+      }
+    thread.add_up(moments);
+#pragma unroll
+    for (int j = 0; j < kRows; ++j) {
+      const float rest = moments[2 * j], variance = fmaxf(moments[2 * j + 1] - rest * rest, 0);
+      const float rstd = ptx::rsqrt(variance + p.eps);
+      if (thread.index == j && row + j < thread.last) {
+        p.mean[thread.first_of_group + row + j] = mean[j] + rest;
+        p.rstd[thread.first_of_group + row + j] = rstd;
+      }
+#pragma unroll
+      for (int e = 0; e < elements; ++e) x[j][e] = (x[j][e] - rest) * rstd * factor[e] + shift[e];
+      thread.template store<out>(row + j, x[j]);
+    }
+  });
+}
+
+}  // namespace frameattn
