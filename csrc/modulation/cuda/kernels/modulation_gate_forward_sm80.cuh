@@ -7,31 +7,36 @@ namespace frameattn {
 
 template <RowElement in, RowElement other, int elements, int piece>
 __global__ void __launch_bounds__(kMostThreads<ModulationKernel::gate_forward, elements>,
-                                  kResidentBlocks<ModulationKernel::gate_forward, elements, piece>)
+                                  kResidentBlocks<ModulationKernel::gate_forward, elements>)
     modulation_gate_forward_sm80_kernel(const __grid_constant__ ModulationKernelParams params) {
   using Thread = RowThread<elements, piece>;
   const Thread thread(params);
   const ModulationParams& p = params.problem;
   float gate[elements];
   thread.load_vector(p.scale, gate);
+  typename Thread::template Source<in> source(thread, p.first);
+  typename Thread::template Source<other> others(thread, p.second);
+  typename Thread::template Target<in> target(thread);
   struct Loaded {
     typename Thread::template Rows<in> x;
     typename Thread::template Rows<other> y;
   };
-  const uint8_t *const first = thread.begin(p.first), *const second = thread.begin(p.second);
-  const auto load = [&](int32_t row) {
-    return Loaded{thread.template load<in>(first, p.first, row), thread.template load<other>(second, p.second, row)};
+  struct Values {
+    float x[Thread::kRows][elements], y[Thread::kRows][elements];
   };
-  thread.for_rows(load, [&](int32_t row, const Loaded& rows) {
+  const auto unpack = [&](const Loaded& rows) {
+    Values values;
+    thread.template unpack<in>(rows.x, values.x);
+    thread.template unpack<other>(rows.y, values.y);
+    return values;
+  };
+  const auto load = [&] { return Loaded{source.load(), others.load()}; };
+  thread.for_rows(load, unpack, [&](int32_t row, Values& values) {
 #pragma unroll
-    for (int j = 0; j < Thread::kRows; ++j) {
-      float x[elements], y[elements];
-      thread.template unpack<in>(rows.x, j, x);
-      thread.template unpack<other>(rows.y, j, y);
+    for (int j = 0; j < Thread::kRows; ++j)
 #pragma unroll
-      for (int e = 0; e < elements; ++e) x[e] += gate[e] * y[e];
-      thread.template store<in>(row + j, x);
-    }
+      for (int e = 0; e < elements; ++e) values.x[j][e] += gate[e] * values.y[j][e];
+    target.store(row, values.x);
   });
 }
 

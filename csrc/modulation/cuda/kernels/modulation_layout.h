@@ -27,18 +27,25 @@ constexpr int column_sums(ModulationKernel kernel) {
   return kernel == ModulationKernel::norm_backward ? 2 : kernel == ModulationKernel::gate_backward ? 1 : 0;
 }
 
-// Warps of a block, and blocks of a multiprocessor: where a thread has 8 columns of 16 bits, forward runs in 80
-// registers, two blocks of which find room. Backward keeps sums and takes up to 128, with 16 columns, of long rows
-// alone, 168.
+// Columns in a thread: 8, or these for long rows. In norm_forward a warp has a whole row then, if it is no longer than
+// 1280: what warps cost to add up their sums exceeds the arithmetic of a row.
+constexpr int long_elements(ModulationKernel kernel) { return kernel == ModulationKernel::norm_forward ? 40 : 16; }
+
+// Warps of a block, and blocks of a multiprocessor. With 8 columns forward runs in 80 registers, two blocks of which
+// find room, and backward, which keeps sums, in 128. With more columns a thread may have 168.
 constexpr int most_warps(ModulationKernel kernel, int elements) {
   return elements == 8 && is_backward(kernel) ? 16 : 12;
 }
-constexpr int resident_blocks(ModulationKernel kernel, int elements, int piece) {
-  return !is_backward(kernel) && elements == 8 && piece == 8 ? 2 : 1;
+constexpr int thread_elements(ModulationKernel kernel, int columns) {
+  const int most = kernel == ModulationKernel::norm_forward ? 512 : 32 * 8 * most_warps(kernel, 8);
+  return columns <= most ? 8 : long_elements(kernel);
+}
+constexpr int resident_blocks(ModulationKernel kernel, int elements) {
+  return !is_backward(kernel) && elements == 8 ? 2 : 1;
 }
 template <ModulationKernel kernel, int elements>
 constexpr int kMostThreads = 32 * most_warps(kernel, elements);
-template <ModulationKernel kernel, int elements, int piece>
-constexpr int kResidentBlocks = resident_blocks(kernel, elements, piece);
+template <ModulationKernel kernel, int elements>
+constexpr int kResidentBlocks = resident_blocks(kernel, elements);
 
 }  // namespace frameattn

@@ -4,7 +4,7 @@ namespace frameattn {
 
 int launch_modulation_norm_backward_sm80(const ModulationKernelId& id, const ModulationParams& problem,
                                          const ModulationPlan& plan, void* stream) {
-  return launch_rows(
+  return launch_rows<ModulationKernel::norm_backward>(
       id, problem, plan,
       [&]<RowElement first, RowElement second, int elements, int piece>(int64_t blocks,
                                                                         const ModulationKernelParams& params) {

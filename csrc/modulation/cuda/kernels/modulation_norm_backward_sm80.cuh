@@ -10,7 +10,7 @@ namespace frameattn {
 
 template <RowElement in, RowElement gradient, int elements, int piece>
 __global__ void __launch_bounds__(kMostThreads<ModulationKernel::norm_backward, elements>,
-                                  kResidentBlocks<ModulationKernel::norm_backward, elements, piece>)
+                                  kResidentBlocks<ModulationKernel::norm_backward, elements>)
     modulation_norm_backward_sm80_kernel(const __grid_constant__ ModulationKernelParams params) {
   using Thread = RowThread<elements, piece>;
   constexpr int kRows = Thread::kRows;
@@ -21,53 +21,58 @@ __global__ void __launch_bounds__(kMostThreads<ModulationKernel::norm_backward, 
 #pragma unroll
   for (int e = 0; e < elements; ++e) factor[e] += 1;
 
+  typename Thread::template Source<in> source(thread, p.first);
+  typename Thread::template Source<gradient> gradients(thread, p.second);
+  typename Thread::template Target<in> target(thread);
+  const float *const means = p.mean + thread.first_of_group, *const rstds = p.rstd + thread.first_of_group;
   struct Loaded {
     typename Thread::template Rows<in> x;
-    typename Thread::template Rows<gradient> gradients;
+    typename Thread::template Rows<gradient> grad;
     float mean[kRows], rstd[kRows];
   };
-  const uint8_t *const first = thread.begin(p.first), *const second = thread.begin(p.second);
-  const auto load = [&](int32_t row) {
-    Loaded rows{
-        thread.template load<in>(first, p.first, row), thread.template load<gradient>(second, p.second, row), {}, {}};
+  const auto load = [&] {
+    Loaded rows{{}, {}, {}, {}};
 #pragma unroll
     for (int j = 0; j < kRows; ++j)
-      if (row + j < thread.last) {
-        rows.mean[j] = p.mean[thread.first_of_group + row + j];
-        rows.rstd[j] = p.rstd[thread.first_of_group + row + j];
-      }
+      if (source.row + j < thread.last) rows.mean[j] = means[source.row + j], rows.rstd[j] = rstds[source.row + j];
+    rows.x = source.load();
+    rows.grad = gradients.load();
     return rows;
   };
-  thread.for_rows(load, [&](int32_t row, const Loaded& rows) {
-    float means[2 * kRows] = {};  // of grad_h, of grad_h h
+  struct Values {
+    float x[kRows][elements], grad[kRows][elements], mean[kRows], rstd[kRows];
+  };
+  const auto unpack = [&](const Loaded& rows) {
+    Values values;
+    thread.template unpack<in>(rows.x, values.x);
+    thread.template unpack<gradient>(rows.grad, values.grad);
 #pragma unroll
-    for (int j = 0; j < kRows; ++j) {
-      float x[elements], grad[elements];
-      thread.template unpack<in>(rows.x, j, x);
-      thread.template unpack<gradient>(rows.gradients, j, grad);
+    for (int j = 0; j < kRows; ++j) values.mean[j] = rows.mean[j], values.rstd[j] = rows.rstd[j];
+    return values;
+  };
+  thread.for_rows(load, unpack, [&](int32_t row, Values& values) {
+    auto &h = values.x, &grad = values.grad;
+    float totals[2 * kRows] = {};  // of grad_h, of grad_h h
 #pragma unroll
-      for (int e = 0; e < elements; ++e) {
-        const float h = (x[e] - rows.mean[j]) * rows.rstd[j], grad_h = grad[e] * factor[e];
-        sums[0][e] += grad[e] * h;
-        sums[1][e] += grad[e];
-        means[2 * j] += grad_h;
-        means[2 * j + 1] += grad_h * h;
-      }
-    }
-    thread.add_up(means);
-#pragma unroll
-    for (int j = 0; j < kRows; ++j) {
-      const float mean = means[2 * j] * params.inverse, slope = means[2 * j + 1] * params.inverse;
-      float x[elements], grad[elements];
-      thread.template unpack<in>(rows.x, j, x);
-      thread.template unpack<gradient>(rows.gradients, j, grad);
+    for (int j = 0; j < kRows; ++j)
 #pragma unroll
       for (int e = 0; e < elements; ++e) {
-        const float h = (x[e] - rows.mean[j]) * rows.rstd[j];
-        x[e] = rows.rstd[j] * (grad[e] * factor[e] - mean - h * slope);
+        h[j][e] = (h[j][e] - values.mean[j]) * values.rstd[j];
+        sums[0][e] += grad[j][e] * h[j][e];
+        sums[1][e] += grad[j][e];
+        grad[j][e] *= factor[e];
+        totals[2 * j] += grad[j][e];
+        totals[2 * j + 1] += grad[j][e] * h[j][e];
       }
-      thread.template store<in>(row + j, x);
+    thread.add_up(totals);
+#pragma unroll
+    for (int j = 0; j < kRows; ++j) {
+      const float rstd = values.rstd[j], of_means = rstd * params.inverse;
+      const float mean = totals[2 * j] * of_means, slope = totals[2 * j + 1] * of_means;
+#pragma unroll
+      for (int e = 0; e < elements; ++e) h[j][e] = rstd * grad[j][e] - (mean + h[j][e] * slope);
     }
+    target.store(row, h);
   });
   thread.store_column_sums(sums);
 }

@@ -21,12 +21,12 @@ ModulationPlan plan_modulation_kernel(const ModulationKernelId& id, const Modula
   if (!plan.possible) return plan;
   const int piece = piece_columns(id.first, id.second);
   plan.aligned = aligned;
-  plan.elements = params.columns <= 32 * 8 * most_warps(id.kernel, 8) ? 8 : 16;
+  plan.elements = thread_elements(id.kernel, params.columns);
   plan.warps = static_cast<int>(divided(params.columns, 32 * plan.elements));
   plan.units = most_warps(id.kernel, plan.elements) / plan.warps;
   const int64_t groups = params.groups(), rows = params.rows_of_group();
   const int64_t rows_of_turn = plan.units * count_rows_at_once(plan.elements, piece);  // that a block takes at once
-  const int64_t slots = multiprocessors * resident_blocks(id.kernel, plan.elements, piece);
+  const int64_t slots = multiprocessors * resident_blocks(id.kernel, plan.elements);
   const auto rows_of_block = [&](int64_t blocks) { return divided(rows, blocks); };
   // So many blocks for each group that few turns come after each other, and one more for the start of a block.
   int64_t best = 1, least = 0;

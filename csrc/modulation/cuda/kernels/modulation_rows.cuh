@@ -26,17 +26,14 @@ constexpr int kBytes = kIsWide<element> ? 4 : 2;
 template <RowElement element>
 constexpr FrameElement kNarrow = element == RowElement::bfloat16 ? FrameElement::bfloat16 : FrameElement::float16;
 
-// Neighbouring elements of a row. `there` says how many: `count` if one instruction takes all of them, or less than
-// zero: so many, one after the other.
+// Neighbouring elements of a row, of which `there` says how many are there (RowThread).
 template <RowElement element, int count>
 struct alignas(kBytes<element>* count) Piece {
   uint32_t words[kBytes<element> * count / 4];
 
   __device__ __forceinline__ void load(const uint8_t* from, int there) {
-    if (there == count) {
-      *this = *reinterpret_cast<const Piece*>(from);
-      return;
-    }
+    if (there > 0) *this = *reinterpret_cast<const Piece*>(from);
+    if (there >= 0) return;
 #pragma unroll
     for (int i = 0; i < count; ++i) {
       if (i >= -there) continue;
@@ -47,10 +44,8 @@ struct alignas(kBytes<element>* count) Piece {
     }
   }
   __device__ __forceinline__ void store(uint8_t* to, int there) const {
-    if (there == count) {
-      *reinterpret_cast<Piece*>(to) = *this;
-      return;
-    }
+    if (there > 0) *reinterpret_cast<Piece*>(to) = *this;
+    if (there >= 0) return;
 #pragma unroll
     for (int i = 0; i < count; ++i) {
       if (i >= -there) continue;
@@ -106,7 +101,7 @@ __device__ __forceinline__ void store_element(RowElement element, void* data, in
 template <int elements, int piece>
 struct RowThread {
   static constexpr int kRows = rows_at_once<elements, piece>, kPieces = elements / piece;
-  static constexpr bool kAhead = elements == 8 || piece == 8;  // else it would spill
+  static constexpr bool kAhead = elements == 8 || (elements == 16 && piece == 8);  // else it would spill
   template <RowElement element>
   struct Rows {
     Piece<element, piece> pieces[kRows][kPieces];
@@ -117,7 +112,8 @@ struct RowThread {
   int lane, warp, unit, index;  // in the warp, the unit, the block, the unit
   int64_t clip, frame;          // of the group; 0 where the group has several frames
   int64_t first_of_group;       // the row of all rows with which the group begins
-  int32_t first, last;          // rows of the group: the unit's first ones, the end of the block's
+  int32_t first, last, step;    // rows of the group: the unit's first ones, the end of the block's, what units take
+  int there[kPieces];  // elements of a piece: `piece` may be taken at once; below zero: so many, one after the other
   uint32_t shared;
   mutable uint32_t turn = 0;  // of the places for sums of warps
 
@@ -136,24 +132,27 @@ struct RowThread {
     const int64_t end = begin + params.rows_of_block;
     last = static_cast<int32_t>(end < params.rows_of_group ? end : params.rows_of_group);
     first = static_cast<int32_t>(begin) + kRows * unit;
+    step = kRows * params.units;
     shared = ptx::shared_base();
+#pragma unroll
+    for (int i = 0; i < kPieces; ++i) {
+      const int left = problem.columns - column(i);
+      there[i] = left <= 0 ? 0 : params.aligned ? piece : left < piece ? -left : -piece;
+    }
   }
 
   __device__ __forceinline__ int column(int i) const { return piece * (index + 32 * all.warps * i); }
-  __device__ __forceinline__ bool has(int i) const { return column(i) < problem.columns; }
 
-  // Calls body(row, load(row)) with the first of the rows that the unit takes at once. The next ones are on their way
-  // meanwhile; there may be none of them.
-  template <typename Load, typename Body>
-  __device__ __forceinline__ void for_rows(const Load& load, const Body& body) const {
-    if (first >= last) return;
-    const int32_t step = kRows * all.units;
-    auto next = load(first);
+  // Calls body(row, values) with the first of the rows that the unit takes at once, and unpack() of what load() gave.
+  // The next ones are on their way meanwhile; there may be none of them.
+  template <typename Load, typename Unpack, typename Body>
+  __device__ __forceinline__ void for_rows(const Load& load, const Unpack& unpack, const Body& body) const {
+    auto loaded = load();
     for (int32_t row = first; row < last; row += step) {
-      const auto rows = next;
-      if constexpr (kAhead) next = load(row + step);
-      body(row, rows);
-      if constexpr (!kAhead) next = load(row + step);
+      auto values = unpack(loaded);
+      if constexpr (kAhead) loaded = load();
+      body(row, values);
+      if constexpr (!kAhead) loaded = load();
     }
   }
 
@@ -170,55 +169,83 @@ struct RowThread {
       }
   }
 
-  // Where the group's rows begin.
-  __device__ __forceinline__ const uint8_t* begin(const ModulationRows& rows) const {
-    return static_cast<const uint8_t*>(rows.data) + clip * rows.clip_stride + frame * rows.frame_stride;
-  }
-
-  // Starts loading rows row .. row + kRows; what is not there is zero.
+  // The rows of a tensor, in the order in which the unit takes them.
   template <RowElement element>
-  __device__ __forceinline__ Rows<element> load(const uint8_t* begin, const ModulationRows& rows, int32_t row) const {
-    Rows<element> to;
-    const int32_t frame_of_row = row / problem.rows;
-    int32_t place = row % problem.rows;
-    const uint8_t* at = begin + frame_of_row * rows.frame_stride + place * rows.row_stride;
+  struct Source {
+    const RowThread& thread;
+    const ModulationRows& rows;
+    const uint8_t* at;   // the thread's first column of the next row
+    int64_t stride;      // over the rows that the block takes at once
+    int32_t row, place;  // in the group, in its frame
+
+    __device__ __forceinline__ Source(const RowThread& of, const ModulationRows& given) : thread(of), rows(given) {
+      row = thread.first;
+      place = row % thread.problem.rows;
+      const int32_t frame = row / thread.problem.rows;
+      at = static_cast<const uint8_t*>(rows.data) + thread.clip * rows.clip_stride +
+           (thread.frame + frame) * rows.frame_stride + place * rows.row_stride + kBytes<element> * thread.column(0);
+      stride = thread.step * rows.row_stride;
+    }
+
+    // Starts loading the next ones; what is not there is zero.
+    __device__ __forceinline__ Rows<element> load() {
+      Rows<element> to;
+      const uint8_t* from = at;
 #pragma unroll
-    for (int j = 0; j < kRows; ++j) {
-      const bool exists = row + j < last;
+      for (int j = 0; j < kRows; ++j) {
+        if (j > 0) from += rows.row_stride + (place + j == thread.problem.rows ? rows.next_frame : 0);
+        const bool exists = row + j < thread.last;
 #pragma unroll
-      for (int i = 0; i < kPieces; ++i) {
-        to.pieces[j][i] = {};
-        if (exists && has(i)) to.pieces[j][i].load(at + kBytes<element> * column(i), whole(i));
+        for (int i = 0; i < kPieces; ++i) {
+          to.pieces[j][i] = {};
+          if (exists)
+            to.pieces[j][i].load(from + kBytes<element> * (thread.column(i) - thread.column(0)), thread.there[i]);
+        }
       }
-      at += rows.row_stride;
-      if (++place == problem.rows) place = 0, at += rows.next_frame;
+      row += thread.step;
+      at += stride;
+      for (place += thread.step; place >= thread.problem.rows; place -= thread.problem.rows) at += rows.next_frame;
+      return to;
     }
-    return to;
-  }
+  };
   template <RowElement element>
-  __device__ __forceinline__ void unpack(const Rows<element>& from, int j, float (&to)[elements]) const {
+  __device__ __forceinline__ void unpack(const Rows<element>& from, float (&to)[kRows][elements]) const {
 #pragma unroll
-    for (int i = 0; i < kPieces; ++i) from.pieces[j][i].unpack(to + piece * i);
-  }
-  // A row of the result, which lies as if nothing had strides.
-  template <RowElement element>
-  __device__ __forceinline__ void store(int32_t row, const float (&from)[elements]) const {
-    if (row >= last) return;
-    uint8_t* const at = static_cast<uint8_t*>(problem.out) + kBytes<element> * (first_of_group + row) * problem.columns;
+    for (int j = 0; j < kRows; ++j)
 #pragma unroll
-    for (int i = 0; i < kPieces; ++i) {
-      if (!has(i)) continue;
-      Piece<element, piece> packed;
-      packed.pack(from + piece * i);
-      packed.store(at + kBytes<element> * column(i), whole(i));
-    }
+      for (int i = 0; i < kPieces; ++i) from.pieces[j][i].unpack(to[j] + piece * i);
   }
 
-  // How many elements of a piece are there: `piece` means that it may be taken at once.
-  __device__ __forceinline__ int whole(int i) const {
-    if (all.aligned) return piece;
-    return -(problem.columns - column(i) < piece ? problem.columns - column(i) : piece);
-  }
+  // The rows of the result likewise, which lie as if nothing had strides.
+  template <RowElement element>
+  struct Target {
+    const RowThread& thread;
+    uint8_t* at;
+    int32_t stride;  // over the rows that the block takes at once: less than 2^20
+
+    __device__ __forceinline__ explicit Target(const RowThread& of) : thread(of) {
+      const int32_t row = kBytes<element> * thread.problem.columns;
+      at = static_cast<uint8_t*>(thread.problem.out) + (thread.first_of_group + thread.first) * row +
+           kBytes<element> * thread.column(0);
+      stride = thread.step * row;
+    }
+
+    __device__ __forceinline__ void store(int32_t row, const float (&from)[kRows][elements]) {
+      uint8_t* to = at;
+#pragma unroll
+      for (int j = 0; j < kRows; ++j) {
+        if (j > 0) to += kBytes<element> * thread.problem.columns;
+        if (row + j >= thread.last) continue;
+#pragma unroll
+        for (int i = 0; i < kPieces; ++i) {
+          Piece<element, piece> packed;
+          packed.pack(from[j] + piece * i);
+          packed.store(to + kBytes<element> * (thread.column(i) - thread.column(0)), thread.there[i]);
+        }
+      }
+      at += stride;
+    }
+  };
 
   // ---- Sums over rows' columns ----
 
@@ -294,7 +321,7 @@ struct RowThread {
 // ---- Launch ---------------------------------------------------------------------------------------------------------
 
 // Calls launch<first, second, elements, piece>(blocks, params) with those of the kernel and its plan.
-template <typename Launch>
+template <ModulationKernel kernel, typename Launch>
 int launch_rows(const ModulationKernelId& id, const ModulationParams& problem, const ModulationPlan& plan,
                 Launch launch) {
   const ModulationKernelParams params{problem,
@@ -309,7 +336,8 @@ int launch_rows(const ModulationKernelId& id, const ModulationParams& problem, c
   const int64_t blocks = problem.groups() * plan.blocks_of_group;
   const auto with = [&]<RowElement first, RowElement second>() {
     constexpr int kPiece = piece_columns(first, second);
-    if (plan.elements == 16) return launch.template operator()<first, second, 16, kPiece>(blocks, params);
+    constexpr int kLong = long_elements(kernel);
+    if (plan.elements == kLong) return launch.template operator()<first, second, kLong, kPiece>(blocks, params);
     return launch.template operator()<first, second, 8, kPiece>(blocks, params);
   };
   constexpr RowElement kBfloat16 = RowElement::bfloat16, kFloat16 = RowElement::float16, kFloat32 = RowElement::float32;
