@@ -101,7 +101,7 @@ MODULATION = [
         ("no rest of the mean in the result", "(x[j][e] * rstd - rest * rstd)", "(x[j][e] * rstd)"),
         ("no eps", "ptx::rsqrt(variance + p.eps)", "ptx::rsqrt(variance + 1e-12f)"),
         ("one mean for both rows", "p.mean[thread.first_of_group + row + j] = mean[j]", "p.mean[thread.first_of_group + row] = mean[j]"),
-        ("statistics beyond the last row", "thread.index == j && row + j < thread.last", "thread.index == j && row + j <= thread.last", True),
+        ("statistics beyond the last row", "thread.index == 0 && row + j < thread.last", "thread.index == 0 && row + j <= thread.last", True),
         ("statistics of the group's first rows", "p.mean[thread.first_of_group + row + j]", "p.mean[row + j]"),
     ),
     *inside(

@@ -67,7 +67,7 @@ __global__ void __launch_bounds__(kMostThreads<ModulationKernel::norm_forward, e
       const float rest = moments[2 * j] * params.inverse;
       const float variance = fmaxf(moments[2 * j + 1] * params.inverse - rest * rest, 0);
       const float rstd = ptx::rsqrt(variance + p.eps);
-      if (thread.index == j && row + j < thread.last) {
+      if (thread.index == 0 && row + j < thread.last) {
         p.mean[thread.first_of_group + row + j] = mean[j] + rest;
         p.rstd[thread.first_of_group + row + j] = rstd;
       }
