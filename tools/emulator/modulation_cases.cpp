@@ -325,6 +325,19 @@ std::vector<ModulationCase> modulation_cases() {
                          static_cast<ModulationData>((i + turn / 4) % 4),
                          1 + turn % 3});
       }
+  // Short frames with gaps between them, of which a unit takes several turns.
+  for (int kernel = 0; kernel < 4; ++kernel)
+    for (const auto& pair : {pairs[0], pairs[1]})
+      cases.push_back({{static_cast<ModulationKernel>(kernel), pair[0], pair[1], Architecture::sm80},
+                       b,
+                       2,
+                       40,
+                       3,
+                       40,
+                       false,
+                       ModulationLayout::view,
+                       ModulationData::random,
+                       1});
   return cases;
 }
 
