@@ -28,6 +28,8 @@ KERNELS = (
     "frame_update_forward_sm80", "frame_update_backward_sm80",
     "flash_forward_sm80", "flash_backward_sm80", "flash_offset_sm80", "flash_join_sm80", "flash_sum_sm80",
     "flash_forward_sm90", "flash_backward_sm90",
+    "modulation_norm_forward_sm80", "modulation_norm_backward_sm80",
+    "modulation_gate_forward_sm80", "modulation_gate_backward_sm80",
 )  # fmt: skip
 KERNEL_DTYPES = ("bfloat16", "float16")
 # A kernel is trusted if it passed in the first two; a failure in any of them keeps it from that.
@@ -43,6 +45,8 @@ FAMILIES = {
     "spatial_middle": ("flash",),
     "spatial_last": ("flash",),
     "vmonarch_attention": ("frame_attention", "frame_update", "flash"),
+    "modulated_layer_norm": ("modulation_norm",),
+    "gated_add": ("modulation_gate",),
 }
 
 

@@ -102,6 +102,18 @@ def vmonarch_attention(
     return rows if return_lse else {"out": rows["out"]}
 
 
+def modulated_layer_norm(x: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6) -> dict[str, Tensor]:
+    """A row of a modulation for each clip or each frame, the only dimension of it between clips and channels."""
+    shift, scale = (m.reshape(m.size(0), -1, 1, m.size(-1)) for m in (shift, scale))
+    centered = x - x.sum(-1, keepdim=True) / x.size(-1)
+    variance = torch.einsum("btnd,btnd->btn", centered, centered) / x.size(-1)
+    return {"out": centered / (variance + eps).sqrt().unsqueeze(-1) * (1 + scale) + shift}
+
+
+def gated_add(x: Tensor, gate: Tensor, y: Tensor) -> dict[str, Tensor]:
+    return {"out": x + gate.reshape(gate.size(0), -1, 1, gate.size(-1)) * y}
+
+
 def attention(query: Tensor, key: Tensor, value: Tensor, scale: float, mask: Tensor | None = None) -> dict[str, Tensor]:
     rows = spatial_step(query, key, value, 1, scale, weigh_keys=False, key_mask=mask)
     return {"out": rows["weighted_value"], "lse": rows["lse"]}

@@ -18,6 +18,8 @@ OPERATORS: dict[str, Callable] = {
     "temporal_update": torch.ops.frameattn.temporal_update,
     "temporal_output": torch.ops.frameattn.temporal_output,
     "vmonarch_attention": functional.vmonarch_attention,
+    "modulated_layer_norm": functional.modulated_layer_norm,
+    "gated_add": functional.gated_add,
 }
 Sizes = dict[str, tuple[int, ...]]
 
@@ -84,6 +86,15 @@ def matrices(clips: int, frames: int, rows: int, value_rows: int, dim: int) -> S
     return {n: (clips, frames, r, dim) for n, r in (("query", rows), ("key", rows), ("value", value_rows))}
 
 
+def norm(*sizes: int, of_frames: bool = False) -> Sizes:
+    of_modulation = (*sizes[: 1 + of_frames], sizes[-1])
+    return {"x": sizes, "shift": of_modulation, "scale": of_modulation}
+
+
+def gate(*sizes: int, of_frames: bool = False) -> Sizes:
+    return {"x": sizes, "gate": (*sizes[: 1 + of_frames], sizes[-1]), "y": sizes}
+
+
 CHECKS = (  # the first of each operator is a small one
     Check("matrix_linear", {"x": (2, 5, 33, 40), "u": (33, 17), "w": (40, 24), "bias": (17, 24)}),
     Check("matrix_linear", {"x": (2, 5, 33, 40), "w": (40, 72), "bias": (1, 72)}, {"u": None}, strided=True),
@@ -141,4 +152,14 @@ CHECKS = (  # the first of each operator is a small one
         dict.fromkeys(("query", "key", "value"), (1, 1, 16 * 28 * 52, 128)),
         {"frames": 16, "return_lse": True},
     ),
+    Check("modulated_layer_norm", norm(2, 3, 37, 72)),
+    Check("modulated_layer_norm", norm(2, 5, 19, 1152, of_frames=True), {"eps": 1e-3}, strided=True),
+    Check("modulated_layer_norm", norm(1, 2, 33, 1157), compiled=True),
+    Check("modulated_layer_norm", norm(2, 1, 40, 5120)),
+    Check("modulated_layer_norm", norm(2, 16, 256, 1152)),
+    Check("gated_add", gate(2, 3, 37, 72)),
+    Check("gated_add", gate(2, 5, 19, 1152, of_frames=True), strided=True),
+    Check("gated_add", gate(1, 2, 33, 1157), compiled=True),
+    Check("gated_add", gate(2, 1, 40, 5120)),
+    Check("gated_add", gate(2, 16, 256, 1152)),
 )

@@ -2,7 +2,7 @@
 
 import torch
 
-from benchmarks.gpu_check import matrix, temporal, vmonarch
+from benchmarks.gpu_check import matrix, modulation, temporal, vmonarch
 from benchmarks.gpu_check.cases import OURS, only
 
 
@@ -12,6 +12,8 @@ def main() -> None:
         (matrix.core, matrix.SHAPES[0]),
         (temporal.update, temporal.SHAPES[0]),
         (temporal.output, temporal.SHAPES[0]),
+        (modulation.norm, modulation.SHAPES[0]),
+        (modulation.gate, modulation.SHAPES[0]),
         (vmonarch.attention, vmonarch.SHAPES[0]),
     ):
         problem = only(build(shape, torch.bfloat16, device), [OURS])

@@ -19,8 +19,8 @@ WORDS = (
 )  # fmt: skip
 # Of each metric ncu gives four figures; of a rate of the whole chip the sum is the one.
 LEFT_OUT = re.compile(r"\.(min|max)\b|(?<!dram__bytes)\.sum\b|dram__bytes\.avg|_(dmma|imma|type)[_.]")
-KERNELS = "regex:frame_(attention|update)|flash_"
-MOST = 32  # launches: each is repeated for every pass of counters
+KERNELS = "regex:frame_(attention|update)|flash_|modulation_"
+MOST = 38  # launches: each is repeated for every pass of counters
 LIMIT = 60.0
 
 

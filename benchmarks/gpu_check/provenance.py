@@ -16,6 +16,7 @@ BUILT = {"python/frameattn/_build.py"}
 VERSIONS = {  # where a family of kernels has its version, by the first word of their names
     "frame": ("csrc/frame_attention/cuda/kernels/frame_attention.h", "kFrameKernelVersion"),
     "flash": ("csrc/monarch_attention/cuda/kernels/flash_attention.h", "kFlashKernelVersion"),
+    "modulation": ("csrc/modulation/cuda/kernels/modulation_params.h", "kModulationKernelVersion"),
 }
 
 

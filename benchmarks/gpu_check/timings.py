@@ -10,7 +10,17 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu_check import Record, by_kernel, kernels_behind, matrix, parse_stage, spatial, temporal, vmonarch
+from benchmarks.gpu_check import (
+    Record,
+    by_kernel,
+    kernels_behind,
+    matrix,
+    modulation,
+    parse_stage,
+    spatial,
+    temporal,
+    vmonarch,
+)
 from benchmarks.gpu_check.cases import OURS, GpuCase, measure
 from benchmarks.gpu_check.clock import BRIEF
 from benchmarks.gpu_check.machine import smi
@@ -24,11 +34,13 @@ LAST_CASE = 20.0  # seconds
 
 def all_cases(quick: bool) -> list[GpuCase]:
     first = [*matrix.cases(matrix.SHAPES[0]), *temporal.cases(temporal.SHAPES[0]), *monarch_cases(vmonarch.SHAPES[:1])]
+    first += modulation.cases(modulation.SHAPES[0])
     if quick:
         return first
     others = monarch_cases(vmonarch.SHAPES[1:])
     others += [case for shape in temporal.SHAPES[1:] for case in temporal.cases(shape)]
     others += [case for shape in matrix.SHAPES[1:] for case in matrix.cases(shape)]
+    others += [case for shape in modulation.SHAPES[1:] for case in modulation.cases(shape)]
     directions = ("forward", "forward+backward")
     return [*first, *others, *(dense_case(temporal.SHAPES[0], direction) for direction in directions)]
 
@@ -39,7 +51,13 @@ def monarch_cases(shapes: list[VideoShape]) -> list[GpuCase]:
 
 def tiny_cases() -> list[GpuCase]:
     tiny = vmonarch.TINY
-    return [*matrix.cases(matrix.TINY), *temporal.cases(temporal.TINY), *vmonarch.cases(tiny), *spatial.cases(tiny)]
+    return [
+        *matrix.cases(matrix.TINY),
+        *temporal.cases(temporal.TINY),
+        *vmonarch.cases(tiny),
+        *spatial.cases(tiny),
+        *modulation.cases(modulation.TINY),
+    ]
 
 
 def main() -> int:

@@ -7,7 +7,7 @@ from typing import Any
 OURS = "frameattn"
 BEGIN, END = "<!-- gpu-table:begin -->", "<!-- gpu-table:end -->"
 # What binds an operator; the module is bound by products of a library.
-COPIES = ("matrix_attention", "temporal_update", "temporal_output")
+COPIES = ("matrix_attention", "temporal_update", "temporal_output", "modulated_layer_norm", "gated_add")
 PRODUCTS = ("spatial_middle", "spatial_last", "vmonarch_attention")
 # In README.md; the others are in the CSV file.
 SHOWN = ("vmonarch_attention", "matrix_attention", "MatrixAttention")

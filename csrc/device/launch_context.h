@@ -18,6 +18,9 @@ struct FrameAttentionParams;
 struct FramePlan;
 struct FlashKernelId;
 struct FlashParams;
+struct ModulationKernelId;
+struct ModulationParams;
+struct ModulationPlan;
 
 struct LaunchContext {
   int device = 0;      // a kernel is checked at its first use on each
@@ -32,6 +35,8 @@ struct LaunchContext {
                        void* stream) = nullptr;
   int (*launch_flash)(const FlashKernelId&, const FlashParams&, FrameElement, void* stream) = nullptr;
   std::string (*describe_error)(int error) = nullptr;
+  int (*launch_modulation)(const ModulationKernelId&, const ModulationParams&, const ModulationPlan&,
+                           void* stream) = nullptr;
 };
 
 // That in which the kernels of a tensor run.

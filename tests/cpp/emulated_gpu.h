@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "csrc/frame_attention/cuda/kernels/frame_attention.h"
+#include "csrc/modulation/cuda/kernels/modulation_params.h"
 #include "csrc/monarch_attention/cuda/choose_flash_kernel.h"
 #include "csrc/trust/kernel_trust.h"
 #include "tools/emulator/context.h"
@@ -23,6 +24,7 @@ class EmulatedGpu {
     gpu().trust = &trust_;
     gpu().launch_frames = &launch_frames;
     gpu().launch_flash = &launch_flash;
+    gpu().launch_modulation = &launch_modulation;
   }
   ~EmulatedGpu() { gpu() = before_; }
 
@@ -49,6 +51,13 @@ class EmulatedGpu {
     wrong.scale *= flash_kernels.back() == wrong_kernel ? 3 : scale_of_results;
     if (id.kernel == FlashKernel::sum && wrong.scale != params.scale) wrong.parts = 1;  // it has no scale
     return fails_with ? fails_with : launch_flash_kernel(id, wrong, element, stream);
+  }
+  static int launch_modulation(const ModulationKernelId& id, const ModulationParams& params, const ModulationPlan& plan,
+                               void* stream) {
+    ++launches;
+    ModulationParams wrong = params;
+    if (scale_of_results != 1) wrong.scale.column_stride = 0;
+    return fails_with ? fails_with : launch_modulation_kernel(id, wrong, plan, stream);
   }
 
   const LaunchContext before_ = emulated_gpu();

@@ -1,6 +1,7 @@
 #include "tools/emulator/context.h"
 
 #include "csrc/frame_attention/cuda/kernels/frame_attention.h"
+#include "csrc/modulation/cuda/kernels/modulation_params.h"
 #include "csrc/monarch_attention/cuda/kernels/flash_attention.h"
 #include "csrc/trust/kernel_trust.h"
 
@@ -14,7 +15,8 @@ LaunchContext& emulated_gpu() {
       .trust = &trust,
       .launch_frames = &launch_frame_kernel,
       .launch_flash = &launch_flash_kernel,
-      .describe_error = [](int error) { return "error " + std::to_string(error); }};
+      .describe_error = [](int error) { return "error " + std::to_string(error); },
+      .launch_modulation = &launch_modulation_kernel};
   return context;
 }
 

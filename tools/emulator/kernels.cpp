@@ -19,6 +19,7 @@
 #include "tools/emulator/device.h"
 #include "tools/emulator/flash_cases.h"
 #include "tools/emulator/frame_cases.h"
+#include "tools/emulator/modulation_cases.h"
 
 struct Case {
   std::string name;
@@ -29,6 +30,8 @@ static std::vector<Case> all_cases() {
   std::vector<Case> cases;
   for (const auto& c : frameattn::frame_cases()) cases.push_back({c.name(), [c] { return run_frame_case(c); }});
   for (const auto& c : frameattn::flash_cases()) cases.push_back({c.name(), [c] { return run_flash_case(c); }});
+  for (const auto& c : frameattn::modulation_cases())
+    cases.push_back({c.name(), [c] { return run_modulation_case(c); }});
   return cases;
 }
 

@@ -21,11 +21,12 @@ from flash_backward_sm90_mutations import FLASH_BACKWARD_SM90
 from flash_mutations import FLASH
 from flash_sm90_mutations import FLASH_SM90
 from frame_mutations import FRAMES
+from modulation_mutations import MODULATION
 from mutation import Mutation
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build"
-MUTATIONS = FRAMES + FLASH + FLASH_SM90 + FLASH_BACKWARD_SM90
+MUTATIONS = FRAMES + FLASH + FLASH_SM90 + FLASH_BACKWARD_SM90 + MODULATION
 TIMEOUT = 120
 
 

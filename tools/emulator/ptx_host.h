@@ -86,6 +86,18 @@ inline float exp2(float x) {  // subnormal results are zero, as in ex2.approx.ft
 }
 inline float log2(float x) { return std::log2(x); }
 
+inline float as_float(uint32_t word) {
+  float value;
+  std::memcpy(&value, &word, 4);
+  return value;
+}
+inline uint32_t as_word(float x) {
+  uint32_t word;
+  std::memcpy(&word, &x, 4);
+  return word;
+}
+inline float rsqrt(float x) { return static_cast<float>(1 / std::sqrt(static_cast<double>(x))); }
+
 // ---- Warp and block -------------------------------------------------------------------------------------------------
 
 template <typename T>
@@ -117,6 +129,11 @@ T load_shared(uint32_t address) {
   T value;
   std::memcpy(&value, memory, 4);
   return value;
+}
+inline void load_shared_pair(float (&pair)[2], uint32_t address) {
+  const uint8_t* const memory = simt::shared_memory(address, 8, 8);
+  simt::note_read(address, 8, simt::this_thread().lane);
+  std::memcpy(pair, memory, 8);
 }
 template <typename T>
 void store_shared(uint32_t address, T value) {

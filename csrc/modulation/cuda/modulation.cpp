@@ -1,15 +1,21 @@
-// modulated_layer_norm and gated_add on CUDA.
+// modulated_layer_norm and gated_add on CUDA: a kernel for bfloat16, float16 and float32, torch's operators for what it
+// does not take.
 #include <torch/library.h>
 
-#include "csrc/modulation/cuda/composed_modulation.h"
+#include "csrc/device/cuda/current_context.h"
+#include "csrc/modulation/cuda/run_modulation.h"
 
 namespace frameattn {
+namespace {
 
-TORCH_LIBRARY_IMPL(frameattn, CUDA, m) {
-  m.impl("modulated_layer_norm_forward", &composed_modulated_layer_norm);
-  m.impl("modulated_layer_norm_backward", &composed_modulated_layer_norm_backward);
-  m.impl("gated_add_forward", &composed_gated_add);
-  m.impl("gated_add_backward", &composed_gated_add_backward);
+LaunchContext context_of(const at::Tensor& on) {
+  LaunchContext context = current_context(on);
+  context.launch_modulation = &launch_modulation_kernel;
+  return context;
 }
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(frameattn, CUDA, m) { register_modulation<&context_of>(m); }
 
 }  // namespace frameattn

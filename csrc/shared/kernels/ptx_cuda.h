@@ -59,6 +59,15 @@ __device__ __forceinline__ float log2(float x) {
   return y;
 }
 
+__device__ __forceinline__ float as_float(uint32_t word) { return __uint_as_float(word); }
+__device__ __forceinline__ uint32_t as_word(float x) { return __float_as_uint(x); }
+// The approximation and one step of Newton's: the last bit may be wrong. 0 of infinity.
+__device__ __forceinline__ float rsqrt(float x) {
+  float y;
+  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y > 0 ? y * (1.5f - 0.5f * x * y * y) : y;
+}
+
 // ---- Warp and block -------------------------------------------------------------------------------------------------
 
 template <typename T>
@@ -84,6 +93,9 @@ __device__ __forceinline__ T load_shared(uint32_t address) {
   else
     asm volatile("ld.shared.b32 %0, [%1];" : "=r"(value) : "r"(address) : "memory");
   return value;
+}
+__device__ __forceinline__ void load_shared_pair(float (&pair)[2], uint32_t address) {
+  asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(pair[0]), "=f"(pair[1]) : "r"(address) : "memory");
 }
 __device__ __forceinline__ void store_shared(uint32_t address, float value) {
   asm volatile("st.shared.f32 [%0], %1;" ::"r"(address), "f"(value) : "memory");

@@ -20,9 +20,9 @@ def modulated_layer_norm(
         [B, T, N, D], contiguous.
 
     float64, float32, bfloat16 and float16; where x is not float64, shift and scale may have another dtype than x.
-    Statistics, arithmetic and sums are in float32 (float64 for float64), and the result is rounded once (on CUDA, by
-    torch's operators so far, also in between). Backward is one pass from x and two numbers a row. Differentiable once
-    in x, shift and scale; deterministic, for any number of threads.
+    Statistics, arithmetic and sums are in float32 (float64 for float64), and the result is rounded once. Backward is
+    one pass from x and two numbers a row. Differentiable once in x, shift and scale; deterministic, for any number of
+    threads.
 
     Raises:
         RuntimeError: ranks, sizes, dtypes or devices do not fit; the message names what came.

@@ -30,7 +30,7 @@ struct Device {
 };
 
 struct Case {
-  at::IntArrayRef bias;  // empty: none
+  std::vector<int64_t> bias;  // empty: none
   std::optional<int64_t> m;
   bool with_w;
   int sums;  // products that are expected to have sums beside them
@@ -55,7 +55,7 @@ TEST(MatrixLinearProducts, TheBiasOfColumnsIsSummedBesideTheProductForTheWeight)
     const auto without = MatrixLinearProducts<Device<false>>().backward(grad, x, u, w, bias, {}, wanted);
     EXPECT_EQ(Device<true>::sums_taken, c.sums);
     EXPECT_TRUE(at::allclose(std::get<2>(with), std::get<2>(without)));
-    EXPECT_EQ(std::get<3>(with).sizes(), bias ? bias->sizes() : at::IntArrayRef({0}));
+    EXPECT_EQ(std::get<3>(with).sizes().vec(), bias ? bias->sizes().vec() : std::vector<int64_t>{0});
     if (bias) EXPECT_TRUE(at::allclose(std::get<3>(with), grad.flatten(0, 1).sum(0).sum_to_size(c.bias)));
   }
 }

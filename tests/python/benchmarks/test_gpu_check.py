@@ -37,7 +37,7 @@ def test_dry_run_prints_every_stage_and_its_commands_and_does_what_needs_no_gpu(
         "make -j8 device-program ",
         "build/device/kernels --case NAME --dump FILE",
         "-m pytest -m cuda tests/python/cuda",
-        "'regex:frame_(attention|update)|flash_'",
+        "'regex:frame_(attention|update)|flash_|modulation_'",
         "compute-sanitizer --tool racecheck",
         "ncu --clock-control none",
     ):

@@ -23,6 +23,8 @@ CASES = (  # as the names of the program's cases begin
     "frame_update_forward_sm80", "frame_update_backward_sm80",
     "flash_forward_sm80", "flash_backward_sm80", "flash_join_sm80", "flash_sum_sm80",
     "flash_forward_sm90", "flash_backward_sm90",
+    "modulation_norm_forward_sm80", "modulation_norm_backward_sm80",
+    "modulation_gate_forward_sm80", "modulation_gate_backward_sm80",
 )  # fmt: skip
 
 # Dumps
@@ -113,10 +115,10 @@ def test_a_sample_has_cases_of_every_kernel_and_dtype():
     # dtypes take turns: every second case would be of one of them
     names = [f"{word}-{d}-T{i}" for word in CASES for i in range(35) for d in gpu_check.KERNEL_DTYPES]
     chosen = elements.sample(names, 96)
-    assert len(set(chosen)) == len(chosen) == 100
+    assert len(set(chosen)) == len(chosen) == 4 * 28
     for word in CASES:
         for dtype in gpu_check.KERNEL_DTYPES:
-            assert sum(name.startswith(f"{word}-{dtype}") for name in chosen) == 5
+            assert sum(name.startswith(f"{word}-{dtype}") for name in chosen) == 4
     assert sorted(elements.sample(names[:5], 96)) == sorted(names[:5])
     assert elements.sample([], 96) == []
 
@@ -124,6 +126,9 @@ def test_a_sample_has_cases_of_every_kernel_and_dtype():
 def test_cases_are_of_a_kernel_and_a_dtype():
     assert elements.dtype_of("frame_attention_forward_sm80-bfloat16-T7") == "bfloat16"
     assert elements.dtype_of("frame_attention_forward_sm80-float16-T7") == "float16"
+    assert elements.dtype_of("modulation_norm_forward_sm80-float32-float16-by-float32") == "float16"
+    assert elements.dtype_of("modulation_norm_forward_sm80-float32-float32-by-bfloat16") == "bfloat16"
+    assert elements.dtype_of("modulation_norm_forward_sm80-float32-float32-by-float32") == "float32"
     with pytest.raises(ValueError, match="names none of the dtypes"):
         elements.dtype_of("frame_attention_forward_sm80-T7")
     assert elements.kernels_of("frame_attention_forward_sm80-float16-T7") == ["frame_attention_forward_sm80"]
@@ -311,8 +316,10 @@ def test_operations_fail_the_kernels_behind_their_results():
     assert kernels_behind("spatial_last", False) == forward
     backward = ["flash_backward_sm80", "flash_offset_sm80", "flash_sum_sm80", "flash_backward_sm90"]
     assert kernels_behind("spatial_step", True) == backward
-    both = kernels_behind("vmonarch_attention", False) + kernels_behind("vmonarch_attention", True)
-    assert sorted(both) == sorted(gpu_check.KERNELS)
+    operations = ("vmonarch_attention", "modulated_layer_norm", "gated_add")
+    all_kernels = [kernel for name in operations for of in (False, True) for kernel in kernels_behind(name, of)]
+    assert sorted(all_kernels) == sorted(gpu_check.KERNELS)
+    assert kernels_behind("gated_add", True) == ["modulation_gate_backward_sm80"]
     assert kernels_behind("dense attention", False) == []
     for case in timings.all_cases(quick=False):
         assert timings.kernels_of(case) or case.case.operation == "dense attention"

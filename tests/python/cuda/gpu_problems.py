@@ -4,10 +4,11 @@ import pytest
 import torch
 from flash_problems import FLASH_PROBLEMS
 from frame_problems import FRAME_PROBLEMS
+from modulation_problems import MODULATION_PROBLEMS
 
 from oracle import DTYPES
 
-PROBLEMS = (*FRAME_PROBLEMS, *FLASH_PROBLEMS)
+PROBLEMS = (*FRAME_PROBLEMS, *FLASH_PROBLEMS, *MODULATION_PROBLEMS)
 WITH_KERNELS = [problem for problem in PROBLEMS if problem.kernels]
 # One; fewer and more than a tile of 16, a multiple, one more; primes and what is no multiple of 8. More than a frame
 # kernel takes, by blocks: temporal_update's gradient has them from 65 on, the others from 129.

@@ -1,0 +1,16 @@
+#include "csrc/modulation/cuda/kernels/modulation_norm_forward_sm80.cuh"
+
+namespace frameattn {
+
+int launch_modulation_norm_forward_sm80(const ModulationKernelId& id, const ModulationParams& problem,
+                                        const ModulationPlan& plan, void* stream) {
+  return launch_rows<ModulationKernel::norm_forward>(
+      id, problem, plan,
+      [&]<RowElement first, RowElement second, int elements, int piece>(int64_t blocks,
+                                                                        const ModulationKernelParams& params) {
+        return ptx::launch<modulation_norm_forward_sm80_kernel<first, second, elements, piece>>(
+            blocks, plan.threads(), plan.shared_bytes, stream, params);
+      });
+}
+
+}  // namespace frameattn
