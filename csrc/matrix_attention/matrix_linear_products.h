@@ -1,6 +1,7 @@
 // The products of matrix_linear, forward and backward, in the cheaper order, on any device. `Device` has
 //   gemm(a, b, bias, out, sum_batch)    with the contract of csrc/gemm/cpu/gemm.h
-//   gemm_with_sums(a, b, out, sums)     out = sum over f of a[f] . b[f], sums [1, columns] = sum over f and rows of b[f]
+//   gemm_with_sums(a, b, out, sums)     out = sum over f of a[f] . b[f], sums [1, columns] = sum over f and rows of
+//   b[f]
 //                                       in one; or false, and nothing was done
 //   temporary(sizes, options)           memory for a product that lives as long as the Device
 #pragma once
@@ -55,8 +56,7 @@ class MatrixLinearProducts {
     Tensor grad_x = none(), grad_u = none(), grad_w = none();
     // A bias for each column has the sum of g over all rows as gradient, which a product for grad_w may give beside.
     Tensor sums;
-    Tensor* const wanted_sums =
-        want_bias && bias && bias->size(0) == 1 && bias->size(1) == g.size(2) ? &sums : nullptr;
+    Tensor* const wanted_sums = want_bias && bias && bias->size(0) == 1 && bias->size(1) == g.size(2) ? &sums : nullptr;
     const auto grad_bias = [&] {
       if (!want_bias || !bias) return none();
       return sums.defined() ? sums : g.sum_to_size(bias->sizes());

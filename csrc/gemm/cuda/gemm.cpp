@@ -116,8 +116,8 @@ bool may_use_tf32() {
          at::Float32Precision::TF32;
 }
 
-// out [batch, rows, columns] = a . b + bias; false if cublasLt has no algorithm for it. Nothing is empty. sums: undefined,
-// or without bias and with one a and b what gets the sum of the rows of b.
+// out [batch, rows, columns] = a . b + bias; false if cublasLt has no algorithm for it. Nothing is empty. sums:
+// undefined, or without bias and with one a and b what gets the sum of the rows of b.
 bool lt_gemm(const Tensor& a_given, const Tensor& b_given, const Tensor& bias, const Tensor& out,
              const Tensor& sums = {}) {
   const Tensor a = readable(a_given), b = readable(b_given);

@@ -14,9 +14,9 @@ namespace frameattn {
 void cuda_gemm(const at::Tensor& a, const at::Tensor& b, const at::Tensor& bias, const at::Tensor& out,
                bool sum_batch = false);
 
-// With sum_batch and no bias, and in the same product, by cublasLt's epilogue: sums [1, columns] = the sum of the rows of
-// all b[f]. False where cublasLt does not have it for such tensors: then nothing was done. Checked at its first use in a
-// process, as kernels are (csrc/trust).
+// With sum_batch and no bias, and in the same product, by cublasLt's epilogue: sums [1, columns] = the sum of the rows
+// of all b[f]. False where cublasLt does not have it for such tensors: then nothing was done. Checked at its first use
+// in a process, as kernels are (csrc/trust).
 bool cuda_gemm_with_sums(const at::Tensor& a, const at::Tensor& b, const at::Tensor& out, const at::Tensor& sums);
 
 // For build_info: "yes", or why torch's matmul is used instead.

@@ -104,8 +104,8 @@ FRAMEATTN_INLINE void backward_loop(const acc_t* x, const acc_t* direction, cons
   }
 }
 
-// x sigmoid(z) is 0.5 x (1 + tanh(z / 2)) without the cancellation where tanh is near -1. Beyond 24 the sigmoid is 0 or 1
-// in either precision, and the cube of x need not be had.
+// x sigmoid(z) is 0.5 x (1 + tanh(z / 2)) without the cancellation where tanh is near -1. Beyond 24 the sigmoid is 0 or
+// 1 in either precision, and the cube of x need not be had.
 constexpr double kGelu = 1.5957691216057308, kGeluCube = 0.044715;  // 2 sqrt(2 / pi)
 
 template <typename acc_t>

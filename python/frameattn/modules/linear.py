@@ -1,8 +1,8 @@
 """Linear: torch.nn.Linear, which takes through our matrix_linear what torch does slowly.
 
-On x86-64 those are products (`_dtypes_that_torch_multiplies_slowly`), on CUDA the gradient of the bias: torch sums the rows
-of grad_out in a launch of its own, at a third of a copy's rate on an H100, where cublasLt has the sums beside the product
-for the weight's gradient. Compiled code is torch's there: inductor joins that sum with what stands before it.
+On x86-64 those are products (`_dtypes_that_torch_multiplies_slowly`), on CUDA the gradient of the bias: torch sums the
+rows of grad_out in a launch of its own, at a third of a copy's rate on an H100, where cublasLt has the sums beside the
+product for the weight's gradient. Compiled code is torch's there: inductor joins that sum with what stands before it.
 """
 
 import torch
@@ -50,9 +50,8 @@ class Linear(nn.Linear):
     def _sums_bias_on_cuda(self, x: Tensor) -> bool:
         if self.bias is None or torch.compiler.is_compiling() or not torch.is_grad_enabled():
             return False
-        if torch.is_autocast_enabled("cuda"):
-            dtype = torch.get_autocast_dtype("cuda")
-        else:
-            dtype = x.dtype if x.dtype == self.weight.dtype else None
-        half = dtype in (torch.bfloat16, torch.float16)
-        return half and self.weight.requires_grad and self.bias.requires_grad
+        autocast = torch.is_autocast_enabled("cuda")
+        if not autocast and x.dtype != self.weight.dtype:
+            return False
+        dtype = torch.get_autocast_dtype("cuda") if autocast else x.dtype
+        return dtype.itemsize == 2 and self.weight.requires_grad and self.bias.requires_grad

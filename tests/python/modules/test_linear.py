@@ -66,3 +66,24 @@ def test_what_torch_multiplies_slowly(monkeypatch):
         assert linear._dtypes_that_torch_multiplies_slowly() == slow
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     assert linear._dtypes_that_torch_multiplies_slowly() == {torch.bfloat16, torch.float16}
+
+
+def test_when_the_bias_is_summed_beside_a_product_on_cuda():
+    def asked(layer=None, x=None, **options):
+        layer = layer or Linear(4, 3, dtype=torch.bfloat16, **options)
+        return layer._sums_bias_on_cuda(torch.zeros(2, 4, dtype=torch.bfloat16) if x is None else x)
+
+    assert asked()
+    assert not asked(bias=False)
+    assert not asked(x=torch.zeros(2, 4))  # torch says what is wrong with it
+    assert not asked(Linear(4, 3), torch.zeros(2, 4))  # float32: TF32 is not for every user
+    with torch.autocast("cuda", torch.float16):
+        assert asked(Linear(4, 3), torch.zeros(2, 4))
+    with torch.no_grad():
+        assert not asked()
+    for name in ("weight", "bias"):
+        layer = Linear(4, 3, dtype=torch.bfloat16)
+        getattr(layer, name).requires_grad_(False)
+        assert not asked(layer)
+    compiled = torch.compile(lambda x: torch.tensor(asked(x=x)), backend="eager")
+    assert not compiled(torch.zeros(2, 4, dtype=torch.bfloat16))
