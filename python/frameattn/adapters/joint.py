@@ -13,7 +13,7 @@ from frameattn.adapters.projections import (
     project_out_added,
     rotate,
 )
-from frameattn.adapters.state import ForeignModule
+from frameattn.adapters.call import ForeignModule
 
 
 class JointProcessor(VMonarchProcessor):

@@ -6,11 +6,17 @@ from typing import Any
 
 from torch import nn
 
+from frameattn.adapters.call import Grid, shape
+from frameattn.adapters.clock import Clock
+from frameattn.adapters.counts import Counts
 from frameattn.adapters.processor import VMonarchProcessor
+from frameattn.adapters.profile import Profiler
 from frameattn.adapters.registry import adapter_of
-from frameattn.adapters.state import Clock, Grid, State
+from frameattn.adapters.state import State
+from frameattn.adapters.wrappers import plain_name, unwrapped
 
 PIPELINE_PARTS = ("transformer", "transformer_2")
+NO_CALLS = "none seen; those within captured graphs and larger compiled functions are not"
 
 
 class Handle:
@@ -32,7 +38,7 @@ class Handle:
         Raises:
             ValueError: it is not swapped.
         """
-        state = _state_of(_unwrapped(model))
+        state = _state_of(unwrapped(model))
         if state is None:
             raise ValueError(f"{type(model).__name__} is not swapped")
         return cls({"": state}, {})
@@ -48,15 +54,45 @@ class Handle:
         }
         return {**self._declined, **of_modules}
 
+    @property
+    def counts(self) -> Counts:
+        """Calls of the models since apply() or reset(), together."""
+        total = Counts()
+        for state in self._states.values():
+            total += state.counts
+        return total
+
+    def reset(self) -> None:
+        """Counts from here."""
+        for state in self._states.values():
+            state.counts = Counts()
+
+    def new_video(self) -> None:
+        """Says that the next call, of this thread, is the first one of a video. ``dense_steps`` finds that out where
+        timesteps turn back or the latent has another shape; after a preview of one step at the video's own first
+        timestep or above it, it cannot."""
+        for state in self._states.values():
+            state.clock.new_video()
+
+    def profile(self) -> Profiler:
+        """Times the models and their video attention.
+
+        >>> with handle.profile() as profile:
+        ...     pipe("A cat walks on the grass", num_inference_steps=3)
+        >>> print(profile)  # attention, swapped: 31% of 4021 ms in 6 calls
+        """
+        return Profiler((state.model, [module for _, module, _ in state.installed]) for state in self._states.values())
+
     def report(self) -> str:
-        """What runs VMonarch, what does not and why, and what fell back to dense attention so far."""
+        """What was swapped, what was not and why, what the calls so far ran, and what was warned of."""
         lines = []
         for part, state in self._states.items():
             present = len(state.present())
             lines += [
                 f"{_join(part, state.model_name)}: {present} of {len(state.installed) + len(state.declined)} video "
-                f"self-attention modules run VMonarch (iterations={state.iterations}, mass_floor={state.mass_floor})",
-                f"  token grid: {' x '.join(map(str, state.grid)) if state.grid else 'known at the first call'}",
+                f"self-attention modules swapped (iterations={state.iterations}, mass_floor={state.mass_floor})",
+                f"  token grid: {state.layout or (state.given_grid and shape(state.given_grid)) or 'that of each call'}",
+                f"  calls of the model: {state.counts or NO_CALLS}",
             ]
             if not state.active:
                 lines.append("  removed")
@@ -71,7 +107,11 @@ class Handle:
         return "\n".join(lines)
 
     def remove(self) -> None:
-        """Gives every module its processor back, the very object, unless something else put another one there."""
+        """Gives every module its processor back, the very object, unless something else put another one there.
+
+        Blocks that ran swapped under gradient checkpointing and that backward has yet to run again keep what they need
+        until it has; every new call is dense, bit for bit, from here on.
+        """
         for state in self._states.values():
             state.remove()
 
@@ -134,8 +174,8 @@ def apply(
         t, h, w = grid
         grid = t, h, w  # a list of them would do
 
-    clock = Clock()  # one for a pipeline: its second transformer goes on where the first one stopped
-    plans, declined = {}, {}
+    plans: dict[str, Any] = {}
+    declined, clock = {}, None
     for part, transformer in _transformers(model):
         if _state_of(transformer) is not None:
             raise RuntimeError(f"{_join(part, type(transformer).__name__)} is swapped already: remove() that first")
@@ -143,6 +183,7 @@ def apply(
         if isinstance(adapter, str):
             declined[part] = adapter
             continue
+        clock = clock or Clock(adapter.rises)  # a second transformer of a pipeline goes on where the first one stopped
         state = State(
             adapter,
             transformer,
@@ -152,6 +193,8 @@ def apply(
             grid=grid,
             clock=clock,
         )
+        if dense_steps and "timestep" not in state.forward:
+            raise ValueError(f"apply: dense_steps needs a timestep, which {state.model_name}.forward does not have")
         processors = _plan(transformer, adapter, state, dense_layers)
         if processors:
             plans[part] = transformer, state, processors
@@ -172,18 +215,23 @@ def _plan(
     """The processors to put into a model; state.declined gets the reasons against the others."""
     processors = []
     matching = [
-        (name, module) for name, module in model.named_modules() if re.fullmatch(adapter.modules, _plain_name(name))
+        (name, module) for name, module in model.named_modules() if re.fullmatch(adapter.modules, plain_name(name))
     ]
     for index, (name, attention) in enumerate(matching):
         original = getattr(attention, "processor", None)
         while isinstance(original, VMonarchProcessor):  # of a swap that was removed, which a model brought back
+            if original.state.serving:
+                raise RuntimeError(
+                    f"{type(model).__name__}: backward has yet to run blocks again that the swap which was removed ran "
+                    "under gradient checkpointing. Call backward() first, or drop the results of those calls"
+                )
             original = original.original
-        refusal = adapter.module_refusal(model, _plain_name(name))
+        refusal = adapter.module_refusal(model, plain_name(name))
         if type(original).__name__ not in adapter.processors:
             state.declined[name] = f"has a processor of another kind, {type(original).__name__}"
         elif refusal is not None:
             state.declined[name] = refusal
-        elif adapter.block(model, _plain_name(name), index) < dense_layers:
+        elif adapter.block(model, plain_name(name), index) < dense_layers:
             state.declined[name] = f"in the first {dense_layers} blocks"
         else:
             processors.append((name, attention, adapter(original, state)))
@@ -193,23 +241,13 @@ def _plan(
 def _transformers(model: Any) -> Iterator[tuple[str, nn.Module]]:
     """The models to swap, each with the name of the part of the pipeline that it is, or "" if there is none."""
     if isinstance(model, nn.Module):
-        yield "", _unwrapped(model)
+        yield "", unwrapped(model)
         return
     modules = {part: getattr(model, part, None) for part in PIPELINE_PARTS}
-    parts = [(part, _unwrapped(module)) for part, module in modules.items() if isinstance(module, nn.Module)]
+    parts = [(part, unwrapped(module)) for part, module in modules.items() if isinstance(module, nn.Module)]
     if not parts:
         raise ValueError(f"apply: needs a model, or a pipeline with a transformer, got {type(model).__name__}")
     yield from parts
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    """What torch.compile wraps."""
-    return getattr(model, "_orig_mod", model)
-
-
-def _plain_name(name: str) -> str:
-    """The name that a module has when none of its parents is compiled by itself."""
-    return name.replace("_orig_mod.", "")
 
 
 def _state_of(model: nn.Module) -> State | None:

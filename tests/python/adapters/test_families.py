@@ -25,6 +25,7 @@ from adapters.tiny_models import (
 )
 
 from frameattn.adapters import apply
+from frameattn.adapters.call import Call, Layout, running
 
 
 @pytest.fixture(autouse=True)
@@ -122,10 +123,10 @@ def test_allegro_with_padding_stays_dense():
 def test_kandinsky_with_sparse_attention_of_its_own_keeps_it():
     model = KANDINSKY_CASE.build(torch.float32)
     apply(model)
-    output(model, KANDINSKY_CASE.call(dtype=torch.float32))
     attention, sparse = model.visual_transformer_blocks[0].self_attention, {"to_fractal": True}
     theirs = mock.patch.object(type(attention.processor.original), "__call__", autospec=True)
-    with theirs as original, pytest.warns(UserWarning, match="sparse_params given"):
+    in_call = mock.patch.object(running, "call", Call(Layout((FRAMES, HEIGHT, WIDTH))))
+    with theirs as original, in_call, pytest.warns(UserWarning, match="sparse_params given"):
         result = attention(torch.zeros(BATCH, 60, 24), sparse_params=sparse, rotary_emb="angles")
     assert result is original.return_value
     assert original.call_args.args[-2:] == ("angles", sparse)

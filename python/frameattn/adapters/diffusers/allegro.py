@@ -8,7 +8,7 @@ from torch import Tensor
 from frameattn.adapters.processor import VMonarchProcessor
 from frameattn.adapters.projections import latent_grid, project_heads, project_out
 from frameattn.adapters.registry import register
-from frameattn.adapters.state import ForeignModule, Grid
+from frameattn.adapters.call import ForeignModule, Grid
 
 
 @register

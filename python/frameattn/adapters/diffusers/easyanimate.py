@@ -6,7 +6,7 @@ from typing import Any
 from frameattn.adapters.joint import JointProcessor
 from frameattn.adapters.projections import latent_grid
 from frameattn.adapters.registry import register
-from frameattn.adapters.state import ForeignModule, Grid
+from frameattn.adapters.call import ForeignModule, Grid
 
 
 @register

@@ -6,7 +6,7 @@ from torch import Tensor
 from frameattn.adapters.diffusers.ltx import LTXVideoProcessor
 from frameattn.adapters.projections import project, project_out, split_heads
 from frameattn.adapters.registry import register
-from frameattn.adapters.state import ForeignModule
+from frameattn.adapters.call import ForeignModule
 
 Angles = tuple[Tensor, Tensor]  # cos, sin
 

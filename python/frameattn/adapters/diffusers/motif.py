@@ -2,7 +2,7 @@
 
 from frameattn.adapters.diffusers.hunyuan_video import HunyuanVideoProcessor
 from frameattn.adapters.registry import register
-from frameattn.adapters.state import ForeignModule
+from frameattn.adapters.call import ForeignModule
 
 
 @register
