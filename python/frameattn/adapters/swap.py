@@ -88,10 +88,11 @@ class Handle:
         lines = []
         for part, state in self._states.items():
             present = len(state.present())
+            grid = state.layout or (shape(state.given_grid) if state.given_grid else "that of each call")
             lines += [
                 f"{_join(part, state.model_name)}: {present} of {len(state.installed) + len(state.declined)} video "
                 f"self-attention modules swapped (iterations={state.iterations}, mass_floor={state.mass_floor})",
-                f"  token grid: {state.layout or (state.given_grid and shape(state.given_grid)) or 'that of each call'}",
+                f"  token grid: {grid}",
                 f"  calls of the model: {state.counts or NO_CALLS}",
             ]
             if not state.active:

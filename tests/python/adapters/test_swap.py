@@ -274,34 +274,11 @@ def test_dense_layers_go_from_two_stream_to_single_stream_blocks():
     assert apply(HUNYUAN_CASE.build(), dense_layers=1).swapped == ["single_transformer_blocks.0.attn"]
 
 
-def test_dense_steps():
-    model, swapped = wan(), wan()
-    apply(swapped)
-    handle = apply(model, dense_steps=1)
-    untouched = wan()
-
-    def at(timestep, which):
-        return run(which, timestep=torch.full((BATCH,), timestep))
-
-    for timestep in (900, 900, 700, 500, 900):
-        expected = untouched if timestep == 900 else swapped
-        assert torch.equal(at(timestep, model), at(timestep, expected)), timestep
-    handle.remove()
-
-
 def test_dense_steps_take_the_largest_timestep_of_the_tokens():
     case = CASE_OF["Wan-TI2V"]
     model, untouched = case.build(torch.float32), case.build(torch.float32)
     apply(model, dense_steps=1)
     assert torch.equal(run(model, case), run(untouched, case))
-
-
-def test_dense_steps_of_a_pipeline_are_those_of_the_video():
-    pipe = SimpleNamespace(transformer=wan(), transformer_2=wan())
-    apply(pipe, dense_steps=1)
-    dense = run(wan(), timestep=torch.full((BATCH,), 900))
-    assert torch.equal(run(pipe.transformer, timestep=torch.full((BATCH,), 900)), dense)
-    assert not torch.equal(run(pipe.transformer_2), run(wan()))  # its first timestep is the video's second
 
 
 # ---- supported and register ------------------------------------------------------------------------------------------

@@ -5,10 +5,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from frameattn.adapters.call import ForeignModule, Grid
 from frameattn.adapters.processor import VMonarchProcessor
 from frameattn.adapters.projections import project, project_out, split_heads
 from frameattn.adapters.registry import register
-from frameattn.adapters.call import ForeignModule, Grid
 
 
 @register

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
+from frameattn.adapters.call import ForeignModule
 from frameattn.adapters.diffusers.ltx import LTXVideoProcessor
 from frameattn.adapters.projections import project, project_out, split_heads
 from frameattn.adapters.registry import register
-from frameattn.adapters.call import ForeignModule
 
 Angles = tuple[Tensor, Tensor]  # cos, sin
 

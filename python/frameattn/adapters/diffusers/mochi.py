@@ -6,10 +6,10 @@ from typing import Any
 from torch import Tensor
 
 from frameattn.adapters.attention import Streams
+from frameattn.adapters.call import ForeignModule, Grid
 from frameattn.adapters.joint import JointProcessor
 from frameattn.adapters.projections import latent_grid, rotate_pairs
 from frameattn.adapters.registry import register
-from frameattn.adapters.call import ForeignModule, Grid
 
 
 @register
