@@ -63,5 +63,5 @@ class Counts:
         parts += [f"{calls} of these dense in part ({reason})" for reason, calls in self.partly.items()]
         parts += [f"{calls} dense ({reason})" for reason, calls in self.dense.items()]
         if self.unseen:
-            parts.append(f"{self.unseen} compiled, partly dense")
+            parts.append(f"{self.unseen} compiled, dense or not")
         return ", ".join(parts)

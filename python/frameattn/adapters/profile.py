@@ -93,8 +93,12 @@ class Profiler:
             self.ended.append((call, self.spans.pop(call)))
 
 
+def _parameter(module: nn.Module) -> nn.Parameter | None:
+    return next(module.parameters(), None)
+
+
 def _now(module: nn.Module) -> Any:
-    parameter = next(module.parameters(), None)
+    parameter = _parameter(module)
     if parameter is None or parameter.device.type != "cuda":
         return time.perf_counter()
     event = torch.cuda.Event(enable_timing=True)
