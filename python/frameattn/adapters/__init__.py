@@ -67,6 +67,7 @@ FAMILIES = (
     "diffusers.kandinsky",
     "diffusers.ltx",
     "diffusers.ltx2",
+    "diffusers.minimax_h3",
     "diffusers.mochi",
     "diffusers.motif",
     "diffusers.wan",

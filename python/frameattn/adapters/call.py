@@ -21,6 +21,7 @@ import torch
 import torch._dynamo
 
 Grid = tuple[int, int, int]  # tokens in time, height and width
+GRID_UNKNOWN = "this call does not say its token grid; apply(grid=(T, H, W)) can"
 ForeignModule = Any  # an nn.Module of another library, whose attributes are known by their names alone
 
 

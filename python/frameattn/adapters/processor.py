@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from frameattn.adapters.attention import Streams, joint_attention, video_attention
-from frameattn.adapters.call import ForeignModule, Grid, Layout, running, shape
+from frameattn.adapters.call import GRID_UNKNOWN, ForeignModule, Grid, Layout, running, shape
 from frameattn.adapters.state import State
 
 
@@ -53,7 +53,7 @@ class VMonarchProcessor:
         said = cls.grid(model, arguments)
         grid = given or said
         if grid is None:
-            return "this call does not say its token grid; apply(grid=(T, H, W)) can (grid unknown)"
+            return GRID_UNKNOWN
         if said is not None and math.prod(said) != math.prod(grid):
             return f"the grid does not hold the tokens (grid {shape(grid)}, {math.prod(said)} video tokens)"
         return Layout(grid)

@@ -117,7 +117,7 @@ def test_export_with_dynamic_sizes(strict):
     apply(model)
     t, h, w = (torch.export.Dim(name, min=2, max=16) for name in "thw")
     call = wan_call((4, 3, 5), torch.float32)
-    dynamic = {name: None for name in call}
+    dynamic = dict.fromkeys(call)
     dynamic["hidden_states"] = {2: t, 3: 2 * h, 4: 2 * w}
     with torch.no_grad():
         program = torch.export.export(model, (), call, dynamic_shapes=dynamic, strict=strict).module()
@@ -234,7 +234,9 @@ def test_checkpointing_over_two_transformers():
 def test_checkpointing_beside_text(case):
     def run(model):
         calls = [case.call(frames) for frames in (4, 2)]
-        return torch.autograd.grad(sum(output(model, call).sum() for call in calls), model.parameters(), allow_unused=True)
+        return torch.autograd.grad(
+            sum(output(model, call).sum() for call in calls), model.parameters(), allow_unused=True
+        )
 
     expected = run(trained(case)[0])
     model, _ = trained(case)

@@ -17,7 +17,9 @@ def steps_of(timesteps, rises=False, guidance=False):
     """Of calls with these timesteps, each with a latent of its own; with guidance each twice, with two texts."""
     clock, steps = Clock(rises), []
     for index, timestep in enumerate(timesteps):
-        readings = [Reading(timestep, (4,), latent=(float(index),), text=(float(text),)) for text in range(1 + guidance)]
+        readings = [
+            Reading(timestep, (4,), latent=(float(index),), text=(float(text),)) for text in range(1 + guidance)
+        ]
         first, *others = [clock.at(reading) for reading in readings]
         assert all(step == first for step in others)
         steps.append(first)

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from adapters.tiny_models import (
-    BATCH,
     CASES,
     FRAMES,
     HEIGHT,
@@ -211,20 +210,6 @@ def test_masks_for_each_query_stay_dense():
 
     (message,) = messages_of(lambda: run(model, HUNYUAN_CASE))
     assert "attention_mask given" in message and isinstance(attention.processor, VMonarchProcessor)
-
-
-@pytest.mark.parametrize("sizes", [(None, None, None), (1, 1, 1)])
-def test_ltx_without_a_grid_stays_dense(sizes):
-    case = CASE_OF["LTXVideoTransformer3DModel"]
-    model = case.build(torch.float32)
-    t, h, w = torch.meshgrid(torch.arange(FRAMES), torch.arange(HEIGHT), torch.arange(WIDTH), indexing="ij")
-    coordinates = torch.stack([t, h, w]).flatten(1).expand(BATCH, 3, -1).float()
-    call = dict(zip(("num_frames", "height", "width"), sizes, strict=True), video_coords=coordinates)
-    dense = run(model, case, **call)
-    apply(model)
-    (message,) = messages_of(lambda: run(model, case, **call))
-    assert "does not say its token grid" in message
-    assert torch.equal(run(model, case, **call), dense)
 
 
 def test_given_grid_is_taken():

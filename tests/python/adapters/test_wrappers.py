@@ -62,7 +62,9 @@ def distributed(model):
 def fully_sharded(model):
     fsdp = torch.distributed.fsdp
     policy = functools.partial(fsdp.wrap.lambda_auto_wrap_policy, lambda_fn=lambda m: "Block" in type(m).__name__)
-    return fsdp.FullyShardedDataParallel(model, auto_wrap_policy=policy, device_id=torch.device("cpu"), use_orig_params=True)
+    return fsdp.FullyShardedDataParallel(
+        model, auto_wrap_policy=policy, device_id=torch.device("cpu"), use_orig_params=True
+    )
 
 
 def fully_sharded_in_place(model):
