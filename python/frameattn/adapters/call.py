@@ -53,9 +53,10 @@ class Call:
         swapped: some attention module ran VMonarch.
         dense: why some did not, although the call has a layout.
         outer: the call of another model that this one is within.
+        owner: whose call it is.
     """
 
-    def __init__(self, layout: Layout | None, outer: Optional["Call"] = None, marked: bool = True):
+    def __init__(self, layout: Layout | None, outer: Optional["Call"] = None, marked: bool = True, owner: Any = None):
         self.layout, self.sizes = layout, None
         if layout is not None:
             (t, h, w), ahead, behind = layout
@@ -65,7 +66,7 @@ class Call:
         self.marked = marked
         self.swapped = False
         self.dense: str | None = None
-        self.outer = outer
+        self.outer, self.owner = outer, owner
 
 
 class Running(threading.local):

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
-import torch._dynamo
 from torch import nn
+from torch._dynamo.eval_frame import skip_code
 
 from frameattn.adapters import clock as clocks
 from frameattn.adapters.call import Call, ForeignModule, Grid, Layout, running
@@ -135,7 +135,10 @@ class State:
             self.warnings.warn(f"dense attention: {layout}")
         self.layout = layout if isinstance(layout, Layout) else None
         checkpoints = torch.is_grad_enabled() and carry_calls(model, self._hold)
-        call = Call(self.layout, running.call, marked=not checkpoints)
+        outer = running.call
+        while outer is not None and outer.owner is self:  # was interrupted: KeyboardInterrupt passes all hooks by
+            outer = outer.outer
+        call = Call(self.layout, outer, marked=not checkpoints, owner=self)
         if isinstance(layout, str):
             call.dense = layout
         if self.dense_steps:
@@ -179,4 +182,4 @@ class State:
 # dynamo would compile hooks, each as a function of its own, in which nothing can be counted. Where they are a part of
 # something larger that it compiles, it goes on tracing them.
 for _hook in (State.before_model, State.after_model):
-    torch._dynamo.eval_frame.skip_code(_hook.__code__)
+    skip_code(_hook.__code__)

@@ -55,3 +55,25 @@ def test_looks_once_at_a_tensor():
         assert grid_at_end(tokens) == (4, 3, 5)
     tokens[0, :15] = 9
     assert grid_at_end(tokens) == (3, 3, 5)
+
+
+def test_finds_the_video_of_ltx_pipelines():
+    """Between images, of which one is at the video's end."""
+    ltx = pytest.importorskip("diffusers.pipelines.ltx.pipeline_ltx_condition").LTXConditionPipeline
+    video, image = (ltx._prepare_video_ids(2, frames, 3, 5) for frames in (4, 1))
+    images = [ltx._scale_video_ids(image, frame_index=index) for index in (8, 24)]
+    coordinates = torch.cat([*images, ltx._scale_video_ids(video)], dim=2).float()
+    coordinates[:, 0] /= 25
+    assert grid_at_end(coordinates[0]) == (4, 3, 5)
+
+
+def test_finds_the_video_of_minimax_h3():
+    """Behind an image of its size, with text and sound ahead."""
+    blocks = pytest.importorskip("diffusers.modular_pipelines.minimax_h3.before_denoise")
+    frame, _ = blocks._frame_position_grid(6, 10, 2, 2)
+    times = blocks._temporal_position_grid(7, 5.0)
+    text = torch.arange(5.0, dtype=torch.float64).view(-1, 1) * torch.tensor([1.0, 0.0, 0.0])
+    image = torch.cat([times[:1].expand(15).unsqueeze(1), frame], dim=1)
+    sound = torch.cat([times[:3, None], frame[:3]], dim=1)
+    video = torch.cat([times.repeat_interleave(15).unsqueeze(1), frame.repeat(7, 1)], dim=1)
+    assert grid_at_end(torch.cat([text, image, sound, video])) == (7, 3, 5)
