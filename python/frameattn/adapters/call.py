@@ -48,8 +48,8 @@ class Call:
     Attributes:
         layout: for messages. sizes: the same to compute with, as an empty tensor [T, H * W, ahead, behind, 0]; None in
             a call that is dense.
-        marked: whether processors in compiled code may write here. They may not where the code is the inside of a
-            checkpoint, which no compiler lets have side effects.
+        marked: whether processors in compiled code may write here. Not where gradients are recorded: the code may be
+            the inside of a checkpoint then, which no compiler lets have side effects.
         swapped: some attention module ran VMonarch.
         dense: why some did not, although the call has a layout.
         outer: the call of another model that this one is within.

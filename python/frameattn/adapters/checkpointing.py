@@ -42,15 +42,12 @@ class CarriesCall:
         return self.checkpoint(function, *args, **kwargs)
 
 
-def carry_calls(model: nn.Module, hold: Callable[[WithinCall], None]) -> bool:
-    """Puts CarriesCall around the checkpoint functions of a model, once, and says whether there are any in use.
-    ``hold`` gets what they may run again, which lives as long as that is so."""
-    found = False
+def carry_calls(model: nn.Module, hold: Callable[[WithinCall], None]) -> None:
+    """Puts CarriesCall around the checkpoint functions of a model, once. ``hold`` gets what they may run again, which
+    lives as long as that is so."""
     for module, name, function in _functions(model):
-        found = found or name != ATTRIBUTES[0] or getattr(module, "gradient_checkpointing", True)
         if not isinstance(function, CarriesCall):
             setattr(module, name, CarriesCall(function, hold))
-    return found
 
 
 def release_calls(model: nn.Module) -> None:

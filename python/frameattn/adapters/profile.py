@@ -20,6 +20,8 @@ class Share:
     attention: float = 0.0
 
     def __str__(self) -> str:
+        if not self.attention:
+            return f"not seen in {self.calls} calls, as compiled code shows no modules"
         return f"{self.attention / self.model:.0%} of {1e3 * self.model:.4g} ms in {self.calls} calls"
 
 
@@ -52,7 +54,7 @@ class Profiler:
     def __enter__(self) -> Profile:
         for model, _ in self.models:
             if any(module._compiled_call_impl is not None for module in model.modules()):
-                raise RuntimeError("profile: compiled code shows no attention modules; profile before compiling")
+                raise RuntimeError("profile: compiled code shows no modules; profile before compiling")
         self.handles: list[Any] = []
         self.started: dict[tuple[Call, nn.Module], Any] = {}
         self.spans: dict[Call, list[tuple[bool, Any, Any]]] = {}  # of calls that are not over: of the model?, from, to
@@ -76,12 +78,14 @@ class Profiler:
                 else:
                     share.attention += _seconds(start, stop)
 
+    @torch.compiler.disable
     def _begin(self, module: nn.Module, args: Any) -> None:
         call = running.call
         if call is not None and (call in self.spans or any(module is model for model, _ in self.models)):
             self.spans.setdefault(call, [])  # blocks that backward runs again come later, in a call that is over
             self.started[call, module] = _now(module)
 
+    @torch.compiler.disable
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:
         call = running.call
         start = self.started.pop((call, module), None) if call is not None else None

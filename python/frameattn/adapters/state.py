@@ -8,10 +8,9 @@ import torch
 from torch import nn
 from torch._dynamo.eval_frame import skip_code
 
-from frameattn.adapters import clock as clocks
 from frameattn.adapters.call import Call, ForeignModule, Grid, Layout, running
 from frameattn.adapters.checkpointing import WithinCall, carry_calls, release_calls
-from frameattn.adapters.clock import Clock
+from frameattn.adapters.clock import Clock, read
 from frameattn.adapters.counts import Counts
 from frameattn.adapters.forward import MISSING, Forward
 from frameattn.adapters.warnings_once import Warnings
@@ -134,19 +133,18 @@ class State:
         if isinstance(layout, str):
             self.warnings.warn(f"dense attention: {layout}")
         self.layout = layout if isinstance(layout, Layout) else None
-        checkpoints = torch.is_grad_enabled() and carry_calls(model, self._hold)
+        if torch.is_grad_enabled():
+            carry_calls(model, self._hold)
         outer = running.call
         while outer is not None and outer.owner is self:  # was interrupted: KeyboardInterrupt passes all hooks by
             outer = outer.outer
-        call = Call(self.layout, outer, marked=not checkpoints, owner=self)
+        call = Call(self.layout, outer, marked=not torch.is_grad_enabled(), owner=self)
         if isinstance(layout, str):
             call.dense = layout
         if self.dense_steps:
             arguments = self.forward.bind(args, kwargs)
-            if (
-                MISSING not in arguments.values()
-                and self.clock.at(clocks.read(arguments, self.clock.rises)) < self.dense_steps
-            ):
+            is_known = arguments["timestep"] is not MISSING
+            if is_known and self.clock.at(read(arguments, self.clock.rises)) < self.dense_steps:
                 call.sizes, call.dense = None, f"in the first {self.dense_steps} steps of a video"
         lost = len(self.installed) - len(self.present())
         if lost:

@@ -23,7 +23,7 @@ class Handle:
     """What apply() did to one model, or to the transformers of a pipeline. A context manager that removes the swap.
 
     Attributes:
-        swapped: names of the modules that run VMonarch, without those whose processor something replaced.
+        swapped: names of the modules that can run VMonarch, without those whose processor something replaced.
         declined: {name: reason} of the other video self-attention modules, and of parts of a pipeline as a whole.
     """
 
@@ -33,7 +33,7 @@ class Handle:
 
     @classmethod
     def of(cls, model: nn.Module) -> "Handle":
-        """The handle of a model that is swapped already: of a copy, or one that was loaded from a pickle.
+        """The handle of a model, or what wraps it, that is swapped already: of a copy, or loaded from a pickle.
 
         Raises:
             ValueError: it is not swapped.
@@ -142,18 +142,18 @@ def apply(
     tokens, a mask over video tokens, context parallelism) runs what was there, with one warning for each reason.
 
     Args:
-        model: a transformer of diffusers (see supported()), compiled or not, one of a class that was registered, or a
-            pipeline, of which ``transformer`` and ``transformer_2`` are swapped.
+        model: a transformer of diffusers (see supported()) or of a class that was registered, as it is or as torch and
+            peft wrap it, or a pipeline, of which ``transformer`` and ``transformer_2`` are swapped.
         method: "vmonarch".
         iterations, mass_floor: of ``frameattn.vmonarch_attention``.
         dense_layers: the first so many blocks stay dense.
         dense_steps: the first so many denoising steps of every video stay dense, whatever transformer runs them. Reads
-            the timestep of every call, which costs a synchronisation with the device.
+            timestep, latent and text of every call, which costs a synchronisation with the device. See new_video().
         grid: tokens in time, height and width; by default they are read from every call of the model.
 
     Raises:
         ValueError: an argument does not fit, or nothing can be swapped; the message says why.
-        RuntimeError: the model is swapped already.
+        RuntimeError: the model is swapped already, or backward still needs a swap that was removed.
 
     >>> handle = frameattn.adapters.apply(pipe.transformer, iterations=2, dense_layers=2)
     >>> print(handle.report())

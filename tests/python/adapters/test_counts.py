@@ -12,6 +12,7 @@ from adapters.tiny_models import CASES, LTX2_CASE, WAN_CASE, output
 from frameattn.adapters import apply
 from frameattn.adapters.call import Call, Layout
 from frameattn.adapters.counts import NONE_RAN, Counts
+from frameattn.adapters.profile import Profile, Share
 
 SKYREELS_CASE = next(case for case in CASES if case.model == "SkyReelsV2Transformer3DModel")
 
@@ -148,6 +149,7 @@ def test_profile_of_no_calls_and_of_compiled_code():
     with handle.profile() as profile:
         pass
     assert str(profile) == "no calls"
+    assert str(Profile(swapped=Share(2, 0.5))).startswith("attention, swapped: not seen in 2 calls")
     model.blocks[0].compile(backend="eager")
     with pytest.raises(RuntimeError, match="profile before compiling"), handle.profile():
         pass
