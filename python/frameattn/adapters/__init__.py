@@ -31,10 +31,10 @@ where they are, how they form query, key and value, and what the grid of their t
             return project_out(attn, self.attend(query, key, value))
 
 Where the sequence has other tokens ahead of the video's or behind them, ``layout`` takes the place of ``grid`` and says
-how many; ``attend`` does the rest. With text in the same attention, ``self.attend_jointly(video, text, text_mask)`` takes the place of ``attend``. Where
-video and text come to the processor apart, ``JointProcessor`` is the class to start from: it has the ``__call__``.
-``frameattn/adapters/diffusers/*.py`` are such classes. **Code that calls F.scaled_dot_product_attention itself** takes
-``attention_fn(grid)`` in its place.
+how many; ``attend`` does the rest. With text in the same attention, ``self.attend_jointly(video, text, text_mask)``
+takes the place of ``attend``. Where video and text come to the processor apart, ``JointProcessor`` is the class to
+start from: it has the ``__call__``. ``frameattn/adapters/diffusers/*.py`` are such classes. **Code that calls
+F.scaled_dot_product_attention itself** takes ``attention_fn(grid)`` in its place.
 """
 
 from importlib import import_module

@@ -47,7 +47,7 @@ class Forward:
         found: dict[str, Any] = {}
         above: tuple[str, ...] = ()
         for level in self.levels:
-            # Positions are those of the subclass: they are passed on as they are where it names a part of the same.
+            # What a subclass has as *args are positions of the next class, if what it names itself are the first ones.
             same = level.positional[: len(above)] == above
             given = dict(zip(level.positional, args, strict=False)) if same else {}
             given.update({name: value for name, value in kwargs.items() if name in level.defaults})

@@ -116,6 +116,7 @@ class State:
             layout = self._layout(model, args, kwargs)
             if isinstance(layout, str):
                 self.warnings.warn(f"dense attention: {layout}")
+                self.note_compiled(layout)
             running.call = Call(layout if isinstance(layout, Layout) else None, running.call, marked=False)
         else:
             self._enter(model, args, kwargs)
@@ -173,7 +174,7 @@ class State:
 
     @torch.compiler.assume_constant_result
     def note_compiled(self, reason: str | None) -> None:
-        """While a processor is traced: whether it will run VMonarch (None), or why not."""
+        """While a call or a processor is traced: whether it will run VMonarch (None), or why not."""
         self.compiled.add(reason)
 
 

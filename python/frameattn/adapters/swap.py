@@ -16,7 +16,6 @@ from frameattn.adapters.state import State
 from frameattn.adapters.wrappers import plain_name, unwrapped
 
 PIPELINE_PARTS = ("transformer", "transformer_2")
-NO_CALLS = "none seen; those within captured graphs and larger compiled functions are not"
 
 
 class Handle:
@@ -93,7 +92,7 @@ class Handle:
                 f"{_join(part, state.model_name)}: {present} of {len(state.installed) + len(state.declined)} video "
                 f"self-attention modules swapped (iterations={state.iterations}, mass_floor={state.mass_floor})",
                 f"  token grid: {grid}",
-                f"  calls of the model: {state.counts or NO_CALLS}",
+                f"  calls of the model: {_calls(state)}",
             ]
             if not state.active:
                 lines.append("  removed")
@@ -255,6 +254,16 @@ def _state_of(model: nn.Module) -> State | None:
     """The state of a swap in force, which the model's hook belongs to."""
     owners = (getattr(hook, "__self__", None) for hook in model._forward_pre_hooks.values())
     return next((owner for owner in owners if isinstance(owner, State) and owner.active), None)
+
+
+def _calls(state: State) -> str:
+    if state.counts:
+        return str(state.counts)
+    if not state.compiled:
+        return "none yet"
+    reasons = [f"is dense ({reason})" for reason in sorted(filter(None, state.compiled))]
+    runs = " or ".join((["runs VMonarch"] if None in state.compiled else []) + reasons)
+    return f"not counted in the compiled function that they are a part of, which {runs}"
 
 
 def _join(part: str, name: str) -> str:

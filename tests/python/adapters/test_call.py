@@ -99,7 +99,9 @@ def test_compiled_model_holds_for_all_grids(counter):
 def test_compiled_within_another_function(counter):
     handle = compiled_as_needed(within_another, counter, GRIDS[:3])
     assert counter.frame_count <= 3
-    assert not handle.counts and "calls of the model: none seen" in handle.report()
+    assert not handle.counts
+    assert "calls of the model: not counted in the compiled function" in handle.report()
+    assert "a part of, which runs VMonarch\n" in handle.report() + "\n"
 
 
 def test_compiled_blocks_in_two_threads(counter):

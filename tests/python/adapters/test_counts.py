@@ -31,7 +31,7 @@ def swapped(case=WAN_CASE, **options):
 
 def test_counts_what_ran():
     model, call, handle = swapped(dense_steps=1)
-    assert not handle.counts and "calls of the model: none seen" in handle.report()
+    assert not handle.counts and "calls of the model: none yet" in handle.report()
     for timestep in (900, 900, 800, 700, 900):
         output(model, {**call, "timestep": torch.full((2,), timestep)})
     assert handle.counts == Counts(vmonarch=2, dense={"in the first 1 steps of a video": 3})
