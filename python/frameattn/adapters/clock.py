@@ -1,8 +1,9 @@
 """Numbers the denoising steps of a video, by what a model is called with."""
 
+import math
 import threading
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,8 +14,12 @@ class Reading(NamedTuple):
 
     timestep: float  # of several, as tokens or frames that are given have their own, that of the noisiest
     shape: tuple[int, ...] = ()  # of the latent of one sample
-    latent: tuple[float, ...] = ()  # sums that tell one tensor from another
-    text: tuple[float, ...] = ()
+    latent: tuple[float, ...] = ()  # some of its numbers
+    text: tuple[float, ...] = ()  # sums that tell one text from another
+
+    def differs(self, other: "Reading") -> float:
+        """The distance between the latents, of the length of one."""
+        return math.dist(self.latent, other.latent) / (math.hypot(*other.latent) + 1e-12)
 
 
 class Video:
@@ -22,21 +27,24 @@ class Video:
 
     def __init__(self, reading: Reading):
         self.step = 0
-        self.last = reading
         self.calls = [reading]  # of this step
 
 
 class Clock:
     """Numbers the denoising steps of each video.
 
-    Timesteps go one way, in most models down; against it, or with a latent of another shape, a new video begins.
-    Within one timestep, which guidance calls a model with several times, and a scheduler may round several steps to, a
-    new step has a latent that was not there before and a text that was. (Guidance repeats the latent, with another
-    text; some guidance has other latents, too, but another text then.) What can be told by none of these, a preview
-    ahead of a video that goes on below its timestep, ``new_video`` tells.
+    Timesteps go one way, in most models down; against it, or with a latent of another shape, a new video begins. Calls
+    with one timestep may be a step's, for guidance calls a model several times: with the same latent, or at least with
+    another text. Else they are steps that a scheduler rounds to the same number, or, if there was one step so far and
+    the latent is fresh noise, that was a preview and another video begins. What none of this tells, a video that goes on below the timesteps of one before it,
+    ``new_video`` tells.
 
     Threads have videos of their own. Plain numbers, to be copied and pickled.
     """
+
+    HARDLY = (
+        0.25  # of a latent's length: steps with one timestep move it by a few hundredths, fresh noise by more than 1
+    )
 
     def __init__(self, rises: bool = False):
         self.rises = rises
@@ -49,25 +57,28 @@ class Clock:
     def at(self, reading: Reading) -> int:
         """The number of the step, from 0, that a call belongs to."""
         video = self.videos.get(threading.get_ident())
-        if video is None or reading.shape != video.last.shape or self._turns(reading, video):
+        kind = "new video" if video is None else self._kind(reading, video)
+        if video is None or kind == "new video":
             video = self.videos[threading.get_ident()] = Video(reading)
-        elif reading.timestep != video.last.timestep or self._goes_on(reading, video):
+        elif kind == "next step":
             video.step += 1
             video.calls = [reading]
         else:
             video.calls.append(reading)
-        video.last = reading
         return video.step
 
-    def _turns(self, reading: Reading, video: Video) -> bool:
-        change = reading.timestep - video.last.timestep
-        return change < 0 if self.rises else change > 0
-
-    @staticmethod
-    def _goes_on(reading: Reading, video: Video) -> bool:
-        """Whether a call with the same timestep is one of the next step."""
-        latents, texts = ({call[i] for call in video.calls} for i in (2, 3))
-        return reading.latent not in latents and reading.text in texts
+    def _kind(self, reading: Reading, video: Video) -> Literal["same step", "next step", "new video"]:
+        """What a call is behind those of a video."""
+        last = video.calls[-1]
+        change = reading.timestep - last.timestep
+        if reading.shape != last.shape or (change < 0 if self.rises else change > 0):
+            return "new video"
+        if change:
+            return "next step"
+        distance = min(reading.differs(call) for call in video.calls)
+        if distance == 0 or all(reading.text != call.text for call in video.calls):
+            return "same step"
+        return "next step" if video.step or distance < self.HARDLY else "new video"
 
 
 def read(arguments: Mapping[str, Any], rises: bool = False) -> Reading:
@@ -75,19 +86,20 @@ def read(arguments: Mapping[str, Any], rises: bool = False) -> Reading:
     ``encoder_hidden_states``. Waits for the device, once."""
     timestep, text = arguments["timestep"], arguments.get("encoder_hidden_states")
     tensors = [x for name, x in arguments.items() if isinstance(x, Tensor) and name != "timestep"]
-    latent = tensors[0] if tensors else None
-    texts = list(text) if isinstance(text, (list, tuple)) else [text]
     # Of one sample, for the parts of guidance may come as a batch or one by one.
-    parts = [[x[:1].float() for x in group if isinstance(x, Tensor) and x.dim()] for group in ([latent], texts)]
-    sums = [total for part in parts for x in part for total in (x.sum(), x.square().sum())]
-    if isinstance(timestep, Tensor):
-        sums.append((timestep.min() if rises else timestep.max()).float())
-    where = sums[0].device if sums else None
-    numbers = torch.stack([x.to(where) for x in sums]).tolist() if sums else []
-    count = 2 * len(parts[0])
-    return Reading(
-        numbers.pop() if isinstance(timestep, Tensor) else float(timestep),
-        tuple(latent.shape[1:]) if latent is not None else (),
-        tuple(numbers[:count]),
-        tuple(numbers[count:]),
-    )
+    latents = [_some(x[0]) for x in tensors[:1]]
+    texts = [x[:1].float() for x in (text if isinstance(text, (list, tuple)) else [text]) if isinstance(x, Tensor)]
+    sums = [torch.stack([x.sum(), x.square().sum()]) for x in texts]
+    at = [(timestep.min() if rises else timestep.max()).float().view(1)] if isinstance(timestep, Tensor) else []
+    parts = [*latents, *sums, *at]
+    numbers = torch.cat([x.to(parts[0].device) for x in parts]).tolist() if parts else []
+    noisiest = numbers.pop() if at else float(timestep)
+    count = len(latents[0]) if latents else 0
+    shape = tuple(tensors[0].shape[1:]) if tensors else ()
+    return Reading(noisiest, shape, tuple(numbers[:count]), tuple(numbers[count:]))
+
+
+def _some(x: Tensor, count: int = 64) -> Tensor:
+    """So many numbers of x, from all over it."""
+    x = x.reshape(-1)
+    return x[:: max(1, x.numel() // count)][:count].float()

@@ -68,8 +68,9 @@ class Handle:
 
     def new_video(self) -> None:
         """Says that the next call, of this thread, is the first one of a video. ``dense_steps`` finds that out where
-        timesteps turn back or the latent has another shape; after a preview of one step at the video's own first
-        timestep or above it, it cannot."""
+        timesteps turn back, the latent has another shape, or fresh noise comes at the timestep of the last call; not
+        where a video begins below the timesteps of one before it that was given up.
+        """
         for state in self._states.values():
             state.clock.new_video()
 

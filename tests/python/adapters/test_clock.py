@@ -18,7 +18,7 @@ def steps_of(timesteps, rises=False, guidance=False):
     clock, steps = Clock(rises), []
     for index, timestep in enumerate(timesteps):
         readings = [
-            Reading(timestep, (4,), latent=(float(index),), text=(float(text),)) for text in range(1 + guidance)
+            Reading(timestep, (4,), latent=(100.0 + index, 0.0), text=(float(text),)) for text in range(1 + guidance)
         ]
         first, *others = [clock.at(reading) for reading in readings]
         assert all(step == first for step in others)
@@ -62,13 +62,21 @@ def test_guidance_is_one_step(calls):
     texts = {"positive": (1.0,), "negative": (2.0,), "both": (3.0,)}
     for step in range(3):
         for latent, text in calls:
-            reading = Reading(999, (4,), latent=(float(10 * step + latent),), text=texts[text])
+            reading = Reading(999, (4,), latent=(1000.0 + 10 * step + latent,), text=texts[text])
             assert clock.at(reading) == step
 
 
 def test_a_latent_of_another_shape_is_another_video():
     clock = Clock()
     assert [clock.at(Reading(at, shape)) for at, shape in ((900, (4, 1)), (800, (4, 8)), (700, (4, 8)))] == [0, 0, 1]
+
+
+def test_fresh_noise_at_the_same_timestep_is_another_video():
+    """A preview of one step, or a model that has no more than one."""
+    noise = [tuple(randn(64, seed=seed).tolist()) for seed in range(3)]
+    moved = tuple(x + 0.02 for x in noise[2])
+    clock = Clock()
+    assert [clock.at(Reading(999, (64,), latent)) for latent in (*noise, moved)] == [0, 0, 0, 1]
 
 
 def test_reads_the_noisiest_token_and_one_sample():
@@ -153,10 +161,10 @@ def test_dense_steps_of_a_pipeline_are_those_of_the_video():
 
 
 def test_new_video_says_what_nothing_else_does():
-    """A preview of one step with the video's own first timestep, or a video that goes on below it."""
+    """A video that goes on below the timesteps of one before it."""
     model = WAN_CASE.build(torch.float32)
     handle = apply(model, dense_steps=2)
-    for timesteps in ([999], [700, 500, 300], [700, 500, 300]):
+    for timesteps in ([999], [700, 500, 300], [200, 100, 0]):
         found = dense_calls(model, handle, WAN_CASE, timesteps)
         assert found == [DENSE, DENSE, SWAPPED][: len(timesteps)]
         handle.new_video()
