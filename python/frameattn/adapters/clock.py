@@ -34,17 +34,16 @@ class Clock:
     """Numbers the denoising steps of each video.
 
     Timesteps go one way, in most models down; against it, or with a latent of another shape, a new video begins. Calls
-    with one timestep may be a step's, for guidance calls a model several times: with the same latent, or at least with
-    another text. Else they are steps that a scheduler rounds to the same number, or, if there was one step so far and
-    the latent is fresh noise, that was a preview and another video begins. What none of this tells, a video that goes on below the timesteps of one before it,
-    ``new_video`` tells.
+    with one timestep may be of one step, as guidance calls a model several times, with the same latent, or at least
+    with another text. Else they are steps that a scheduler rounds to the same number; or, if there was one step so far
+    and the latent is fresh noise, that was a preview, and another video begins. What none of this tells, a video that
+    begins below the timesteps of one before it, ``new_video`` tells.
 
     Threads have videos of their own. Plain numbers, to be copied and pickled.
     """
 
-    HARDLY = (
-        0.25  # of a latent's length: steps with one timestep move it by a few hundredths, fresh noise by more than 1
-    )
+    # Of a latent's length. Steps with one timestep move it by a few hundredths; fresh noise is farther than 1.
+    NEAR = 0.25
 
     def __init__(self, rises: bool = False):
         self.rises = rises
@@ -78,14 +77,14 @@ class Clock:
         distance = min(reading.differs(call) for call in video.calls)
         if distance == 0 or all(reading.text != call.text for call in video.calls):
             return "same step"
-        return "next step" if video.step or distance < self.HARDLY else "new video"
+        return "next step" if video.step or distance < self.NEAR else "new video"
 
 
 def read(arguments: Mapping[str, Any], rises: bool = False) -> Reading:
     """Of the arguments of a model's forward, by name: ``timestep``, the latent as the first tensor, the text as
     ``encoder_hidden_states``. Waits for the device, once."""
     timestep, text = arguments["timestep"], arguments.get("encoder_hidden_states")
-    tensors = [x for name, x in arguments.items() if isinstance(x, Tensor) and name != "timestep"]
+    tensors = [x for name, x in arguments.items() if isinstance(x, Tensor) and x.dim() and name != "timestep"]
     # Of one sample, for the parts of guidance may come as a batch or one by one.
     latents = [_some(x[0]) for x in tensors[:1]]
     texts = [x[:1].float() for x in (text if isinstance(text, (list, tuple)) else [text]) if isinstance(x, Tensor)]
