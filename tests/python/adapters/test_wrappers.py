@@ -23,6 +23,10 @@ def expected():
         return output(model, WAN_CASE.call(dtype=torch.float32))
 
 
+def plain(names):
+    return [name.replace("_fsdp_wrapped_module.", "") for name in names]
+
+
 def check(handle, wrapper, expected):
     """The hooks fire when the wrapper is called."""
     before = handle.counts.vmonarch
@@ -88,7 +92,7 @@ def test_wrapped(wrap, first, process_group, expected):
     else:
         wrapper = wrap(model)
         handle = apply(wrapper)
-    assert [name.replace("_fsdp_wrapped_module.", "") for name in handle.swapped] == NAMES
+    assert plain(handle.swapped) == NAMES
     check(handle, wrapper, expected)
     assert Handle.of(wrapper).swapped == Handle.of(model).swapped == handle.swapped
     with pytest.raises(RuntimeError, match="is swapped already"):
@@ -97,11 +101,12 @@ def test_wrapped(wrap, first, process_group, expected):
     assert not handle.swapped
 
 
-@pytest.mark.parametrize("wrap", [peft_model, data_parallel])
-def test_compiled_wrapper(wrap, expected):
+@pytest.mark.parametrize("wrap", [peft_model, distributed, fully_sharded])
+def test_compiled_wrapper(wrap, process_group, expected):
     torch.compiler.reset()
     compiled = torch.compile(wrap(WAN_CASE.build(torch.float32)), backend="eager")
-    assert apply(compiled).swapped == Handle.of(compiled).swapped == NAMES
+    handle = apply(compiled)
+    assert plain(handle.swapped) == NAMES and Handle.of(compiled).swapped == handle.swapped
     with torch.no_grad():
         assert relative_error(output(compiled, WAN_CASE.call(dtype=torch.float32)), expected) < 1e-6
     torch.compiler.reset()
