@@ -123,10 +123,13 @@ class State:
 
     def after_model(self, model: nn.Module, args: tuple, output: Any) -> None:
         call = running.call
-        if call is not None:
+        if call is None:  # arguments did not let it begin
+            return
+        if torch.compiler.is_compiling():
             running.call = call.outer
-            if not torch.compiler.is_compiling():
-                self._count(call, output)
+        elif call.owner is self:
+            running.call = call.outer
+            self._count(call, output)
 
     @torch.compiler.disable
     def _enter(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:

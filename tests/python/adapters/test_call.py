@@ -356,6 +356,23 @@ def test_a_call_that_dies_leaves_nothing_behind():
     assert handle.counts.calls == 2
 
 
+def test_a_call_that_never_began_ends_no_other():
+    """Of a model within another one."""
+    inner, outer = WAN_CASE.build(), WAN_CASE.build()
+    apply(inner)
+    apply(outer)
+
+    def fail(*_):
+        with pytest.raises(ValueError, match="zip"):  # in the hook, which reads the grid
+            inner(**{**wan_call(GRIDS[0]), "hidden_states": torch.zeros(BATCH, 4)})
+
+    with torch.no_grad():
+        expected = output(outer, wan_call(GRIDS[0]))
+        hook = outer.blocks[0].register_forward_hook(fail)
+        assert torch.equal(output(outer, wan_call(GRIDS[0])), expected)
+        hook.remove()
+
+
 def test_an_interrupted_call_is_forgotten_at_the_next():
     model = WAN_CASE.build()
     apply(model)
