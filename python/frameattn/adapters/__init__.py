@@ -3,7 +3,7 @@
     import frameattn
 
     handle = frameattn.adapters.apply(pipe.transformer)  # or a whole pipeline
-    print(handle.report())                               # what was swapped, and why anything was not
+    print(handle.report())                               # what was swapped, what ran, and why anything did not
     handle.remove()                                      # as before, bit for bit
 
 ``supported()`` lists the models. diffusers is needed where its models are (extra ``video``), and never imported here.
@@ -30,15 +30,18 @@ where they are, how they form query, key and value, and what the grid of their t
             query, key = rotate(query, key, rotary_emb)  # if as most models of diffusers do
             return project_out(attn, self.attend(query, key, value))
 
-With text in the same attention, ``self.attend_jointly(video, text, text_mask)`` takes the place of ``attend``. Where
-video and text come to the processor apart, ``JointProcessor`` is the class to start from: it has the ``__call__``.
-``frameattn/adapters/diffusers/*.py`` are such classes. **Code that calls F.scaled_dot_product_attention itself** takes
-``attention_fn(grid)`` in its place.
+Where the sequence has other tokens ahead of the video's or behind them, ``layout`` takes the place of ``grid`` and says
+how many; ``attend`` does the rest. With text in the same attention, ``self.attend_jointly(video, text, text_mask)``
+takes the place of ``attend``. Where video and text come to the processor apart, ``JointProcessor`` is the class to
+start from: it has the ``__call__``. ``frameattn/adapters/diffusers/*.py`` are such classes. **Code that calls
+F.scaled_dot_product_attention itself** takes ``attention_fn(grid)`` in its place.
 """
 
 from importlib import import_module
 
 from frameattn.adapters.attention import joint_attention, video_attention
+from frameattn.adapters.call import Layout
+from frameattn.adapters.counts import Counts
 from frameattn.adapters.grid_attention import GridAttention, attention_fn
 from frameattn.adapters.joint import JointProcessor
 from frameattn.adapters.processor import VMonarchProcessor
@@ -67,6 +70,7 @@ FAMILIES = (
     "diffusers.kandinsky",
     "diffusers.ltx",
     "diffusers.ltx2",
+    "diffusers.minimax_h3",
     "diffusers.mochi",
     "diffusers.motif",
     "diffusers.wan",
@@ -75,9 +79,11 @@ for _family in FAMILIES:
     import_module(f"frameattn.adapters.{_family}")
 
 __all__ = [
+    "Counts",
     "GridAttention",
     "Handle",
     "JointProcessor",
+    "Layout",
     "Support",
     "VMonarchProcessor",
     "apply",

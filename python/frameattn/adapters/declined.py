@@ -12,7 +12,6 @@ _VIDEO = {
     "Kandinsky6Transformer3DModel": "attends jointly with further streams, under a mask",
     "LatteTransformer3DModel": "attends within frames and between them in turn, where VMonarch equals dense attention; "
     "Matrix Attention is for such models (frameattn.models)",
-    "MiniMaxH3Transformer3DModel": "packs tokens of several modalities into one sequence: no grid of tokens",
     "SanaVideoTransformer3DModel": "its self-attention is linear already",
     "SanaWMLTX2RefinerTransformer3DModel": "attends to context frames beside the video, under a mask",
     "SanaWMTransformer3DModel": "its self-attention is linear or recurrent already",

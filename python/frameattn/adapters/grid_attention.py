@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from frameattn.adapters.attention import joint_attention, video_attention
-from frameattn.adapters.state import Grid
+from frameattn.adapters.call import Grid
 from frameattn.adapters.warnings_once import Warnings
 
 

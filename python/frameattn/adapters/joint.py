@@ -5,6 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from frameattn.adapters.attention import Streams
+from frameattn.adapters.call import ForeignModule
 from frameattn.adapters.processor import VMonarchProcessor
 from frameattn.adapters.projections import (
     project_heads,
@@ -13,7 +14,6 @@ from frameattn.adapters.projections import (
     project_out_added,
     rotate,
 )
-from frameattn.adapters.state import ForeignModule
 
 
 class JointProcessor(VMonarchProcessor):

@@ -1,12 +1,15 @@
 """The base of all processors that a swap puts into a model: when VMonarch runs, and what runs else."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from frameattn.adapters.attention import Streams, joint_attention, video_attention
-from frameattn.adapters.state import ForeignModule, Grid, State
+from frameattn.adapters.call import GRID_UNKNOWN, ForeignModule, Grid, Layout, running, shape
+from frameattn.adapters.state import State
 
 
 class VMonarchProcessor:
@@ -18,7 +21,8 @@ class VMonarchProcessor:
         modules      a regular expression that matches the names of their video self-attention modules, whole
         processors   class names of the processors whose attention it computes; a module that has another one is left
         notes        one line for supported()
-        grid         where a call has its token grid
+        grid         where a call has its token grid; layout, where other tokens are in the same sequence
+        rises        True where timesteps rise from step to step
         refusal      why a certain model cannot be swapped, if so, and module_refusal why one of its modules cannot
         __call__     how query, key and value are formed, and the output
 
@@ -31,6 +35,7 @@ class VMonarchProcessor:
     modules: ClassVar[str] = ""
     processors: ClassVar[tuple[str, ...]] = ()
     notes: ClassVar[str] = ""
+    rises: ClassVar[bool] = False
 
     def __init__(self, original: Any, state: State):
         self.original = original
@@ -41,6 +46,17 @@ class VMonarchProcessor:
     def grid(model: ForeignModule, arguments: Mapping[str, Any]) -> Grid | None:
         """The token grid (T, H, W) of a call of the model, whose arguments come by name; None if it does not say."""
         raise NotImplementedError
+
+    @classmethod
+    def layout(cls, model: ForeignModule, arguments: Mapping[str, Any], given: Grid | None) -> Layout | str:
+        """Where the video is among the tokens of a call, or why its attention must be dense. given: the user's grid."""
+        said = cls.grid(model, arguments)
+        grid = given or said
+        if grid is None:
+            return GRID_UNKNOWN
+        if said is not None and math.prod(said) != math.prod(grid):
+            return f"the grid does not hold the tokens (grid {shape(grid)}, {math.prod(said)} video tokens)"
+        return Layout(grid)
 
     @staticmethod
     def refusal(model: ForeignModule) -> str | None:
@@ -66,46 +82,76 @@ class VMonarchProcessor:
         """Whether this call runs VMonarch. If it should but cannot, warns, once for each reason.
 
         Args:
-            tokens: N, how many video tokens the call has.
+            tokens: N, how many tokens the attention has, without those of a text that comes to the processor apart.
             absent: arguments that must be None, such as a mask over video tokens, by their names.
         """
-        state = self.state
-        if not state.active or state.dense_now:
+        call = running.call
+        if call is None:
+            if self.state.active:
+                self._outside(tokens)
             return False
+        if call.sizes is None or not self.state.serving:
+            return False
+        frames, per_frame, ahead, behind = call.sizes.shape[:4]
+        reason = None
         given = [name for name, argument in absent.items() if argument is not None]
-        if self._parallel_config is not None:
-            reason = "context parallelism gives each process a part of the tokens"
-        elif given:
+        if given:
             reason = f"{' and '.join(given)} given"
-        elif state.grid is None:
-            reason = "this call does not say its token grid; apply(grid=(T, H, W)) can"
-        elif state.grid[0] * state.grid[1] * state.grid[2] != tokens:
+        elif ahead + frames * per_frame + behind != tokens:
             reason = "the grid does not hold the tokens"
-        else:
-            return True
-        grid = "unknown" if state.grid is None else " x ".join(str(int(size)) for size in state.grid)
-        state.warnings.warn(f"dense attention: {reason} (grid {grid}, {int(tokens)} video tokens)")
-        return False
+        compiling = torch.compiler.is_compiling()
+        if reason is not None:  # without numbers in compiled code: they would hold for one grid
+            where = "" if compiling else f" (grid {call.layout}, {tokens} video tokens)"
+            self.state.warnings.warn(f"dense attention: {reason}{where}")
+        if compiling:
+            self.state.note_compiled(reason)
+        if call.marked or not compiling:
+            if reason is None:
+                call.swapped = True
+            else:
+                call.dense = reason
+        return reason is None
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """[B, N, H, D] each -> [B, N, H * D]."""
-        state = self.state
-        assert state.grid is not None  # swaps() has seen it
-        video = _heads_first((query, key, value))
-        return _merge_heads(
-            video_attention(video, state.grid[0], iterations=state.iterations, mass_floor=state.mass_floor)
-        )
+        """[B, N, H, D] each -> [B, N, H * D]. Tokens ahead of the video and behind it are as text in
+        ``attend_jointly``."""
+        frames, per_frame, ahead, behind = self._sizes()
+        streams = _heads_first((query, key, value))
+        if not (ahead or behind):
+            return _merge_heads(video_attention(streams, frames, **self._options))
+        stop = ahead + frames * per_frame
+        video = _map(streams, lambda x: x[:, :, ahead:stop])
+        others = _map(streams, lambda x: torch.cat([x[:, :, :ahead], x[:, :, stop:]], dim=2))
+        for_video, for_others = joint_attention(video, others, frames, **self._options)
+        return _merge_heads(torch.cat([for_others[:, :, :ahead], for_video, for_others[:, :, ahead:]], dim=2))
 
     def attend_jointly(self, video: Streams, text: Streams, text_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Query, key, value of the video, [B, N, H, D] each, and of the text, [B, L, H, D] -> [B, N, H * D] and
         [B, L, H * D]. text_mask [B, L] bool: the text tokens that are keys."""
-        state = self.state
-        assert state.grid is not None
-        video, text = _heads_first(video), _heads_first(text)
-        outputs = joint_attention(
-            video, text, state.grid[0], text_mask, iterations=state.iterations, mass_floor=state.mass_floor
-        )
+        outputs = joint_attention(_heads_first(video), _heads_first(text), self._sizes()[0], text_mask, **self._options)
         return _merge_heads(outputs[0]), _merge_heads(outputs[1])
+
+    # ---- What these need ---------------------------------------------------------------------------------------------
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        return dict(iterations=self.state.iterations, mass_floor=self.state.mass_floor)
+
+    def _sizes(self) -> tuple[int, ...]:
+        """T, H * W, tokens ahead, tokens behind."""
+        assert running.call is not None and running.call.sizes is not None  # swaps() has seen it
+        return running.call.sizes.shape[:4]
+
+    @torch.compiler.disable
+    def _outside(self, tokens: int) -> None:
+        """This attention runs, but not in a call of its model."""
+        if torch._C._current_graph_task_id() != -1:
+            raise RuntimeError(
+                "frameattn.adapters: backward runs a block again, and not by a checkpoint function that is known here, "
+                "so that its token grid is lost. Use enable_gradient_checkpointing() or torch's checkpoint_wrapper, or "
+                "keep the function as _gradient_checkpointing_func of the model"
+            )
+        self.state.warnings.warn(f"dense attention: called outside of a call of the model ({tokens} tokens)")
 
     # ---- What diffusers writes on the processor that it finds goes to the original -----------------------------------
 
@@ -132,6 +178,11 @@ class VMonarchProcessor:
 def _heads_first(streams: Streams) -> Streams:
     """[B, N, H, D] each -> [B, H, N, D]"""
     query, key, value = (x.transpose(1, 2) for x in streams)
+    return query, key, value
+
+
+def _map(streams: Streams, function: Callable[[Tensor], Tensor]) -> Streams:
+    query, key, value = (function(x) for x in streams)
     return query, key, value
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from frameattn.adapters.attention import Streams
-from frameattn.adapters.state import ForeignModule, Grid
+from frameattn.adapters.call import ForeignModule, Grid
 
 
 def latent_grid(sizes: Sequence[int], patch: Sequence[int]) -> Grid:

@@ -1,61 +1,44 @@
-"""What the swapped processors of one model share, and the hook that fills it ahead of every call of the model."""
+"""What the swapped processors of one model share, and the hooks ahead of every call of the model and behind it."""
 
-import inspect
-import math
+import weakref
 from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch._dynamo.eval_frame import skip_code
 
+from frameattn.adapters.call import Call, ForeignModule, Grid, Layout, running
+from frameattn.adapters.checkpointing import WithinCall, carry_calls, release_calls
+from frameattn.adapters.clock import Clock, read
+from frameattn.adapters.counts import Counts
+from frameattn.adapters.forward import MISSING, Forward
 from frameattn.adapters.warnings_once import Warnings
 
-Grid = tuple[int, int, int]  # tokens in time, height, width
-ForeignModule = Any  # an nn.Module of another library, whose attributes are known by their names alone
 
+class LayoutReader(Protocol):
+    """What a State needs of an adapter: where the video is among the tokens of a call of the model, or why nowhere."""
 
-class GridReader(Protocol):
-    """What a State needs of an adapter: where a call of the model has its token grid."""
-
-    def grid(self, model: ForeignModule, arguments: Mapping[str, Any]) -> Grid | None: ...
-
-
-class Clock:
-    """Numbers the denoising steps of a video by the timesteps that the model is called with.
-
-    Guidance calls a model twice with one timestep, which is one step. Timesteps go one way, down in most models and up
-    in Mochi: the first change says which, and a change the other way is a new video.
-    """
-
-    def __init__(self) -> None:
-        self.timestep: float | None = None
-        self.direction = 0.0
-        self.step = 0
-
-    def at(self, timestep: float) -> int:
-        """The number of the step, from 0, that a call with this timestep belongs to."""
-        if self.timestep is not None and timestep != self.timestep:
-            change = math.copysign(1.0, timestep - self.timestep)
-            self.direction = self.direction or change
-            self.step = self.step + 1 if change == self.direction else 0
-        self.timestep = timestep
-        return self.step
+    def layout(self, model: ForeignModule, arguments: Mapping[str, Any], given: Grid | None) -> Layout | str: ...
 
 
 class State:
-    """Plain numbers and references, so that copy.deepcopy and pickle take it along with its model.
+    """Settings, references and counters, so that copy.deepcopy and pickle take it along with its model. What belongs to
+    one call is in a Call (call.py).
 
-    The hook is a bound method of this object for the same reason: a closure could be neither copied nor pickled. It
-    reads arguments of the model, ahead of all that diffusers and accelerate put around ``forward``: there the latent is
+    The hooks are bound methods of this object for the same reason: a closure could be neither copied nor pickled. They
+    read arguments of the model, ahead of all that diffusers and accelerate put around ``forward``: there the latent is
     whole, and its shape says the grid.
 
-    Activation checkpointing runs a block again in backward without the model's hook. It then finds the grid of the
-    last call, so run backward before a call with another grid; torch notices most breaches by itself.
+    Attributes:
+        active: from apply() to remove().
+        serving: whether the processors run VMonarch in calls that ask for it. After remove() they still do, in their
+            places, until backward has run all blocks again that ran swapped and were checkpointed.
     """
 
     def __init__(
         self,
-        adapter: GridReader,
+        adapter: LayoutReader,
         model: nn.Module,
         *,
         iterations: int,
@@ -66,58 +49,139 @@ class State:
     ):
         self.adapter = adapter
         self.model_name = type(model).__name__
+        self.forward = Forward(model)
         self.iterations, self.mass_floor, self.dense_steps = iterations, mass_floor, dense_steps
         self.given_grid = grid
         self.clock = clock or Clock()
-        # By the class: an offloaded or cached model has a forward(*args, **kwargs) of a hook in its place.
-        parameters = list(inspect.signature(type(model).forward).parameters.values())[1:]
-        self.defaults = {parameter.name: parameter.default for parameter in parameters}
 
-        self.grid: Grid | None = grid
-        self.dense_now = False  # one of the first dense_steps
-        self.active = True
+        self.active = self.serving = True
         self.installed: list[tuple[str, nn.Module, Any]] = []  # name, attention module, our processor in it
         self.declined: dict[str, str] = {}
         self.warnings = Warnings(type(model).__name__)
+        self.layout: Layout | None = None  # of the last call, for the report
+        self.counts = Counts()
+        self.compiled: set[str | None] = set()  # why compiled code is dense, or None if it is not
+        self._pending: weakref.WeakSet[WithinCall] = weakref.WeakSet()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_pending"}
+
+    def __setstate__(self, values: dict[str, Any]) -> None:
+        vars(self).update(values, _pending=weakref.WeakSet())
+
+    # ---- Into the model and out of it --------------------------------------------------------------------------------
 
     def install(self, model: nn.Module, processors: list[tuple[str, nn.Module, Any]]) -> None:
         for _, attention, processor in processors:
             attention.processor = processor
-        self.installed = processors
-        # Compilers trace before_model; reading a timestep they cannot.
-        hook = self.before_model_eagerly if self.dense_steps else self.before_model
-        self.hook = model.register_forward_pre_hook(hook, with_kwargs=True)
+        self.model, self.installed = model, processors
+        self.hooks = (
+            model.register_forward_pre_hook(self.before_model, with_kwargs=True),
+            model.register_forward_hook(self.after_model, always_call=True),
+        )
 
     def remove(self) -> None:
-        """Puts the originals back where our processors still are."""
-        for _, attention, processor in self.present():
-            attention.processor = processor.original
+        """Puts the originals back where our processors still are, at once or when no backward needs them any more."""
         self.active = False
-        self.hook.remove()
+        for hook in self.hooks:
+            hook.remove()
+        release_calls(self.model)
+        self._settle()
 
     def present(self) -> list[tuple[str, nn.Module, Any]]:
         """Of those installed, the processors that nobody replaced."""
-        return [one for one in self.installed if self.active and one[1].processor is one[2]]
+        return self._in_place() if self.active else []
+
+    def _in_place(self) -> list[tuple[str, nn.Module, Any]]:
+        return [one for one in self.installed if one[1].processor is one[2]]
+
+    def _hold(self, function: WithinCall) -> None:
+        """Something that backward may run again."""
+        self._pending.add(function)
+        weakref.finalize(function, self._settle).atexit = False
+
+    def _settle(self) -> None:
+        if self.active or not self.serving or any(True for _ in self._pending):
+            return
+        self.serving = False
+        for _, attention, processor in self._in_place():
+            attention.processor = processor.original
+
+    # ---- Around every call -------------------------------------------------------------------------------------------
 
     def before_model(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        arguments = {**self.defaults, **dict(zip(self.defaults, args, strict=False)), **kwargs}
-        if any(argument is inspect.Parameter.empty for argument in arguments.values()):
-            return  # the call is about to fail, and says so better than we could
-        self.grid = self.given_grid or self.adapter.grid(model, arguments)
+        """Traced where the model is called by a function that is compiled. Where it is itself compiled, dynamo calls
+        its hooks and compiles what it finds behind them: see skip_code at the end of this file."""
+        if torch.compiler.is_compiling() and not self.dense_steps:
+            layout = self._layout(model, args, kwargs)
+            if isinstance(layout, str):
+                self.warnings.warn(f"dense attention: {layout}")
+                self.note_compiled(layout)
+            running.call = Call(layout if isinstance(layout, Layout) else None, running.call, marked=False)
+        else:
+            self._enter(model, args, kwargs)
+
+    def after_model(self, model: nn.Module, args: tuple, output: Any) -> None:
+        call = running.call
+        if call is None:  # arguments did not let it begin
+            return
+        if torch.compiler.is_compiling():
+            running.call = call.outer
+        elif call.owner is self:
+            running.call = call.outer
+            self._count(call, output)
+
+    @torch.compiler.disable
+    def _enter(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        layout = self._layout(model, args, kwargs)
+        if isinstance(layout, str):
+            self.warnings.warn(f"dense attention: {layout}")
+        self.layout = layout if isinstance(layout, Layout) else None
+        if torch.is_grad_enabled():
+            carry_calls(model, self._hold)
+        outer = running.call
+        while outer is not None and outer.owner is self:  # was interrupted: KeyboardInterrupt passes all hooks by
+            outer = outer.outer
+        call = Call(self.layout, outer, marked=not torch.is_grad_enabled(), owner=self)
+        if isinstance(layout, str):
+            call.dense = layout
         if self.dense_steps:
-            self.dense_now = self.clock.at(_largest(arguments["timestep"])) < self.dense_steps
+            arguments = self.forward.bind(args, kwargs)
+            is_known = arguments["timestep"] is not MISSING
+            if is_known and self.clock.at(read(arguments, self.clock.rises)) < self.dense_steps:
+                call.sizes, call.dense = None, f"in the first {self.dense_steps} steps of a video"
         lost = len(self.installed) - len(self.present())
         if lost:
             self.warnings.warn(
                 f"{lost} of {len(self.installed)} swapped attention processors were replaced since apply(), so their "
                 "attention is dense again: remove() the swap and apply() it anew, after what replaced them"
             )
+        running.call = call
 
     @torch.compiler.disable
-    def before_model_eagerly(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        self.before_model(model, args, kwargs)
+    def _count(self, call: Call, output: Any) -> None:
+        if output is not None:  # the call did not die
+            self.counts.add(call, self.compiled)
+
+    def _layout(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Layout | str | None:
+        """Where the video is among the tokens; why nowhere; or None if the call is about to fail, which says more."""
+        arguments = self.forward.bind(args, kwargs)
+        for argument in arguments.values():
+            if argument is MISSING:
+                passes_on = self.forward.levels[0].passes_on
+                return "the model's class passes on arguments that it does not name" if passes_on else None
+        for _, _, processor in self.installed:
+            if processor._parallel_config is not None:
+                return "context parallelism gives each process a part of the tokens"
+        return self.adapter.layout(model, arguments, self.given_grid)
+
+    @torch.compiler.assume_constant_result
+    def note_compiled(self, reason: str | None) -> None:
+        """While a call or a processor is traced: whether it will run VMonarch (None), or why not."""
+        self.compiled.add(reason)
 
 
-def _largest(timestep: Tensor | float) -> float:
-    """Of a timestep for each token, that of the tokens that are not given: the largest. A tensor costs a host sync."""
-    return float(timestep.max()) if isinstance(timestep, Tensor) else float(timestep)
+# dynamo would compile hooks, each as a function of its own, in which nothing can be counted. Where they are a part of
+# something larger that it compiles, it goes on tracing them.
+for _hook in (State.before_model, State.after_model):
+    skip_code(_hook.__code__)

@@ -6,9 +6,14 @@ from typing import Any
 
 from torch import nn
 
+from frameattn.adapters.call import Grid, shape
+from frameattn.adapters.clock import Clock
+from frameattn.adapters.counts import Counts
 from frameattn.adapters.processor import VMonarchProcessor
+from frameattn.adapters.profile import Profiler
 from frameattn.adapters.registry import adapter_of
-from frameattn.adapters.state import Clock, Grid, State
+from frameattn.adapters.state import State
+from frameattn.adapters.wrappers import plain_name, unwrapped
 
 PIPELINE_PARTS = ("transformer", "transformer_2")
 
@@ -17,7 +22,7 @@ class Handle:
     """What apply() did to one model, or to the transformers of a pipeline. A context manager that removes the swap.
 
     Attributes:
-        swapped: names of the modules that run VMonarch, without those whose processor something replaced.
+        swapped: names of the modules that can run VMonarch, without those whose processor something replaced.
         declined: {name: reason} of the other video self-attention modules, and of parts of a pipeline as a whole.
     """
 
@@ -27,12 +32,12 @@ class Handle:
 
     @classmethod
     def of(cls, model: nn.Module) -> "Handle":
-        """The handle of a model that is swapped already: of a copy, or one that was loaded from a pickle.
+        """The handle of a model, or what wraps it, that is swapped already: of a copy, or loaded from a pickle.
 
         Raises:
             ValueError: it is not swapped.
         """
-        state = _state_of(_unwrapped(model))
+        state = _state_of(unwrapped(model))
         if state is None:
             raise ValueError(f"{type(model).__name__} is not swapped")
         return cls({"": state}, {})
@@ -48,15 +53,47 @@ class Handle:
         }
         return {**self._declined, **of_modules}
 
+    @property
+    def counts(self) -> Counts:
+        """Calls of the models since apply() or reset(), together."""
+        total = Counts()
+        for state in self._states.values():
+            total += state.counts
+        return total
+
+    def reset(self) -> None:
+        """Counts from here."""
+        for state in self._states.values():
+            state.counts = Counts()
+
+    def new_video(self) -> None:
+        """Says that the next call, of this thread, is the first one of a video. ``dense_steps`` finds that out where
+        timesteps turn back, the latent has another shape, or fresh noise comes at the timestep of the last call; not
+        where a video begins below the timesteps of one before it that was given up.
+        """
+        for state in self._states.values():
+            state.clock.new_video()
+
+    def profile(self) -> Profiler:
+        """Times the models and their video attention.
+
+        >>> with handle.profile() as profile:
+        ...     pipe("A cat walks on the grass", num_inference_steps=3)
+        >>> print(profile)  # attention, swapped: 31% of 4021 ms in 6 calls
+        """
+        return Profiler((state.model, [module for _, module, _ in state.installed]) for state in self._states.values())
+
     def report(self) -> str:
-        """What runs VMonarch, what does not and why, and what fell back to dense attention so far."""
+        """What was swapped, what was not and why, what the calls so far ran, and what was warned of."""
         lines = []
         for part, state in self._states.items():
             present = len(state.present())
+            grid = state.layout or (shape(state.given_grid) if state.given_grid else "that of each call")
             lines += [
                 f"{_join(part, state.model_name)}: {present} of {len(state.installed) + len(state.declined)} video "
-                f"self-attention modules run VMonarch (iterations={state.iterations}, mass_floor={state.mass_floor})",
-                f"  token grid: {' x '.join(map(str, state.grid)) if state.grid else 'known at the first call'}",
+                f"self-attention modules swapped (iterations={state.iterations}, mass_floor={state.mass_floor})",
+                f"  token grid: {grid}",
+                f"  calls of the model: {_calls(state)}",
             ]
             if not state.active:
                 lines.append("  removed")
@@ -71,7 +108,11 @@ class Handle:
         return "\n".join(lines)
 
     def remove(self) -> None:
-        """Gives every module its processor back, the very object, unless something else put another one there."""
+        """Gives every module its processor back, the very object, unless something else put another one there.
+
+        Blocks that ran swapped under gradient checkpointing and that backward has yet to run again keep what they need
+        until it has; every new call is dense, bit for bit, from here on.
+        """
         for state in self._states.values():
             state.remove()
 
@@ -101,18 +142,18 @@ def apply(
     tokens, a mask over video tokens, context parallelism) runs what was there, with one warning for each reason.
 
     Args:
-        model: a transformer of diffusers (see supported()), compiled or not, one of a class that was registered, or a
-            pipeline, of which ``transformer`` and ``transformer_2`` are swapped.
+        model: a transformer of diffusers (see supported()) or of a class that was registered, as it is or as torch and
+            peft wrap it, or a pipeline, of which ``transformer`` and ``transformer_2`` are swapped.
         method: "vmonarch".
         iterations, mass_floor: of ``frameattn.vmonarch_attention``.
         dense_layers: the first so many blocks stay dense.
         dense_steps: the first so many denoising steps of every video stay dense, whatever transformer runs them. Reads
-            the timestep of every call, which costs a synchronisation with the device.
+            timestep, latent and text of every call, which costs a synchronisation with the device. See new_video().
         grid: tokens in time, height and width; by default they are read from every call of the model.
 
     Raises:
         ValueError: an argument does not fit, or nothing can be swapped; the message says why.
-        RuntimeError: the model is swapped already.
+        RuntimeError: the model is swapped already, or backward still needs a swap that was removed.
 
     >>> handle = frameattn.adapters.apply(pipe.transformer, iterations=2, dense_layers=2)
     >>> print(handle.report())
@@ -134,8 +175,8 @@ def apply(
         t, h, w = grid
         grid = t, h, w  # a list of them would do
 
-    clock = Clock()  # one for a pipeline: its second transformer goes on where the first one stopped
-    plans, declined = {}, {}
+    plans: dict[str, Any] = {}
+    declined, clock = {}, None
     for part, transformer in _transformers(model):
         if _state_of(transformer) is not None:
             raise RuntimeError(f"{_join(part, type(transformer).__name__)} is swapped already: remove() that first")
@@ -143,6 +184,7 @@ def apply(
         if isinstance(adapter, str):
             declined[part] = adapter
             continue
+        clock = clock or Clock(adapter.rises)  # a second transformer of a pipeline goes on where the first one stopped
         state = State(
             adapter,
             transformer,
@@ -152,6 +194,8 @@ def apply(
             grid=grid,
             clock=clock,
         )
+        if dense_steps and "timestep" not in state.forward:
+            raise ValueError(f"apply: dense_steps needs a timestep, which {state.model_name}.forward does not have")
         processors = _plan(transformer, adapter, state, dense_layers)
         if processors:
             plans[part] = transformer, state, processors
@@ -172,18 +216,23 @@ def _plan(
     """The processors to put into a model; state.declined gets the reasons against the others."""
     processors = []
     matching = [
-        (name, module) for name, module in model.named_modules() if re.fullmatch(adapter.modules, _plain_name(name))
+        (name, module) for name, module in model.named_modules() if re.fullmatch(adapter.modules, plain_name(name))
     ]
     for index, (name, attention) in enumerate(matching):
         original = getattr(attention, "processor", None)
         while isinstance(original, VMonarchProcessor):  # of a swap that was removed, which a model brought back
+            if original.state.serving:
+                raise RuntimeError(
+                    f"{type(model).__name__}: backward has yet to run blocks again that the swap which was removed ran "
+                    "under gradient checkpointing. Call backward() first, or drop the results of those calls"
+                )
             original = original.original
-        refusal = adapter.module_refusal(model, _plain_name(name))
+        refusal = adapter.module_refusal(model, plain_name(name))
         if type(original).__name__ not in adapter.processors:
             state.declined[name] = f"has a processor of another kind, {type(original).__name__}"
         elif refusal is not None:
             state.declined[name] = refusal
-        elif adapter.block(model, _plain_name(name), index) < dense_layers:
+        elif adapter.block(model, plain_name(name), index) < dense_layers:
             state.declined[name] = f"in the first {dense_layers} blocks"
         else:
             processors.append((name, attention, adapter(original, state)))
@@ -193,29 +242,29 @@ def _plan(
 def _transformers(model: Any) -> Iterator[tuple[str, nn.Module]]:
     """The models to swap, each with the name of the part of the pipeline that it is, or "" if there is none."""
     if isinstance(model, nn.Module):
-        yield "", _unwrapped(model)
+        yield "", unwrapped(model)
         return
     modules = {part: getattr(model, part, None) for part in PIPELINE_PARTS}
-    parts = [(part, _unwrapped(module)) for part, module in modules.items() if isinstance(module, nn.Module)]
+    parts = [(part, unwrapped(module)) for part, module in modules.items() if isinstance(module, nn.Module)]
     if not parts:
         raise ValueError(f"apply: needs a model, or a pipeline with a transformer, got {type(model).__name__}")
     yield from parts
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    """What torch.compile wraps."""
-    return getattr(model, "_orig_mod", model)
-
-
-def _plain_name(name: str) -> str:
-    """The name that a module has when none of its parents is compiled by itself."""
-    return name.replace("_orig_mod.", "")
 
 
 def _state_of(model: nn.Module) -> State | None:
     """The state of a swap in force, which the model's hook belongs to."""
     owners = (getattr(hook, "__self__", None) for hook in model._forward_pre_hooks.values())
     return next((owner for owner in owners if isinstance(owner, State) and owner.active), None)
+
+
+def _calls(state: State) -> str:
+    if state.counts:
+        return str(state.counts)
+    if not state.compiled:
+        return "none yet"
+    reasons = [f"is dense ({reason})" for reason in sorted(filter(None, state.compiled))]
+    runs = " or ".join((["runs VMonarch"] if None in state.compiled else []) + reasons)
+    return f"not counted in the compiled function that they are a part of, which {runs}"
 
 
 def _join(part: str, name: str) -> str:

@@ -17,14 +17,22 @@ from adapters.tiny_models import (
     HUNYUAN_CASE,
     KANDINSKY_CASE,
     LTX2_CASE,
+    LTX2_KEYFRAME_CASE,
+    LTX_CASE,
+    LTX_CONDITION_CASE,
+    MINIMAX_H3_CASE,
     MOCHI_CASE,
     MOTIF_CASE,
     WIDTH,
     output,
+    places,
     reference_attention,
 )
 
 from frameattn.adapters import apply
+from frameattn.adapters.call import Call, Layout, running
+
+GRID_NAMES = ("num_frames", "height", "width")
 
 
 @pytest.fixture(autouse=True)
@@ -122,10 +130,10 @@ def test_allegro_with_padding_stays_dense():
 def test_kandinsky_with_sparse_attention_of_its_own_keeps_it():
     model = KANDINSKY_CASE.build(torch.float32)
     apply(model)
-    output(model, KANDINSKY_CASE.call(dtype=torch.float32))
     attention, sparse = model.visual_transformer_blocks[0].self_attention, {"to_fractal": True}
     theirs = mock.patch.object(type(attention.processor.original), "__call__", autospec=True)
-    with theirs as original, pytest.warns(UserWarning, match="sparse_params given"):
+    in_call = mock.patch.object(running, "call", Call(Layout((FRAMES, HEIGHT, WIDTH))))
+    with theirs as original, in_call, pytest.warns(UserWarning, match="sparse_params given"):
         result = attention(torch.zeros(BATCH, 60, 24), sparse_params=sparse, rotary_emb="angles")
     assert result is original.return_value
     assert original.call_args.args[-2:] == ("angles", sparse)
@@ -136,15 +144,58 @@ def test_ltx2_with_a_mask_over_video_stays_dense():
     check_stays_dense(LTX2_CASE, "attention_mask given", video_self_attention_mask=mask)
 
 
-def test_ltx2_with_keyframes_behind_the_video_stays_dense():
-    tokens = 75
-    check_stays_dense(
-        LTX2_CASE,
-        "the grid does not hold the tokens (grid 4 x 3 x 5, 75 video tokens)",
-        hidden_states=torch.randn(BATCH, tokens, 6, generator=torch.Generator().manual_seed(1)),
-        timestep=torch.full((BATCH, tokens), 500),
-        video_coords=torch.arange(tokens * 6.0).view(1, 3, tokens, 2).expand(BATCH, -1, -1, -1),
-    )
+@pytest.mark.parametrize(
+    "case, layout",
+    [
+        (LTX_CONDITION_CASE, Layout((4, 3, 5), ahead=12)),
+        (LTX2_KEYFRAME_CASE, Layout((4, 3, 5), behind=12)),
+        (MINIMAX_H3_CASE, Layout((4, 3, 5), ahead=12)),
+    ],
+    ids=str,
+)
+def test_tokens_beside_the_video(case, layout):
+    """The values are those of test_models.py."""
+    model = case.build(torch.float32)
+    handle = apply(model)
+    assert not messages_of(model, case.call(dtype=torch.float32))
+    assert handle.counts.vmonarch == 1 and f"token grid: {layout}" in handle.report()
+    with apply(case.build(torch.float32), grid=(5, 2, 4)) as other:
+        output(other._states[""].model, case.call(dtype=torch.float32))
+        where = "behind" if layout.behind else "ahead"
+        assert f"token grid: 5 x 2 x 4, 32 tokens {where}" in other.report()
+
+
+def test_ltx_grid_is_that_of_its_coordinates():
+    model, other = (LTX_CASE.build(torch.float32) for _ in range(2))
+    apply(model)
+    apply(other)
+    call = LTX_CASE.call(dtype=torch.float32)
+    told = {**call, "video_coords": places(FRAMES).expand(BATCH, -1, -1)}
+    expected = output(other, told)
+    for sizes in ((None, None, None), (1, 1, 1)):
+        assert torch.equal(output(model, {**told, **dict(zip(GRID_NAMES, sizes, strict=True))}), expected)
+
+
+@pytest.mark.parametrize("order", [torch.randperm(60, generator=torch.Generator().manual_seed(0)), torch.arange(1)])
+def test_ltx_without_a_grid_stays_dense(order):
+    """Tokens in disorder, or a single one."""
+    changes = {
+        **dict.fromkeys(GRID_NAMES),
+        "hidden_states": LTX_CASE.call(dtype=torch.float32)["hidden_states"][:, : len(order)],
+        "video_coords": places(FRAMES)[:, order].expand(BATCH, -1, -1),
+    }
+    check_stays_dense(LTX_CASE, "this call does not say its token grid; apply(grid=(T, H, W)) can", **changes)
+
+
+def test_minimax_h3_stays_dense_where_other_tokens_end_the_sequence():
+    call = MINIMAX_H3_CASE.call(dtype=torch.float32)
+    turned = {
+        "position_ids": call["position_ids"].roll(-5, dims=0) * torch.tensor([1.0, 0.0, 0.0]),
+        **{name: (call[name] - 5) % 72 for name in ("video_indices", "audio_indices", "text_indices")},
+        **{name: call[name].roll(-5) for name in ("token_tags", "timestep_indices")},
+    }
+    turned["position_ids"][:, 0] = torch.arange(72)
+    check_stays_dense(MINIMAX_H3_CASE, "this call does not say its token grid", **turned)
 
 
 def test_ltx2_perturbs_as_before():

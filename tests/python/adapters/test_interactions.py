@@ -206,24 +206,46 @@ def test_inductor():
 # ---- What diffusers, peft and accelerate do to a model ---------------------------------------------------------------
 
 
-def test_lora_loaded_after_apply():
+def with_lora(model):
     peft = pytest.importorskip("peft")
+    model.add_adapter(peft.LoraConfig(r=2, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora" in name:
+                parameter.copy_(0.5 * torch.randn(parameter.shape, generator=generator))
+    return model
 
-    def with_lora(model):
-        model.add_adapter(peft.LoraConfig(r=2, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
-        generator = torch.Generator().manual_seed(3)
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if "lora" in name:
-                    parameter.copy_(0.5 * torch.randn(parameter.shape, generator=generator))
-        return model
 
+def test_lora_loaded_after_apply():
     model, call = model_and_call()
     other, _ = model_and_call()
     expected = expected_of(with_lora(other), call)
     assert relative_error(expected, expected_of(WAN_CASE.build(torch.float32), call)) > 0.01
     apply(model)
     check(with_lora(model), call, expected)
+
+
+@pytest.mark.parametrize("first", ["apply", "lora", "cast"])
+def test_lora_and_then_layerwise_casting(first):
+    """To 8 bits, in which no LoRA can begin: cast last, ahead of apply() or behind it."""
+
+    def cast(model):
+        model.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+        return model
+
+    model, call = model_and_call()
+    other, _ = model_and_call()
+    expected = expected_of(cast(with_lora(other)), call)
+    if first == "apply":
+        apply(model)
+    with_lora(model)
+    if first == "lora":
+        apply(model)
+    cast(model)
+    if first == "cast":
+        apply(model)
+    check(model, call, expected)
 
 
 def test_fused_projections():

@@ -13,6 +13,9 @@ from adapters.tiny_models import (
     HUNYUAN_CASE,
     KANDINSKY_CASE,
     LTX2_CASE,
+    LTX2_KEYFRAME_CASE,
+    LTX_CONDITION_CASE,
+    MINIMAX_H3_CASE,
     MOCHI_CASE,
     WAN_CASE,
     output,
@@ -20,13 +23,15 @@ from adapters.tiny_models import (
 )
 
 from frameattn.adapters import apply, attention, joint, processor
-from frameattn.adapters.diffusers import cosmos, kandinsky
+from frameattn.adapters.diffusers import cosmos, kandinsky, minimax_h3
 from frameattn.adapters.diffusers.allegro import AllegroProcessor
 from frameattn.adapters.diffusers.cogvideox import CogVideoXProcessor
 from frameattn.adapters.diffusers.hunyuan_video import HunyuanVideoProcessor
+from frameattn.adapters.diffusers.ltx import LTXVideoProcessor
 from frameattn.adapters.diffusers.ltx2 import LTX2Processor
 from frameattn.adapters.diffusers.mochi import MochiProcessor
 from frameattn.adapters.diffusers.wan import WanProcessor
+from frameattn.adapters.projections import rotate_pairs
 
 
 @torch.no_grad()
@@ -199,6 +204,29 @@ def rotary_embedding_of_the_other_kind(monkeypatch):
     monkeypatch.setattr(LTX2Processor, "__call__", call)
 
 
+def others_ahead_taken_for_others_behind(monkeypatch):
+    monkeypatch.setattr(LTXVideoProcessor, "video_first", not LTXVideoProcessor.video_first)
+    monkeypatch.setattr(LTX2Processor, "video_first", not LTX2Processor.video_first)
+
+
+def others_not_attended_to(monkeypatch):
+    right = processor.joint_attention
+
+    def apart(video, others, frames, **options):
+        return processor.video_attention(video, frames, **options), right(video, others, frames, **options)[1]
+
+    monkeypatch.setattr(processor, "joint_attention", apart)
+
+
+def first_channels_turned_in_neighbouring_pairs(monkeypatch):
+    def rotated(x, cos, sin):
+        size = cos.size(1)
+        turned = rotate_pairs(x[..., :size], cos[:, None, : size // 2], sin[:, None, : size // 2])
+        return torch.cat([turned, x[..., size:]], dim=-1)
+
+    monkeypatch.setattr(minimax_h3, "_rotated", rotated)
+
+
 @pytest.mark.filterwarnings("ignore:frameattn.adapters")
 @pytest.mark.parametrize(
     "case, mutation",
@@ -224,6 +252,11 @@ def rotary_embedding_of_the_other_kind(monkeypatch):
         (COSMOS_CASE, angles_of_neighbours_not_halves),
         (KANDINSKY_CASE, rotary_embedding_not_rounded),
         (ALLEGRO_CASE, temb_forgotten),
+        (LTX_CONDITION_CASE, others_ahead_taken_for_others_behind),
+        (LTX_CONDITION_CASE, others_not_attended_to),
+        (LTX2_KEYFRAME_CASE, others_ahead_taken_for_others_behind),
+        (MINIMAX_H3_CASE, others_not_attended_to),
+        (MINIMAX_H3_CASE, first_channels_turned_in_neighbouring_pairs),
         (LTX2_CASE, gate_lost),
         (LTX2_CASE, rotary_embedding_of_the_other_kind),
     ],

@@ -1,4 +1,4 @@
-"""docs/adapters.md: its table is that of supported(), and its examples run."""
+"""docs/adapters.md: its table is that of supported(), and its examples run, as those of docs/fine_tune.md."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,8 @@ import pytest
 from frameattn.adapters.__main__ import renewed, table
 from frameattn.adapters.registry import _ADAPTERS, supported
 
-PAGE = Path(__file__).parents[3] / "docs" / "adapters.md"
+DOCS = Path(__file__).parents[3] / "docs"
+PAGE = DOCS / "adapters.md"
 
 
 def test_table_is_that_of_the_package():
@@ -33,13 +34,23 @@ def registry():
     _ADAPTERS[:] = before
 
 
-def test_examples_run(registry):
+def run(page):
     """Every block of Python, in the order of the page, but for those that need a checkpoint."""
-    blocks = re.findall(r"^```python([^\n]*)\n(.*?)^```$", PAGE.read_text(), re.DOTALL | re.MULTILINE)
-    assert {kind for kind, _ in blocks} == {"", " no-run"}
+    blocks = re.findall(r"^```python([^\n]*)\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
+    assert blocks and {kind for kind, _ in blocks} <= {"", " no-run"}
     namespace = {"__name__": "example"}
     for kind, code in blocks:
-        program = compile(code, str(PAGE), "exec")
+        program = compile(code, str(page), "exec")
         if not kind:
             exec(program, namespace)
+
+
+def test_fine_tuning_runs():
+    pytest.importorskip("diffusers")
+    pytest.importorskip("peft")
+    run(DOCS / "fine_tune.md")
+
+
+def test_examples_run(registry):
+    run(PAGE)
     assert any(support.model == "example.Transformer" for support in supported())

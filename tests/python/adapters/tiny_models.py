@@ -229,6 +229,59 @@ def ltx2_inputs(frames: int) -> dict[str, Any]:
     )
 
 
+OTHERS = 12  # tokens beside the video
+
+
+def places(frames: int) -> Tensor:
+    """[3, T * H * W]: time, height and width of tokens."""
+    sizes = (frames, HEIGHT, WIDTH)
+    return torch.stack([1.0 * axis.flatten() for axis in torch.meshgrid(*map(torch.arange, sizes), indexing="ij")])
+
+
+def ltx_condition_inputs(frames: int) -> dict[str, Any]:
+    """Of two images, as LTXConditionPipeline has them: ahead of the video, with nothing but places to tell them."""
+    images = torch.stack([torch.tensor([3.0, 1.0]).repeat_interleave(6), *torch.linspace(0, 4, 2 * OTHERS).view(2, -1)])
+    return {
+        **ltx_inputs(frames),
+        "hidden_states": randn(BATCH, OTHERS + frames * HEIGHT * WIDTH, 6, seed=1),
+        "video_coords": torch.cat([images, places(frames)], dim=1).expand(BATCH, -1, -1),
+        **dict.fromkeys(("num_frames", "height", "width")),
+    }
+
+
+def ltx2_keyframe_inputs(frames: int) -> dict[str, Any]:
+    tokens = frames * HEIGHT * WIDTH + OTHERS
+    return {
+        **ltx2_inputs(frames),
+        "hidden_states": randn(BATCH, tokens, 6, seed=1),
+        "timestep": torch.full((BATCH, tokens), 500),
+        "video_coords": torch.rand(BATCH, 3, tokens, 2, generator=torch.Generator().manual_seed(2)),
+    }
+
+
+def minimax_h3_inputs(frames: int) -> dict[str, Any]:
+    """A packed sequence: 5 tokens of text, an image of 4, 3 of sound, the video."""
+    text, image, sound = torch.arange(OTHERS).split([5, 4, 3])
+    video = torch.arange(OTHERS, OTHERS + frames * HEIGHT * WIDTH)
+    ahead = torch.arange(3.0 * OTHERS).view(3, -1) / OTHERS
+    tags = torch.zeros(len(video) + OTHERS, dtype=torch.long)
+    tags[text], tags[sound] = 1, 2
+    timestep_indices = torch.ones(len(tags), dtype=torch.long)
+    timestep_indices[image] = 0
+    return dict(
+        hidden_states=randn(1, len(image) + len(video), 16, seed=1),
+        audio_hidden_states=randn(1, len(sound), 6, seed=2),
+        encoder_hidden_states=randn(1, len(text), 16, seed=3),
+        timestep=torch.tensor([0.9, 0.4]),
+        timestep_indices=timestep_indices,
+        token_tags=tags,
+        position_ids=torch.cat([ahead, 20 + places(frames)], dim=1).t().contiguous(),
+        video_indices=torch.cat([image, video]),
+        audio_indices=sound,
+        text_indices=text,
+    )
+
+
 def cosmos_inputs(frames: int) -> dict[str, Any]:
     return {**wan_inputs(frames), "fps": 16}
 
@@ -370,6 +423,21 @@ LTX2 = dict(
     audio_cross_attention_dim=8,
 )
 LTX2_GATED = dict(**LTX2, rope_type="split", gated_attn=True, audio_gated_attn=True, perturbed_attn=True)
+MINIMAX_H3 = dict(
+    num_attention_heads=2,
+    attention_head_dim=16,
+    hidden_size=24,
+    num_layers=2,
+    num_refiner_layers=1,
+    ffn_dim=32,
+    in_channels=4,
+    audio_in_channels=6,
+    text_dim=16,
+    freq_dim=16,
+    time_embed_hidden_dim=24,
+    time_embed_dim=16,
+    rope_freq_dim=2,
+)
 COSMOS = dict(
     **COMMON,
     attention_head_dim=24,
@@ -445,6 +513,10 @@ MOCHI = dict(
 WAN_CASE = Case("WanTransformer3DModel", WAN, wan_inputs)
 HUNYUAN_CASE = Case("HunyuanVideoTransformer3DModel", HUNYUAN, hunyuan_inputs, text="last")
 LTX2_CASE = Case("LTX2VideoTransformer3DModel", LTX2_GATED, ltx2_inputs, name="LTX-2.3")
+LTX_CASE = Case("LTXVideoTransformer3DModel", LTX, ltx_inputs)
+LTX_CONDITION_CASE = Case("LTXVideoTransformer3DModel", LTX, ltx_condition_inputs, text="first", name="LTX-condition")
+LTX2_KEYFRAME_CASE = replace(LTX2_CASE, inputs=ltx2_keyframe_inputs, text="last", name="LTX-2-keyframes")
+MINIMAX_H3_CASE = Case("MiniMaxH3Transformer3DModel", MINIMAX_H3, minimax_h3_inputs, text="first")
 COSMOS_CASE = Case("CosmosTransformer3DModel", COSMOS, cosmos_inputs)
 ALLEGRO_CASE = Case("AllegroTransformer3DModel", ALLEGRO, allegro_inputs)
 KANDINSKY_CASE = Case(
@@ -471,7 +543,8 @@ CASES = [
     Case("ChronoEditTransformer3DModel", WAN, wan_inputs),
     Case("SkyReelsV2Transformer3DModel", WAN, wan_inputs),
     Case("AnyFlowTransformer3DModel", {**WAN, "in_channels": 6}, anyflow_inputs),
-    Case("LTXVideoTransformer3DModel", LTX, ltx_inputs),
+    LTX_CASE,
+    LTX_CONDITION_CASE,
     HUNYUAN_CASE,
     Case(
         "HunyuanVideoTransformer3DModel",
@@ -482,6 +555,8 @@ CASES = [
     ),
     Case("LTX2VideoTransformer3DModel", LTX2, ltx2_inputs),
     LTX2_CASE,
+    LTX2_KEYFRAME_CASE,
+    MINIMAX_H3_CASE,
     COSMOS_CASE,
     replace(COSMOS_CASE, arguments={**COSMOS, **COSMOS_IMAGE}, inputs=cosmos_image_inputs, name="Cosmos-2.5"),
     ALLEGRO_CASE,

@@ -21,7 +21,8 @@ def test_reports_and_times():
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert result.returncode == 0, result.stderr
-    report, grid, dense, swapped, speedup = result.stdout.splitlines()
-    assert "1 of 1 video self-attention modules run VMonarch" in report
+    report, grid, calls, dense, swapped, speedup = result.stdout.splitlines()
+    assert "1 of 1 video self-attention modules swapped" in report
+    assert calls.strip() == "calls of the model: 1 with VMonarch"
     assert grid.strip() == "token grid: 3 x 4 x 5"
     assert dense.startswith("dense ") and swapped.startswith("swapped ") and speedup.startswith("speedup ")

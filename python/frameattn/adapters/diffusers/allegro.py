@@ -5,10 +5,10 @@ from typing import Any
 
 from torch import Tensor
 
+from frameattn.adapters.call import ForeignModule, Grid
 from frameattn.adapters.processor import VMonarchProcessor
 from frameattn.adapters.projections import latent_grid, project_heads, project_out
 from frameattn.adapters.registry import register
-from frameattn.adapters.state import ForeignModule, Grid
 
 
 @register

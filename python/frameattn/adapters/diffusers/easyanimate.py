@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+from frameattn.adapters.call import ForeignModule, Grid
 from frameattn.adapters.joint import JointProcessor
 from frameattn.adapters.projections import latent_grid
 from frameattn.adapters.registry import register
-from frameattn.adapters.state import ForeignModule, Grid
 
 
 @register

@@ -5,10 +5,10 @@ from typing import Any
 
 from torch import Tensor
 
+from frameattn.adapters.call import ForeignModule, Grid
 from frameattn.adapters.joint import JointProcessor
 from frameattn.adapters.projections import key_mask, latent_grid
 from frameattn.adapters.registry import register
-from frameattn.adapters.state import ForeignModule, Grid
 
 
 @register

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from frameattn.adapters.call import ForeignModule, Grid
 from frameattn.adapters.processor import VMonarchProcessor
 from frameattn.adapters.projections import latent_grid, split_heads
 from frameattn.adapters.registry import register
-from frameattn.adapters.state import ForeignModule, Grid
 
 
 @register

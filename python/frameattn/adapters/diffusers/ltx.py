@@ -5,10 +5,11 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from frameattn.adapters.call import GRID_UNKNOWN, ForeignModule, Grid, Layout, shape
+from frameattn.adapters.places import grid_at_end
 from frameattn.adapters.processor import VMonarchProcessor
 from frameattn.adapters.projections import project, project_out, split_heads
 from frameattn.adapters.registry import register
-from frameattn.adapters.state import ForeignModule, Grid
 
 
 @register
@@ -16,14 +17,32 @@ class LTXVideoProcessor(VMonarchProcessor):
     models = ("diffusers.LTXVideoTransformer3DModel",)
     modules = r"transformer_blocks\.\d+\.attn1"
     processors: ClassVar[tuple[str, ...]] = ("LTXVideoAttnProcessor",)
-    notes = "calls with condition tokens ahead of the video have no grid: dense"
+    notes: ClassVar[str] = "conditions ahead of the video attend densely, and all attend densely to them"
+    video_first: ClassVar[bool] = False  # tokens that the grid does not hold are ahead of the video
 
     @staticmethod
     def grid(model: ForeignModule, arguments: Mapping[str, Any]) -> Grid | None:
-        """The latent comes as tokens; num_frames, height and width say the grid. With video_coords they may be absent,
-        or 1 each: then the tokens have places of their own."""
+        """The latent comes as tokens. num_frames, height and width say the grid; the pipeline with conditions gives
+        video_coords alone, [B, 3, N] (LTX-2: [B, 3, N, 2], from and to), in which the video is at the end."""
         sizes = tuple(arguments[name] for name in ("num_frames", "height", "width"))
-        return None if None in sizes or sizes == (1, 1, 1) else sizes
+        if None not in sizes and sizes != (1, 1, 1):
+            return sizes
+        places = arguments["video_coords"]
+        if places is None or places.dim() != 3:
+            return None
+        grid = grid_at_end(places[0])
+        return None if grid is None or grid[0] == 1 else grid
+
+    @classmethod
+    def layout(cls, model: ForeignModule, arguments: Mapping[str, Any], given: Grid | None) -> Layout | str:
+        grid = given or cls.grid(model, arguments)
+        if grid is None:
+            return GRID_UNKNOWN
+        tokens = arguments["hidden_states"].size(1)
+        others = tokens - grid[0] * grid[1] * grid[2]
+        if others < 0:
+            return f"the grid does not hold the tokens (grid {shape(grid)}, {tokens} video tokens)"
+        return Layout(grid, behind=others) if cls.video_first else Layout(grid, ahead=others)
 
     def __call__(
         self,

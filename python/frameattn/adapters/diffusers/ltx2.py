@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
+from frameattn.adapters.call import ForeignModule
 from frameattn.adapters.diffusers.ltx import LTXVideoProcessor
 from frameattn.adapters.projections import project, project_out, split_heads
 from frameattn.adapters.registry import register
-from frameattn.adapters.state import ForeignModule
 
 Angles = tuple[Tensor, Tensor]  # cos, sin
 
@@ -15,7 +15,8 @@ Angles = tuple[Tensor, Tensor]  # cos, sin
 class LTX2Processor(LTXVideoProcessor):
     models = ("diffusers.LTX2VideoTransformer3DModel",)
     processors = ("LTX2AudioVideoAttnProcessor", "LTX2PerturbedAttnProcessor")
-    notes = "the video's self-attention; calls with a mask, a perturbation or keyframes behind the video: dense"
+    notes = "keyframes and references behind the video as conditions of LTX-Video; with a mask, a perturbation: dense"
+    video_first = True
 
     def __call__(
         self,

@@ -6,10 +6,10 @@ from typing import Any
 from torch import Tensor
 
 from frameattn.adapters.attention import Streams
+from frameattn.adapters.call import ForeignModule, Grid
 from frameattn.adapters.joint import JointProcessor
 from frameattn.adapters.projections import latent_grid, rotate_pairs
 from frameattn.adapters.registry import register
-from frameattn.adapters.state import ForeignModule, Grid
 
 
 @register
@@ -18,6 +18,7 @@ class MochiProcessor(JointProcessor):
     modules = r"transformer_blocks\.\d+\.attn1"
     processors = ("MochiAttnProcessor2_0",)
     notes = "the mask over text is applied, all samples in one call"
+    rises = True
 
     @staticmethod
     def grid(model: ForeignModule, arguments: Mapping[str, Any]) -> Grid:

@@ -1,8 +1,8 @@
 """Motif-Video: its blocks attend as those of HunyuanVideo; its last ones may be a decoder, which attends to no text."""
 
+from frameattn.adapters.call import ForeignModule
 from frameattn.adapters.diffusers.hunyuan_video import HunyuanVideoProcessor
 from frameattn.adapters.registry import register
-from frameattn.adapters.state import ForeignModule
 
 
 @register

@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from frameattn.adapters.call import ForeignModule, Grid
 from frameattn.adapters.processor import VMonarchProcessor
 from frameattn.adapters.projections import latent_grid, project, project_out, rotate_pairs, split_heads
 from frameattn.adapters.registry import register
-from frameattn.adapters.state import ForeignModule, Grid
 
 
 @register
