@@ -68,7 +68,7 @@ def test_what_torch_multiplies_slowly(monkeypatch):
     assert linear._dtypes_that_torch_multiplies_slowly() == {torch.bfloat16, torch.float16}
 
 
-def test_when_the_bias_is_summed_beside_a_product_on_cuda():
+def test_when_the_bias_is_summed_beside_a_product_on_cuda(monkeypatch):
     def asked(layer=None, x=None, **options):
         layer = layer or Linear(4, 3, dtype=torch.bfloat16, **options)
         return layer._sums_bias_on_cuda(torch.zeros(2, 4, dtype=torch.bfloat16) if x is None else x)
@@ -77,7 +77,9 @@ def test_when_the_bias_is_summed_beside_a_product_on_cuda():
     assert not asked(bias=False)
     assert not asked(x=torch.zeros(2, 4))  # torch says what is wrong with it
     assert not asked(Linear(4, 3), torch.zeros(2, 4))  # float32: TF32 is not for every user
-    with torch.autocast("cuda", torch.float16):
+    with monkeypatch.context() as patched:  # torch.autocast("cuda") is none without a GPU
+        patched.setattr(torch, "is_autocast_enabled", lambda device: device == "cuda")
+        patched.setattr(torch, "get_autocast_dtype", lambda device: torch.float16)
         assert asked(Linear(4, 3), torch.zeros(2, 4))
     with torch.no_grad():
         assert not asked()
