@@ -2,6 +2,7 @@
 // Definition: python/frameattn/reference/activation.py
 #include "csrc/activation/activation.h"
 
+#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
@@ -32,6 +33,11 @@ Tensor gelu_tanh(const Tensor& x) {
   return op.call(x);
 }
 
+Tensor gelu_tanh_forward(const Tensor& x) {
+  static const auto op = find_operator<decltype(gelu_tanh_forward)>("frameattn::gelu_tanh_forward");
+  return op.call(x);
+}
+
 std::tuple<Tensor> gelu_tanh_backward(const Tensor& grad_out, const Tensor& x) {
   static const auto op = find_operator<Tensor(const Tensor&, const Tensor&)>("frameattn::gelu_tanh_backward");
   return {op.call(grad_out, x)};
@@ -39,7 +45,7 @@ std::tuple<Tensor> gelu_tanh_backward(const Tensor& grad_out, const Tensor& x) {
 
 namespace {
 
-Tensor gelu_tanh_meta(const Tensor& x) {
+Tensor gelu_tanh_forward_meta(const Tensor& x) {
   check_gelu_tanh_inputs(x);
   return x.new_empty_symint(x.sym_sizes());
 }
@@ -56,7 +62,7 @@ struct GeluTanh : torch::autograd::Function<GeluTanh> {
     at::AutoDispatchBelowADInplaceOrView guard;
     ctx->set_materialize_grads(false);
     ctx->save_for_backward({x});
-    return gelu_tanh(x);
+    return gelu_tanh_forward(x);
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grad_outputs) {
@@ -65,10 +71,8 @@ struct GeluTanh : torch::autograd::Function<GeluTanh> {
   }
 };
 
-Tensor gelu_tanh_autograd(const Tensor& x) {
-  if (at::GradMode::is_enabled() && x.requires_grad()) return GeluTanh::apply(x);
-  at::AutoDispatchBelowADInplaceOrView guard;
-  return gelu_tanh(x);
+Tensor gelu_tanh_composite(const Tensor& x) {
+  return at::GradMode::is_enabled() && x.requires_grad() ? GeluTanh::apply(x) : gelu_tanh_forward(x);
 }
 
 Tensor gelu_tanh_backward_autograd(const Tensor& grad_out, const Tensor& x) {
@@ -80,16 +84,19 @@ Tensor gelu_tanh_backward_autograd(const Tensor& grad_out, const Tensor& x) {
 TORCH_LIBRARY_FRAGMENT(frameattn, m) {
   const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag};
   m.def("gelu_tanh(Tensor x) -> Tensor", tags);
+  m.def("gelu_tanh_forward(Tensor x) -> Tensor", tags);
   m.def("gelu_tanh_backward(Tensor grad_out, Tensor x) -> Tensor", tags);
 }
 
 TORCH_LIBRARY_IMPL(frameattn, Meta, m) {
-  m.impl("gelu_tanh", &gelu_tanh_meta);
+  m.impl("gelu_tanh_forward", &gelu_tanh_forward_meta);
   m.impl("gelu_tanh_backward", &gelu_tanh_backward_meta);
 }
 
+TORCH_LIBRARY_IMPL(frameattn, CompositeImplicitAutograd, m) { m.impl("gelu_tanh", &gelu_tanh_composite); }
+
 TORCH_LIBRARY_IMPL(frameattn, Autograd, m) {
-  m.impl("gelu_tanh", &gelu_tanh_autograd);
+  m.impl("gelu_tanh_forward", torch::autograd::autogradNotImplementedFallback());
   m.impl("gelu_tanh_backward", &gelu_tanh_backward_autograd);
 }
 

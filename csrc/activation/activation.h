@@ -11,6 +11,7 @@ namespace frameattn {
 void check_gelu_tanh_inputs(const at::Tensor& x);
 void check_gelu_tanh_backward_inputs(const at::Tensor& grad_out, const at::Tensor& x);
 
+at::Tensor gelu_tanh_forward(const at::Tensor& x);
 std::tuple<at::Tensor> gelu_tanh_backward(const at::Tensor& grad_out, const at::Tensor& x);
 
 }  // namespace frameattn

@@ -19,7 +19,7 @@ TORCH_LIBRARY_IMPL(frameattn, CUDA, m) {
         "matrix_attention", "matrix_attention_backward", "matrix_linear_forward", "matrix_linear_backward",
         "temporal_update", "temporal_update_backward", "temporal_output", "temporal_output_backward",
         "modulated_layer_norm_forward", "modulated_layer_norm_backward", "gated_add_forward", "gated_add_backward",
-        "gelu_tanh", "gelu_tanh_backward"})
+        "gelu_tanh_forward", "gelu_tanh_backward"})
     m.impl(op, torch::CppFunction::makeFromBoxedFunction<&refuse_cpu_build>());
 }
 #endif

@@ -264,6 +264,6 @@ def test_every_operator_answers_to_cuda_tensors():
         "spatial_step", "spatial_step_backward", "temporal_update", "temporal_update_backward", "temporal_output",
         "temporal_output_backward", "vmonarch_attention_forward", "vmonarch_attention_backward",
         "modulated_layer_norm_forward", "modulated_layer_norm_backward", "gated_add_forward", "gated_add_backward",
-        "gelu_tanh", "gelu_tanh_backward",
+        "gelu_tanh_forward", "gelu_tanh_backward",
     ):  # fmt: skip
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"frameattn::{op}", "CUDA"), op

@@ -24,7 +24,7 @@ void for_pieces(int64_t n, const Body& body) {
   });
 }
 
-Tensor gelu_tanh_cpu(const Tensor& x) {
+Tensor gelu_tanh_forward_cpu(const Tensor& x) {
   check_gelu_tanh_inputs(x);
   const Tensor in = x.contiguous(), out = at::empty(x.sizes(), x.options());
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kBFloat16, at::kHalf, x.scalar_type(), "gelu_tanh", [&] {
@@ -62,7 +62,7 @@ Tensor gelu_tanh_backward_cpu(const Tensor& grad_out, const Tensor& x) {
 }  // namespace
 
 TORCH_LIBRARY_IMPL(frameattn, CPU, m) {
-  m.impl("gelu_tanh", &gelu_tanh_cpu);
+  m.impl("gelu_tanh_forward", &gelu_tanh_forward_cpu);
   m.impl("gelu_tanh_backward", &gelu_tanh_backward_cpu);
 }
 

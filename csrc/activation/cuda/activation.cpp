@@ -10,7 +10,7 @@ namespace {
 
 using at::Tensor;
 
-Tensor gelu_tanh_cuda(const Tensor& x) {
+Tensor gelu_tanh_forward_cuda(const Tensor& x) {
   check_gelu_tanh_inputs(x);
   const c10::DeviceGuard guard(x.device());
   return at::gelu(x.contiguous(), "tanh");
@@ -25,7 +25,7 @@ Tensor gelu_tanh_backward_cuda(const Tensor& grad_out, const Tensor& x) {
 }  // namespace
 
 TORCH_LIBRARY_IMPL(frameattn, CUDA, m) {
-  m.impl("gelu_tanh", &gelu_tanh_cuda);
+  m.impl("gelu_tanh_forward", &gelu_tanh_forward_cuda);
   m.impl("gelu_tanh_backward", &gelu_tanh_backward_cuda);
 }
 

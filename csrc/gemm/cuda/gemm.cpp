@@ -231,17 +231,22 @@ void sum_gemm(const Tensor& a, const Tensor& b, const Tensor& bias, const Tensor
   out.copy_(sum);
 }
 
-// The first use of cublasLt's sums against torch's: nothing else of this file reads an operand twice.
+// The first use of cublasLt's sums against torch's, with operands as gradients have them: a few rows, and so many that
+// cublasLt may split the sum.
 std::string difference_of_sums(const Tensor& like) {
   const auto some = [&](int64_t rows, int64_t columns) {  // no draw: those of the user's generator stay as they are
     return at::arange(1, rows * columns + 1, like.options().dtype(at::kFloat)).sin_().view({rows, columns}).to(like);
   };
-  const Tensor a = some(96, 80), b = some(80, 64);
-  const Tensor out = at::empty({96, 64}, like.options()), sums = at::empty({1, 64}, like.options());
-  if (!lt_gemm(a, b, Tensor(), out.unsqueeze(0), sums)) return "cublasLt has no product with sums of rows";
-  const std::string of_sums = difference_of_outputs(sums, b.to(at::kDouble).sum(0, true), like.scalar_type());
-  if (!of_sums.empty()) return of_sums;
-  return difference_of_outputs(out, at::matmul(a.to(at::kDouble), b.to(at::kDouble)), like.scalar_type());
+  for (const int64_t rows : {80, 16384}) {
+    const Tensor a = some(rows, 256).t(), b = some(rows, 192);
+    const Tensor out = at::empty({256, 192}, like.options()), sums = at::empty({1, 192}, like.options());
+    if (!lt_gemm(a, b, Tensor(), out.unsqueeze(0), sums)) return "cublasLt has no product with sums of rows";
+    const Tensor wide_a = a.to(at::kDouble), wide_b = b.to(at::kDouble);
+    std::string difference = difference_of_outputs(sums, wide_b.sum(0, true), like.scalar_type());
+    if (difference.empty()) difference = difference_of_outputs(out, at::matmul(wide_a, wide_b), like.scalar_type());
+    if (!difference.empty()) return difference;
+  }
+  return "";
 }
 
 }  // namespace

@@ -29,7 +29,9 @@ ModulationKernelChoice choose_modulation_kernel(const ModulationProblem& problem
   ModulationKernelChoice choice;
   const at::Tensor& x = problem.first;
   const auto first = x.scalar_type(), second = problem.second_dtype();
-  if (first == at::kDouble || x.numel() == 0) return choice;
+  // Of so few columns a gradient is what rounding leaves (of one it is zero), and nothing a kernel would do faster.
+  constexpr int64_t kFewestColumns = 8;
+  if (first == at::kDouble || x.numel() == 0 || x.size(3) < kFewestColumns) return choice;
   const auto because = [&](const auto&... words) {
     choice.reason = c10::str(problem.op, " runs on torch's operators, not on a kernel of frameattn: ", words...);
     return choice;

@@ -12,7 +12,8 @@ namespace {
 
 using at::Tensor;
 
-constexpr int64_t kClips = 2, kFrames = 3, kRows = 17;  // some turns of a unit, the last one not full
+// On one multiprocessor (run_modulation.cpp) some turns of a unit, the last one not full, in clips and in frames.
+constexpr int64_t kClips = 2, kFrames = 3, kRows = 67;
 
 ModulationProblem trial_like(const ModulationProblem& like, bool aligned) {
   at::Generator generator = at::make_generator<at::CPUGeneratorImpl>(0);

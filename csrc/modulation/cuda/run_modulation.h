@@ -10,7 +10,7 @@ namespace frameattn {
 
 ModulationResults run_modulation(const LaunchContext& context, const ModulationProblem& problem);
 
-// The kernel, without a question.
+// The kernel, without a question, on rows whose columns lie together.
 ModulationResults launch_modulation(const LaunchContext& context, const ModulationKernelId& id,
                                     const ModulationProblem& problem);
 

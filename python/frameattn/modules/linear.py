@@ -33,10 +33,17 @@ _SLOW = _dtypes_that_torch_multiplies_slowly()
 
 
 class Linear(nn.Linear):
-    """y = x W^T + b with the parameters, arguments and results of torch.nn.Linear."""
+    """y = x W^T + b with the parameters, arguments and results of torch.nn.Linear.
+
+    What matrix_linear takes is differentiable once; torch.func and subclasses of Tensor get torch's layer.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dim() < 2 or not (self._sums_bias_on_cuda(x) if x.is_cuda else self._multiplies_slowly(x)):
+        plain = (
+            type(x) is Tensor and type(self.weight) is nn.Parameter and not torch._C._functorch.peek_interpreter_stack()
+        )
+        takes = self._sums_bias_on_cuda if x.is_cuda else self._multiplies_slowly
+        if not (x.dim() > 1 and (torch.compiler.is_compiling() or plain) and takes(x)):
             return super().forward(x)
         return functional.matrix_linear(x, None, self.weight.t(), None if self.bias is None else self.bias.unsqueeze(0))
 
@@ -52,6 +59,10 @@ class Linear(nn.Linear):
             return False
         autocast = torch.is_autocast_enabled("cuda")
         if not autocast and x.dtype != self.weight.dtype:
+            return False
+        if (
+            x.numel() < x.size(-1) ** 2
+        ):  # few rows: what is saved is less than the copy of a gradient that lies by columns
             return False
         dtype = torch.get_autocast_dtype("cuda") if autocast else x.dtype
         return dtype.itemsize == 2 and self.weight.requires_grad and self.bias.requires_grad

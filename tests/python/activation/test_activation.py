@@ -54,6 +54,7 @@ def test_strides_and_nothing():
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_opcheck(dtype):
     torch.library.opcheck(OPS.gelu_tanh.default, (randn(3, 5, dtype=dtype, requires_grad=True),))
+    torch.library.opcheck(OPS.gelu_tanh_forward.default, (randn(3, 5, dtype=dtype),))
     torch.library.opcheck(OPS.gelu_tanh_backward.default, (randn(3, 5, dtype=dtype), randn(3, 5, dtype=dtype)))
 
 
@@ -63,6 +64,12 @@ def test_gradients():
     slope = torch.autograd.grad(functional.gelu_tanh(x).sum(), x, create_graph=True)[0]
     with pytest.raises(RuntimeError, match="differentiated once"):
         slope.sum().backward()
+
+
+def test_forward_mode_is_refused_and_not_zero():
+    x = randn(3)
+    with pytest.raises(NotImplementedError, match="forward AD"):
+        torch.func.jvp(functional.gelu_tanh, (x,), (torch.ones_like(x),))
 
 
 def test_threads_do_not_matter():
