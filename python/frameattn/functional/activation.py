@@ -16,7 +16,8 @@ def gelu_tanh(x: Tensor) -> Tensor:
         the sizes and dtype of x, contiguous. Arithmetic is in float32 (float64 for float64), rounded once.
 
     On CPUs with AVX2 or AVX-512 at twice the speed of torch's operator (docs/cpu_kernels.md), and for large negative x,
-    where 1 + tanh cancels, the result keeps its digits. On CUDA torch's operator. Backward keeps x. Differentiable once.
+    where 1 + tanh cancels, the result keeps its digits. On CUDA torch's operator. Backward keeps x.
+    Differentiable once.
 
     Source: GELU, arXiv 1606.08415, section 2.
 

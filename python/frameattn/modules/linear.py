@@ -32,6 +32,11 @@ def _dtypes_that_torch_multiplies_slowly() -> frozenset[torch.dtype]:
 _SLOW = _dtypes_that_torch_multiplies_slowly()
 
 
+def _are_plain(*tensors: Tensor) -> bool:
+    """No subclasses, as of DTensor, and not within a transform of torch.func: what a C++ operator knows nothing of."""
+    return all(type(t) in (Tensor, nn.Parameter) for t in tensors) and not torch._C._functorch.peek_interpreter_stack()
+
+
 class Linear(nn.Linear):
     """y = x W^T + b with the parameters, arguments and results of torch.nn.Linear.
 
@@ -39,11 +44,8 @@ class Linear(nn.Linear):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        plain = (
-            type(x) is Tensor and type(self.weight) is nn.Parameter and not torch._C._functorch.peek_interpreter_stack()
-        )
         takes = self._sums_bias_on_cuda if x.is_cuda else self._multiplies_slowly
-        if not (x.dim() > 1 and (torch.compiler.is_compiling() or plain) and takes(x)):
+        if not (x.dim() > 1 and takes(x) and (torch.compiler.is_compiling() or _are_plain(x, self.weight))):
             return super().forward(x)
         return functional.matrix_linear(x, None, self.weight.t(), None if self.bias is None else self.bias.unsqueeze(0))
 

@@ -71,16 +71,17 @@ def test_what_torch_multiplies_slowly(monkeypatch):
 def test_when_the_bias_is_summed_beside_a_product_on_cuda(monkeypatch):
     def asked(layer=None, x=None, **options):
         layer = layer or Linear(4, 3, dtype=torch.bfloat16, **options)
-        return layer._sums_bias_on_cuda(torch.zeros(2, 4, dtype=torch.bfloat16) if x is None else x)
+        return layer._sums_bias_on_cuda(torch.zeros(8, 4, dtype=torch.bfloat16) if x is None else x)
 
     assert asked()
     assert not asked(bias=False)
-    assert not asked(x=torch.zeros(2, 4))  # torch says what is wrong with it
-    assert not asked(Linear(4, 3), torch.zeros(2, 4))  # float32: TF32 is not for every user
+    assert not asked(x=torch.zeros(3, 4, dtype=torch.bfloat16))  # few rows
+    assert not asked(x=torch.zeros(8, 4))  # torch says what is wrong with it
+    assert not asked(Linear(4, 3), torch.zeros(8, 4))  # float32: TF32 is not for every user
     with monkeypatch.context() as patched:  # torch.autocast("cuda") is none without a GPU
         patched.setattr(torch, "is_autocast_enabled", lambda device: device == "cuda")
         patched.setattr(torch, "get_autocast_dtype", lambda device: torch.float16)
-        assert asked(Linear(4, 3), torch.zeros(2, 4))
+        assert asked(Linear(4, 3), torch.zeros(8, 4))
     with torch.no_grad():
         assert not asked()
     for name in ("weight", "bias"):
@@ -88,4 +89,13 @@ def test_when_the_bias_is_summed_beside_a_product_on_cuda(monkeypatch):
         getattr(layer, name).requires_grad_(False)
         assert not asked(layer)
     compiled = torch.compile(lambda x: torch.tensor(asked(x=x)), backend="eager")
-    assert not compiled(torch.zeros(2, 4, dtype=torch.bfloat16))
+    assert not compiled(torch.zeros(8, 4, dtype=torch.bfloat16))
+
+
+def test_torch_func_has_torchs_layer(monkeypatch):
+    monkeypatch.setattr(linear, "_SLOW", frozenset(DTYPES))
+    layer, x = Linear(3, 2, dtype=torch.float64), randn(5, 3)
+    slope = torch.func.grad(lambda x: layer(x).sum())(x)
+    torch.testing.assert_close(slope, layer.weight.detach().sum(0).expand(5, 3))
+    tangent = torch.func.jvp(layer, (x,), (torch.ones_like(x),))[1]
+    torch.testing.assert_close(tangent, layer.weight.detach().sum(1).expand(5, 2))
