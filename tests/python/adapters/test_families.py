@@ -165,6 +165,17 @@ def test_tokens_beside_the_video(case, layout):
         assert f"token grid: 5 x 2 x 4, 32 tokens {where}" in other.report()
 
 
+@pytest.mark.parametrize("case", [LTX_CONDITION_CASE, LTX2_KEYFRAME_CASE, MINIMAX_H3_CASE], ids=str)
+def test_inference_mode(case):
+    """Also of what says the grid."""
+    model = case.build(torch.float32)
+    handle = apply(model)
+    expected = output(model, case.call(dtype=torch.float32))
+    with torch.inference_mode():
+        assert torch.equal(output(model, case.call(dtype=torch.float32)), expected)
+    assert handle.counts.vmonarch == 2 == handle.counts.calls
+
+
 def test_ltx_grid_is_that_of_its_coordinates():
     model, other = (LTX_CASE.build(torch.float32) for _ in range(2))
     apply(model)

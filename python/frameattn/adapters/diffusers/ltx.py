@@ -30,7 +30,7 @@ class LTXVideoProcessor(VMonarchProcessor):
         places = arguments["video_coords"]
         if places is None or places.dim() != 3:
             return None
-        grid = grid_at_end(places[0])
+        grid = grid_at_end(places)
         return None if grid is None or grid[0] == 1 else grid
 
     @classmethod
