@@ -173,7 +173,12 @@ class State:
         for _, _, processor in self.installed:
             if processor._parallel_config is not None:
                 return "context parallelism gives each process a part of the tokens"
-        return self.adapter.layout(model, arguments, self.given_grid)
+        try:
+            return self.adapter.layout(model, arguments, self.given_grid)
+        except KeyError as unnamed:
+            if self.given_grid is not None:  # its processors see whether it holds the tokens
+                return Layout(self.given_grid)
+            return f"the model's class has no argument named {unnamed.args[0]}; apply(grid=(T, H, W)) says the grid"
 
     @torch.compiler.assume_constant_result
     def note_compiled(self, reason: str | None) -> None:
