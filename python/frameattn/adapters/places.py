@@ -12,6 +12,14 @@ from frameattn.adapters.call import Grid
 _SEEN = WeakTensorKeyDictionary()  # version, what was found; a pipeline gives the same tensors in every step
 
 
+PLACES_UNSEEN = "compiled code cannot look at the places of tokens; apply(grid=(T, H, W)) says their grid"
+
+
+def unseen(places: Tensor | None) -> bool:
+    """There are places, which compiled code cannot look at."""
+    return places is not None and torch.compiler.is_compiling()
+
+
 def grid_at_end(places: Tensor) -> Grid | None:
     """The largest T x H x W of tokens, row-major, that a sequence ends with. None in compiled code, which cannot look.
 
@@ -20,7 +28,13 @@ def grid_at_end(places: Tensor) -> Grid | None:
             Waits for the device once for each tensor; for those of ``torch.inference_mode()`` in every call, as they do
             not say whether they were written to since.
     """
-    return None if torch.compiler.is_compiling() else _look(places, _search)
+    return None if unseen(places) else _look(places, _search)
+
+
+def tokens_at_end(indices: Tensor, tokens: int) -> int:
+    """How many of the last of so many tokens are, each of them, among the indices [n]. Waits as ``grid_at_end``."""
+    last, count = _look(indices, _last_run)
+    return count if last == tokens - 1 else 0
 
 
 def _look(x: Tensor, find: Callable[[Tensor], Any]) -> Any:
@@ -31,6 +45,12 @@ def _look(x: Tensor, find: Callable[[Tensor], Any]) -> Any:
     if seen is None or seen[0] != x._version:
         seen = _SEEN[x] = x._version, find(x.detach().cpu())
     return seen[1]
+
+
+def _last_run(indices: Tensor) -> tuple[int, int]:
+    """The greatest index, and how many follow one another up to it."""
+    ordered = indices.unique()
+    return int(ordered[-1]), _run(ordered - torch.arange(len(ordered)))
 
 
 def _search(places: Tensor) -> Grid:

@@ -50,13 +50,19 @@ class VMonarchProcessor:
     @classmethod
     def layout(cls, model: ForeignModule, arguments: Mapping[str, Any], given: Grid | None) -> Layout | str:
         """Where the video is among the tokens of a call, or why its attention must be dense. given: the user's grid."""
+        grid = cls.agreed_grid(model, arguments, given)
+        return grid if isinstance(grid, str) else Layout(grid)
+
+    @classmethod
+    def agreed_grid(cls, model: ForeignModule, arguments: Mapping[str, Any], given: Grid | None) -> Grid | str:
+        """The user's grid or that of the call, or why neither: none is known, or they differ in their tokens."""
         said = cls.grid(model, arguments)
         grid = given or said
         if grid is None:
             return GRID_UNKNOWN
         if said is not None and math.prod(said) != math.prod(grid):
             return f"the grid does not hold the tokens (grid {shape(grid)}, {math.prod(said)} video tokens)"
-        return Layout(grid)
+        return grid
 
     @staticmethod
     def refusal(model: ForeignModule) -> str | None:
