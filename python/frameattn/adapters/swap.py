@@ -67,7 +67,7 @@ class Handle:
             state.counts = Counts()
 
     def new_video(self) -> None:
-        """Says that the next call, of this thread, is the first one of a video. ``dense_steps`` finds that out where
+        """Says that the next call in this thread is the first one of a video. ``dense_steps`` finds that out where
         timesteps turn back, the latent has another shape, or fresh noise comes at the timestep of the last call; not
         where a video begins below the timesteps of one before it that was given up.
         """
