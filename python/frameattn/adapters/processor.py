@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from frameattn.adapters.attention import Streams, joint_attention, video_attention
-from frameattn.adapters.call import GRID_UNKNOWN, ForeignModule, Grid, Layout, running, shape
+from frameattn.adapters.call import GRID_UNKNOWN, ForeignModule, Grid, Layout, in_backward, running, shape
 from frameattn.adapters.state import State
 
 
@@ -96,7 +96,7 @@ class VMonarchProcessor:
             if self.state.active:
                 self._outside(tokens)
             return False
-        if call.sizes is None or not self.state.serving:
+        if call.sizes is None or not (self.state.active or (self.state.serving and running.kept)):
             return False
         frames, per_frame, ahead, behind = call.sizes.shape[:4]
         reason = None
@@ -151,7 +151,7 @@ class VMonarchProcessor:
     @torch.compiler.disable
     def _outside(self, tokens: int) -> None:
         """This attention runs, but not in a call of its model."""
-        if torch._C._current_graph_task_id() != -1:
+        if in_backward():
             raise RuntimeError(
                 "frameattn.adapters: backward runs a block again, and not by a checkpoint function that is known here, "
                 "so that its token grid is lost. Use enable_gradient_checkpointing() or torch's checkpoint_wrapper, or "

@@ -32,8 +32,8 @@ class State:
 
     Attributes:
         active: from apply() to remove().
-        serving: whether the processors run VMonarch in calls that ask for it. After remove() they still do, in their
-            places, until backward has run all blocks again that ran swapped and were checkpointed.
+        serving: whether the processors run VMonarch in calls that ask for it. After remove() they still do, in what was
+            checkpointed and nowhere else, until backward has run all blocks again that ran swapped.
     """
 
     def __init__(
@@ -86,6 +86,7 @@ class State:
         for hook in self.hooks:
             hook.remove()
         release_calls(self.model)
+        running.call = self._without_own(running.call)
         self._settle()
 
     def present(self) -> list[tuple[str, nn.Module, Any]]:
@@ -139,9 +140,7 @@ class State:
         self.layout = layout if isinstance(layout, Layout) else None
         if torch.is_grad_enabled():
             carry_calls(model, self._hold)
-        outer = running.call
-        while outer is not None and outer.owner is self:  # was interrupted: KeyboardInterrupt passes all hooks by
-            outer = outer.outer
+        outer = self._without_own(running.call)
         call = Call(self.layout, outer, marked=not torch.is_grad_enabled(), owner=self)
         if isinstance(layout, str):
             call.dense = layout
@@ -157,6 +156,12 @@ class State:
                 "attention is dense again: remove() the swap and apply() it anew, after what replaced them"
             )
         running.call = call
+
+    def _without_own(self, call: Call | None) -> Call | None:
+        """The call around those of this model, which were interrupted: KeyboardInterrupt passes all hooks by."""
+        while call is not None and call.owner is self:
+            call = call.outer
+        return call
 
     @torch.compiler.disable
     def _count(self, call: Call, output: Any) -> None:

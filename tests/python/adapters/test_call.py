@@ -390,6 +390,45 @@ def test_an_interrupted_call_is_forgotten_at_the_next():
     assert running.call is None
 
 
+@pytest.mark.parametrize("own_thread", [False, True])
+def test_an_interrupted_call_does_not_outlive_remove(own_thread):
+    """What was checkpointed in it may, in the traceback that a notebook keeps; also where another thread removes."""
+    model, handle = trained()
+    model.enable_gradient_checkpointing()
+    dense, call = output(WAN_CASE.build(), wan_call(GRIDS[0])), wan_call(GRIDS[0])
+    kept = []
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    hook = model.norm_out.register_forward_pre_hook(interrupt)
+    try:
+        output(model, call)
+    except KeyboardInterrupt as error:
+        kept.append(error)
+    hook.remove()
+    if own_thread:
+        handle.remove()
+        assert running.call is None
+    else:
+        remover = threading.Thread(target=handle.remove)
+        remover.start()
+        remover.join()
+    assert torch.equal(output(model.eval(), call), dense)
+    running.call = None
+
+
+def test_remove_within_a_call_leaves_nothing_behind():
+    model = WAN_CASE.build()
+    handle = apply(model)
+    hook = model.blocks[0].register_forward_hook(lambda *_: handle.remove())
+    with torch.no_grad():
+        output(model, wan_call(GRIDS[0]))
+        assert running.call is None
+        hook.remove()
+        assert torch.equal(output(model, wan_call(GRIDS[0])), output(WAN_CASE.build(), wan_call(GRIDS[0])))
+
+
 def test_a_call_within_a_call():
     """Of another swapped model: each has its own."""
     inner, outer = WAN_CASE.build(), WAN_CASE.build()
