@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch._dynamo.eval_frame import skip_code
 
-from frameattn.adapters.call import Call, ForeignModule, Grid, Layout, running
+from frameattn.adapters.call import Call, ForeignModule, Grid, Layout, in_backward, running
 from frameattn.adapters.checkpointing import WithinCall, carry_calls, release_calls
 from frameattn.adapters.clock import Clock, read
 from frameattn.adapters.counts import Counts
@@ -146,6 +146,11 @@ class State:
             call.dense = layout
         if self.dense_steps:
             arguments = self.forward.bind(args, kwargs)
+            if in_backward():
+                raise RuntimeError(
+                    f"frameattn.adapters: backward runs {self.model_name} again, and the step of that call is not "
+                    "known any more. With dense_steps, checkpoint the blocks and not the model as a whole"
+                )
             is_known = arguments["timestep"] is not MISSING
             if is_known and self.clock.at(read(arguments, self.clock.rises)) < self.dense_steps:
                 call.sizes, call.dense = None, f"in the first {self.dense_steps} steps of a video"
@@ -165,7 +170,7 @@ class State:
 
     @torch.compiler.disable
     def _count(self, call: Call, output: Any) -> None:
-        if output is not None:  # the call did not die
+        if output is not None and not in_backward():  # the call did not die, and is no repetition
             self.counts.add(call, self.compiled)
 
     def _layout(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Layout | str | None:

@@ -15,7 +15,7 @@ from frameattn.adapters.registry import adapter_of
 from frameattn.adapters.state import State
 from frameattn.adapters.wrappers import plain_name, unwrapped
 
-PIPELINE_PARTS = ("transformer", "transformer_2")
+PIPELINE_PARTS = ("transformer", "transformer_2", "transformer_ref")
 
 
 class Handle:
@@ -143,7 +143,7 @@ def apply(
 
     Args:
         model: a transformer of diffusers (see supported()) or of a class that was registered, as it is or as torch and
-            peft wrap it, or a pipeline, of which ``transformer`` and ``transformer_2`` are swapped.
+            peft wrap it, or a pipeline, whose ``transformer``, ``transformer_2`` and ``transformer_ref`` are swapped.
         method: "vmonarch".
         iterations, mass_floor: of ``frameattn.vmonarch_attention``.
         dense_layers: the first so many blocks stay dense.

@@ -283,6 +283,31 @@ def test_unknown_checkpointing_is_an_error():
         gradients([model], [wan_call(THREE[0])])
 
 
+@pytest.mark.parametrize("dense_steps", [0, 1])
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_a_whole_model_that_is_checkpointed(use_reentrant, dense_steps):
+    """Its repetition is no other call. What step it was is lost, and an error is better than another gradient."""
+    model, handle = trained(dense_steps=dense_steps)
+    calls = [wan_call(grid) for grid in THREE]
+    expected = gradients([trained()[0]] * 3, calls)
+
+    def again(latent, call):
+        return model(**{**call, "hidden_states": latent})
+
+    class Again(nn.Module):
+        def forward(self, hidden_states, **call):
+            return checkpoint(again, hidden_states, call, use_reentrant=use_reentrant)
+
+        parameters = model.parameters
+
+    if dense_steps:
+        with pytest.raises(RuntimeError, match="With dense_steps, checkpoint the blocks"):
+            gradients([Again()] * 3, calls)
+    else:
+        assert_equal(gradients([Again()] * 3, calls), expected)
+    assert handle.counts.calls == 3
+
+
 def test_originals_are_back_at_once_where_nothing_is_run_again():
     model, handle = trained()
     results = output(model, wan_call(THREE[0]))
