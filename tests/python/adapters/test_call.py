@@ -261,15 +261,6 @@ def test_checkpointing_compiled(how, counter):
     assert handle.counts.vmonarch == 2 == handle.counts.calls
 
 
-def test_whole_model_checkpointed():
-    calls = [wan_call(grid) for grid in THREE]
-    expected = gradients([trained()[0]] * 3, calls)
-    model, _ = trained()
-    again = lambda **call: checkpoint(model, use_reentrant=False, **call)  # noqa: E731
-    again.parameters = model.parameters
-    assert_equal(gradients([again] * 3, calls), expected)
-
-
 def test_unknown_checkpointing_is_an_error():
     """Not a wrong gradient."""
     model, _ = trained()
@@ -285,7 +276,7 @@ def test_unknown_checkpointing_is_an_error():
 
 @pytest.mark.parametrize("dense_steps", [0, 1])
 @pytest.mark.parametrize("use_reentrant", [False, True])
-def test_a_whole_model_that_is_checkpointed(use_reentrant, dense_steps):
+def test_whole_model_checkpointed(use_reentrant, dense_steps):
     """Its repetition is no other call. What step it was is lost, and an error is better than another gradient."""
     model, handle = trained(dense_steps=dense_steps)
     calls = [wan_call(grid) for grid in THREE]
