@@ -70,9 +70,15 @@ class Call:
 
 
 class Running(threading.local):
-    """The call that the current thread is in."""
+    """The call that the current thread is in; kept: within a function that was checkpointed in it."""
 
     call: Call | None = None
+    kept = False
 
 
 running = Running()
+
+
+def in_backward() -> bool:
+    """Whether autograd's backward runs, which may run what was checkpointed again."""
+    return torch._C._current_graph_task_id() != -1

@@ -19,11 +19,12 @@ class WithinCall:
         self.function, self.call = function, call
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        outer, running.call = running.call, self.call
+        outer = running.call, running.kept
+        running.call, running.kept = self.call, True
         try:
             return self.function(*args, **kwargs)
         finally:
-            running.call = outer
+            running.call, running.kept = outer
 
 
 class CarriesCall:

@@ -48,6 +48,7 @@ class Counts:
         """compiled: the reasons of what was compiled so far to be dense, None among them for what runs VMonarch."""
         reason, swapped, unseen = call.dense, call.swapped, False
         if reason is None and not swapped:  # no processor could write, or none ran
+            compiled = set() if call.marked else compiled
             reason = next(iter(compiled)) if len(compiled) == 1 else None if compiled else NONE_RAN
             swapped = compiled == {None}
             unseen = len(compiled) > 1

@@ -1,6 +1,7 @@
 """The token grid of a call that gives each token its place and no sizes."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -8,33 +9,53 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from frameattn.adapters.call import Grid
 
-
-class _Found(NamedTuple):
-    version: int
-    grid: Grid
+_SEEN = WeakTensorKeyDictionary()  # version, what was found; a pipeline gives the same tensors in every step
 
 
-_FOUND = WeakTensorKeyDictionary()  # by the tensor of places: a pipeline gives the same one in every step
+PLACES_UNSEEN = "compiled code cannot look at the places of tokens; apply(grid=(T, H, W)) says their grid"
+
+
+def unseen(places: Tensor | None) -> bool:
+    """There are places, which compiled code cannot look at."""
+    return places is not None and torch.compiler.is_compiling()
 
 
 def grid_at_end(places: Tensor) -> Grid | None:
     """The largest T x H x W of tokens, row-major, that a sequence ends with. None in compiled code, which cannot look.
 
     Args:
-        places: [N, 3] or [3, N], time, height and width of every token. Waits for the device once for each tensor.
+        places: [N, 3] or [3, N], time, height and width of every token, or [B, 3, N], of which sample 0 is looked at.
+            Waits for the device once for each tensor; for those of ``torch.inference_mode()`` in every call, as they do
+            not say whether they were written to since.
     """
-    if torch.compiler.is_compiling():
-        return None
-    found = _FOUND.get(places)
-    if found is None or found.version != places._version:
-        on_cpu = places.detach().cpu()
-        grid = _search(on_cpu if on_cpu.size(0) == 3 else on_cpu.t())
-        found = _FOUND[places] = _Found(places._version, grid)
-    return found.grid
+    return None if unseen(places) else _look(places, _search)
+
+
+def tokens_at_end(indices: Tensor, tokens: int) -> int:
+    """How many of the last of so many tokens are, each of them, among the indices [n]. Waits as ``grid_at_end``."""
+    last, count = _look(indices, _last_run)
+    return count if last == tokens - 1 else 0
+
+
+def _look(x: Tensor, find: Callable[[Tensor], Any]) -> Any:
+    """find(x on the CPU), once for each content of a tensor."""
+    if x.is_inference():
+        return find(x.cpu())
+    seen = _SEEN.get(x)
+    if seen is None or seen[0] != x._version:
+        seen = _SEEN[x] = x._version, find(x.detach().cpu())
+    return seen[1]
+
+
+def _last_run(indices: Tensor) -> tuple[int, int]:
+    """The greatest index, and how many follow one another up to it."""
+    ordered = indices.unique()
+    return int(ordered[-1]), _run(ordered - torch.arange(len(ordered)))
 
 
 def _search(places: Tensor) -> Grid:
-    """places [3, N]. A grid of one token is always there."""
+    """A grid of one token is always there."""
+    places = places[0] if places.dim() == 3 else places if places.size(0) == 3 else places.t()  # [3, N]
     tokens = places.size(1)
     per_frame = _run(places[0])
     width = _run(places[1, -per_frame:])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from frameattn.adapters.attention import Streams, joint_attention, video_attention
-from frameattn.adapters.call import GRID_UNKNOWN, ForeignModule, Grid, Layout, running, shape
+from frameattn.adapters.call import GRID_UNKNOWN, ForeignModule, Grid, Layout, in_backward, running, shape
 from frameattn.adapters.state import State
 
 
@@ -50,13 +50,19 @@ class VMonarchProcessor:
     @classmethod
     def layout(cls, model: ForeignModule, arguments: Mapping[str, Any], given: Grid | None) -> Layout | str:
         """Where the video is among the tokens of a call, or why its attention must be dense. given: the user's grid."""
+        grid = cls.agreed_grid(model, arguments, given)
+        return grid if isinstance(grid, str) else Layout(grid)
+
+    @classmethod
+    def agreed_grid(cls, model: ForeignModule, arguments: Mapping[str, Any], given: Grid | None) -> Grid | str:
+        """The user's grid or that of the call, or why neither: none is known, or they differ in their tokens."""
         said = cls.grid(model, arguments)
         grid = given or said
         if grid is None:
             return GRID_UNKNOWN
         if said is not None and math.prod(said) != math.prod(grid):
             return f"the grid does not hold the tokens (grid {shape(grid)}, {math.prod(said)} video tokens)"
-        return Layout(grid)
+        return grid
 
     @staticmethod
     def refusal(model: ForeignModule) -> str | None:
@@ -90,7 +96,7 @@ class VMonarchProcessor:
             if self.state.active:
                 self._outside(tokens)
             return False
-        if call.sizes is None or not self.state.serving:
+        if call.sizes is None or not (self.state.active or (self.state.serving and running.kept)):
             return False
         frames, per_frame, ahead, behind = call.sizes.shape[:4]
         reason = None
@@ -145,7 +151,7 @@ class VMonarchProcessor:
     @torch.compiler.disable
     def _outside(self, tokens: int) -> None:
         """This attention runs, but not in a call of its model."""
-        if torch._C._current_graph_task_id() != -1:
+        if in_backward():
             raise RuntimeError(
                 "frameattn.adapters: backward runs a block again, and not by a checkpoint function that is known here, "
                 "so that its token grid is lost. Use enable_gradient_checkpointing() or torch's checkpoint_wrapper, or "

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from frameattn.adapters.call import Call, running
+from frameattn.adapters.call import Call, in_backward, running
 
 
 @dataclass
@@ -44,8 +44,8 @@ class Profile:
 
 
 class Profiler:
-    """Hooks on models and their attention modules while it is entered. On CUDA they record events, which are read at
-    the end, so that nothing waits for the device before."""
+    """Hooks on models and their attention modules while it is entered. Where CUDA is in use they record events, too,
+    which are read at the end, so that nothing waits for the device before."""
 
     def __init__(self, models: Iterable[tuple[nn.Module, list[nn.Module]]]):
         self.models = list(models)
@@ -81,8 +81,10 @@ class Profiler:
     @torch.compiler.disable
     def _begin(self, module: nn.Module, args: Any) -> None:
         call = running.call
-        if call is not None and (call in self.spans or any(module is model for model, _ in self.models)):
-            self.spans.setdefault(call, [])  # blocks that backward runs again come later, in a call that is over
+        if call is None or in_backward():  # which may run blocks and models again
+            return
+        if call in self.spans or any(module is model for model, _ in self.models):
+            self.spans.setdefault(call, [])
             self.started[call, module] = _now(module)
 
     @torch.compiler.disable
@@ -97,21 +99,36 @@ class Profiler:
             self.ended.append((call, self.spans.pop(call)))
 
 
+@dataclass
+class _Time:
+    """Here and, where CUDA is in use, there."""
+
+    cpu: float
+    event: Any = None
+    device: torch.device | None = None
+
+
 def _parameter(module: nn.Module) -> nn.Parameter | None:
     return next(module.parameters(), None)
 
 
-def _now(module: nn.Module) -> Any:
-    parameter = _parameter(module)
-    if parameter is None or parameter.device.type != "cuda":
-        return time.perf_counter()
-    event = torch.cuda.Event(enable_timing=True)
-    event.record(torch.cuda.current_stream(parameter.device))
-    return event
+def _now(module: nn.Module) -> _Time:
+    """On the device of the module's parameters or, if they are on the CPU, from which offload may take them within the
+    call, on the current one."""
+    now = _Time(time.perf_counter())
+    if torch.cuda.is_initialized():
+        parameter = _parameter(module)
+        if parameter is not None and parameter.device.type == "cuda":
+            now.device = parameter.device
+        else:
+            now.device = torch.device("cuda", torch.cuda.current_device())
+        now.event = torch.cuda.Event(enable_timing=True)
+        now.event.record(torch.cuda.current_stream(now.device))
+    return now
 
 
-def _seconds(start: Any, stop: Any) -> float:
-    if isinstance(start, float):
-        return stop - start
-    stop.synchronize()
-    return start.elapsed_time(stop) / 1e3
+def _seconds(start: _Time, stop: _Time) -> float:
+    if start.event is None or start.device != stop.device:
+        return stop.cpu - start.cpu
+    stop.event.synchronize()
+    return start.event.elapsed_time(stop.event) / 1e3

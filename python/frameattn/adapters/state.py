@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch._dynamo.eval_frame import skip_code
 
-from frameattn.adapters.call import Call, ForeignModule, Grid, Layout, running
+from frameattn.adapters.call import Call, ForeignModule, Grid, Layout, in_backward, running
 from frameattn.adapters.checkpointing import WithinCall, carry_calls, release_calls
 from frameattn.adapters.clock import Clock, read
 from frameattn.adapters.counts import Counts
@@ -32,8 +32,8 @@ class State:
 
     Attributes:
         active: from apply() to remove().
-        serving: whether the processors run VMonarch in calls that ask for it. After remove() they still do, in their
-            places, until backward has run all blocks again that ran swapped and were checkpointed.
+        serving: whether the processors run VMonarch in calls that ask for it. After remove() they still do, in what was
+            checkpointed and nowhere else, until backward has run all blocks again that ran swapped.
     """
 
     def __init__(
@@ -86,6 +86,7 @@ class State:
         for hook in self.hooks:
             hook.remove()
         release_calls(self.model)
+        running.call = self._without_own(running.call)
         self._settle()
 
     def present(self) -> list[tuple[str, nn.Module, Any]]:
@@ -139,14 +140,17 @@ class State:
         self.layout = layout if isinstance(layout, Layout) else None
         if torch.is_grad_enabled():
             carry_calls(model, self._hold)
-        outer = running.call
-        while outer is not None and outer.owner is self:  # was interrupted: KeyboardInterrupt passes all hooks by
-            outer = outer.outer
+        outer = self._without_own(running.call)
         call = Call(self.layout, outer, marked=not torch.is_grad_enabled(), owner=self)
         if isinstance(layout, str):
             call.dense = layout
         if self.dense_steps:
             arguments = self.forward.bind(args, kwargs)
+            if in_backward():
+                raise RuntimeError(
+                    f"frameattn.adapters: backward runs {self.model_name} again, and the step of that call is not "
+                    "known any more. With dense_steps, checkpoint the blocks and not the model as a whole"
+                )
             is_known = arguments["timestep"] is not MISSING
             if is_known and self.clock.at(read(arguments, self.clock.rises)) < self.dense_steps:
                 call.sizes, call.dense = None, f"in the first {self.dense_steps} steps of a video"
@@ -158,9 +162,15 @@ class State:
             )
         running.call = call
 
+    def _without_own(self, call: Call | None) -> Call | None:
+        """The call around those of this model, which were interrupted: KeyboardInterrupt passes all hooks by."""
+        while call is not None and call.owner is self:
+            call = call.outer
+        return call
+
     @torch.compiler.disable
     def _count(self, call: Call, output: Any) -> None:
-        if output is not None:  # the call did not die
+        if output is not None and not in_backward():  # the call did not die, and is no repetition
             self.counts.add(call, self.compiled)
 
     def _layout(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Layout | str | None:
@@ -173,7 +183,12 @@ class State:
         for _, _, processor in self.installed:
             if processor._parallel_config is not None:
                 return "context parallelism gives each process a part of the tokens"
-        return self.adapter.layout(model, arguments, self.given_grid)
+        try:
+            return self.adapter.layout(model, arguments, self.given_grid)
+        except KeyError as unnamed:
+            if self.given_grid is not None:  # its processors see whether it holds the tokens
+                return Layout(self.given_grid)
+            return f"the model's class has no argument named {unnamed.args[0]}; apply(grid=(T, H, W)) says the grid"
 
     @torch.compiler.assume_constant_result
     def note_compiled(self, reason: str | None) -> None:

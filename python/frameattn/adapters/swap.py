@@ -15,7 +15,7 @@ from frameattn.adapters.registry import adapter_of
 from frameattn.adapters.state import State
 from frameattn.adapters.wrappers import plain_name, unwrapped
 
-PIPELINE_PARTS = ("transformer", "transformer_2")
+PIPELINE_PARTS = ("transformer", "transformer_2", "transformer_ref")
 
 
 class Handle:
@@ -67,7 +67,7 @@ class Handle:
             state.counts = Counts()
 
     def new_video(self) -> None:
-        """Says that the next call, of this thread, is the first one of a video. ``dense_steps`` finds that out where
+        """Says that the next call in this thread is the first one of a video. ``dense_steps`` finds that out where
         timesteps turn back, the latent has another shape, or fresh noise comes at the timestep of the last call; not
         where a video begins below the timesteps of one before it that was given up.
         """
@@ -143,7 +143,7 @@ def apply(
 
     Args:
         model: a transformer of diffusers (see supported()) or of a class that was registered, as it is or as torch and
-            peft wrap it, or a pipeline, of which ``transformer`` and ``transformer_2`` are swapped.
+            peft wrap it, or a pipeline, whose ``transformer``, ``transformer_2`` and ``transformer_ref`` are swapped.
         method: "vmonarch".
         iterations, mass_floor: of ``frameattn.vmonarch_attention``.
         dense_layers: the first so many blocks stay dense.

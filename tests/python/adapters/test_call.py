@@ -261,15 +261,6 @@ def test_checkpointing_compiled(how, counter):
     assert handle.counts.vmonarch == 2 == handle.counts.calls
 
 
-def test_whole_model_checkpointed():
-    calls = [wan_call(grid) for grid in THREE]
-    expected = gradients([trained()[0]] * 3, calls)
-    model, _ = trained()
-    again = lambda **call: checkpoint(model, use_reentrant=False, **call)  # noqa: E731
-    again.parameters = model.parameters
-    assert_equal(gradients([again] * 3, calls), expected)
-
-
 def test_unknown_checkpointing_is_an_error():
     """Not a wrong gradient."""
     model, _ = trained()
@@ -281,6 +272,31 @@ def test_unknown_checkpointing_is_an_error():
         block.forward = partial(forward, block)
     with pytest.raises(RuntimeError, match="so that its token grid is lost"):
         gradients([model], [wan_call(THREE[0])])
+
+
+@pytest.mark.parametrize("dense_steps", [0, 1])
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_whole_model_checkpointed(use_reentrant, dense_steps):
+    """Its repetition is no other call. What step it was is lost, and an error is better than another gradient."""
+    model, handle = trained(dense_steps=dense_steps)
+    calls = [wan_call(grid) for grid in THREE]
+    expected = gradients([trained()[0]] * 3, calls)
+
+    def again(latent, call):
+        return model(**{**call, "hidden_states": latent})
+
+    class Again(nn.Module):
+        def forward(self, hidden_states, **call):
+            return checkpoint(again, hidden_states, call, use_reentrant=use_reentrant)
+
+        parameters = model.parameters
+
+    if dense_steps:
+        with pytest.raises(RuntimeError, match="With dense_steps, checkpoint the blocks"):
+            gradients([Again()] * 3, calls)
+    else:
+        assert_equal(gradients([Again()] * 3, calls), expected)
+    assert handle.counts.calls == 3
 
 
 def test_originals_are_back_at_once_where_nothing_is_run_again():
@@ -388,6 +404,45 @@ def test_an_interrupted_call_is_forgotten_at_the_next():
         hook.remove()
         assert torch.equal(output(model, wan_call(GRIDS[1])), expected)
     assert running.call is None
+
+
+@pytest.mark.parametrize("own_thread", [False, True])
+def test_an_interrupted_call_does_not_outlive_remove(own_thread):
+    """What was checkpointed in it may, in the traceback that a notebook keeps; also where another thread removes."""
+    model, handle = trained()
+    model.enable_gradient_checkpointing()
+    dense, call = output(WAN_CASE.build(), wan_call(GRIDS[0])), wan_call(GRIDS[0])
+    kept = []
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    hook = model.norm_out.register_forward_pre_hook(interrupt)
+    try:
+        output(model, call)
+    except KeyboardInterrupt as error:
+        kept.append(error)
+    hook.remove()
+    if own_thread:
+        handle.remove()
+        assert running.call is None
+    else:
+        remover = threading.Thread(target=handle.remove)
+        remover.start()
+        remover.join()
+    assert torch.equal(output(model.eval(), call), dense)
+    running.call = None
+
+
+def test_remove_within_a_call_leaves_nothing_behind():
+    model = WAN_CASE.build()
+    handle = apply(model)
+    hook = model.blocks[0].register_forward_hook(lambda *_: handle.remove())
+    with torch.no_grad():
+        output(model, wan_call(GRIDS[0]))
+        assert running.call is None
+        hook.remove()
+        assert torch.equal(output(model, wan_call(GRIDS[0])), output(WAN_CASE.build(), wan_call(GRIDS[0])))
 
 
 def test_a_call_within_a_call():

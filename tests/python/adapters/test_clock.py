@@ -1,5 +1,8 @@
 """The steps of a video: what a model is called with, in the orders that pipelines and people call it in."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -7,7 +10,7 @@ import torch
 from adapters.tiny_models import BATCH, MOCHI_CASE, WAN_CASE, output
 
 from frameattn.adapters import apply
-from frameattn.adapters.clock import Clock, Reading, read
+from frameattn.adapters.clock import THREADS, Clock, Reading, read
 from oracle import randn
 
 DENSE, SWAPPED = True, False
@@ -69,6 +72,93 @@ def test_guidance_is_one_step(calls):
 def test_a_latent_of_another_shape_is_another_video():
     clock = Clock()
     assert [clock.at(Reading(at, shape)) for at, shape in ((900, (4, 1)), (800, (4, 8)), (700, (4, 8)))] == [0, 0, 1]
+
+
+@pytest.mark.parametrize("whole, cut", [((16, 7, 4, 6), (16, 2, 4, 6)), ((7, 16, 4, 6), (2, 16, 4, 6))])
+def test_fewer_frames_are_the_same_video(whole, cut):
+    """ChronoEdit leaves out what it reasoned in. Another size, or more frames, are another video."""
+    clock = Clock()
+    assert [clock.at(Reading(at, whole, 64 * (1.0,))) for at in (900, 800, 700)] == [0, 1, 2]
+    assert [clock.at(Reading(at, cut, 30 * (1.0,))) for at in (600, 500, 400)] == [3, 4, 5]
+    assert [clock.at(Reading(at, shape)) for at, shape in ((300, (*cut[:3], 4)), (200, whole))] == [0, 0]
+
+
+def in_new_threads(calls):
+    """The results of functions, in turn, each in a thread of its own, none of which ends before all are done."""
+    results, done = [None] * len(calls), threading.Event()
+
+    def run(index):
+        results[index] = calls[index]()
+        ran[index].set()
+        assert done.wait(60)
+
+    ran = [threading.Event() for _ in calls]
+    threads = [threading.Thread(target=run, args=(index,)) for index in range(len(calls))]
+    for thread, event in zip(threads, ran, strict=True):
+        thread.start()
+        assert event.wait(60)
+    done.set()
+    for thread in threads:
+        thread.join()
+    return results
+
+
+def noisy(timestep, seed, text=0.0):
+    """Of a video, from its noise to its values."""
+    share, noise, values = timestep / 1000, randn(64, seed=seed), randn(64, seed=seed + 100)
+    return Reading(timestep, (64,), tuple((share * noise + (1 - share) * values).tolist()), (text,))
+
+
+@pytest.mark.parametrize("timesteps", [(1000, 750, 500, 250), (1000, 900, 800, 700, 600)])
+@pytest.mark.parametrize("videos", [1, 2])
+def test_steps_in_threads_of_their_own(timesteps, videos):
+    """As asyncio.to_thread has them, with guidance; or DataParallel, for as many videos as there are devices."""
+    clock = Clock()
+    readings = [noisy(at, seed, text) for at in timesteps for text in (1.0, 2.0) for seed in range(videos)]
+    steps = in_new_threads([partial(clock.at, reading) for reading in readings])
+    assert steps == [step for step in range(len(timesteps)) for _ in range(2 * videos)]
+
+
+def test_a_pool_of_threads_goes_from_video_to_video():
+    clock = Clock()
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
+        for seed in range(3):
+            pools = [one, other, other, one, one, other]
+            readings = [noisy(at, seed) for at in (1000, 900, 800, 700, 600, 500)]
+            steps = [pool.submit(clock.at, reading).result() for pool, reading in zip(pools, readings, strict=True)]
+            assert steps == [0, 1, 2, 3, 4, 5]
+
+
+def test_threads_with_videos_of_their_own():
+    """One begins while another is in the midst of its video, with other noise or, of another text, the same."""
+    for seed in (0, 1):
+        clock, steps = Clock(), {}
+        with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
+            for pool, at in [
+                (one, 1000),
+                (one, 900),
+                (one, 800),
+                (other, 1000),
+                (one, 700),
+                (other, 900),
+                (other, 800),
+            ]:
+                reading = noisy(at, seed if pool is other else 0, text=float(pool is other))
+                steps.setdefault(pool is other, []).append(pool.submit(clock.at, reading).result())
+        assert steps == {False: [0, 1, 2, 3], True: [0, 1, 2]}
+
+
+def test_new_video_in_a_thread_that_would_go_on_with_one():
+    clock = Clock()
+    assert [clock.at(noisy(at, 0)) for at in (1000, 900)] == [0, 1]
+    clock.new_video()
+    assert [clock.at(noisy(at, 0)) for at in (800, 700)] == [0, 1]
+
+
+def test_forgets_threads():
+    clock = Clock()
+    in_new_threads([partial(clock.at, noisy(1000 - index, 0)) for index in range(THREADS + 9)])
+    assert len(clock.videos) == THREADS
 
 
 def test_fresh_noise_at_the_same_timestep_is_another_video():
@@ -138,6 +228,13 @@ def test_dense_steps_of_mochi(warm_up):
     handle = apply(model, dense_steps=2)
     found = dense_calls(model, handle, MOCHI_CASE, warm_up + 2 * [0, 100, 300, 700])[len(warm_up) :]
     assert found == 2 * [DENSE, DENSE, SWAPPED, SWAPPED]
+
+
+def test_dense_steps_of_steps_in_threads_of_their_own():
+    model = WAN_CASE.build(torch.float32)
+    handle = apply(model, dense_steps=2)
+    in_new_threads([partial(dense_calls, model, handle, WAN_CASE, [at]) for at in (999, 900, 800, 700)])
+    assert handle.counts.vmonarch == 2 and handle.counts.calls == 4
 
 
 def test_dense_steps_are_dense_attention():

@@ -1,13 +1,17 @@
 """handle.counts, report() and profile(): what the calls of a model ran."""
 
 import copy
+import itertools
 import warnings
+from contextlib import contextmanager
 from types import SimpleNamespace
+from typing import ClassVar
 from unittest import mock
 
 import pytest
 import torch
 from adapters.tiny_models import CASES, LTX2_CASE, WAN_CASE, output
+from torch.utils.checkpoint import checkpoint
 
 from frameattn.adapters import apply
 from frameattn.adapters.call import Call, Layout
@@ -98,7 +102,7 @@ def test_counts_of_compiled_blocks():
 
 def test_counts_of_code_that_cannot_say():
     """Under a compiled checkpoint: what all of the compiled code does is known, which part of it ran is not."""
-    counts, call = Counts(), Call(Layout((4, 3, 5)))
+    counts, call = Counts(), Call(Layout((4, 3, 5)), marked=False)
     counts.add(call, {None})
     assert counts == Counts(vmonarch=1)
     counts.add(call, {"masked"})
@@ -106,6 +110,20 @@ def test_counts_of_code_that_cannot_say():
     counts.add(call, {None, "masked"})
     assert counts == Counts(vmonarch=1, dense={"masked": 1}, unseen=1)
     assert str(counts) == "1 with VMonarch, 1 dense (masked), 1 compiled, dense or not"
+
+
+def test_counts_of_compiled_blocks_that_did_not_run():
+    """As under a cache: what they would have run is no guess where they say what they ran."""
+    model, call, handle = swapped()
+    torch.compiler.reset()
+    for block in model.blocks:
+        block.compile(backend="eager", fullgraph=True)
+    output(model, call)
+    for block in model.blocks:
+        block._compiled_call_impl, block.forward = None, lambda hidden_states, *_: hidden_states
+    output(model, call)
+    torch.compiler.reset()
+    assert handle.counts == Counts(vmonarch=1, dense={NONE_RAN: 1})
 
 
 def test_counting_reads_nothing_from_the_device():
@@ -155,34 +173,63 @@ def test_profile_of_no_calls_and_of_compiled_code():
         pass
 
 
-def test_profile_takes_events_of_cuda():
-    """Where parameters are on CUDA: recorded around the modules, waited for at the end alone."""
-    model, call, handle = swapped()
-    events = []
+class Event:
+    """Of CUDA; its time is its number."""
 
-    class Event:
-        def __init__(self, enable_timing):
-            assert enable_timing
-            events.append(self)
-            self.waited = False
+    events: ClassVar[list] = []
 
-        def record(self, stream):
-            self.at = len(events)
+    def __init__(self, enable_timing):
+        assert enable_timing
+        self.events.append(self)
+        self.waited = False
 
-        def synchronize(self):
-            self.waited = True
+    def record(self, stream):
+        self.at = len(self.events)
 
-        def elapsed_time(self, stop):
-            assert stop.waited
-            return 1e3 * (stop.at - self.at)
+    def synchronize(self):
+        self.waited = True
 
-    parameter = SimpleNamespace(device=torch.device("cuda"))
+    def elapsed_time(self, stop):
+        assert stop.waited
+        return 1e3 * (stop.at - self.at)
+
+
+@contextmanager
+def profile_with_cuda(handle, devices):
+    """A profile where CUDA is in use and the parameters are on these devices, one after the other."""
+    Event.events.clear()
+    parameters = [SimpleNamespace(device=torch.device(device)) for device in devices]
     with (
-        mock.patch("torch.cuda.Event", Event),
+        mock.patch.multiple("torch.cuda", Event=Event, is_initialized=lambda: True, current_device=lambda: 0),
         mock.patch("torch.cuda.current_stream"),
-        mock.patch("frameattn.adapters.profile._parameter", return_value=parameter),
+        mock.patch("frameattn.adapters.profile._parameter", side_effect=itertools.cycle(parameters)),
         handle.profile() as profile,
     ):
+        yield profile
+
+
+# Offload of the model brings it within its call, that by group or by layer for the layers alone.
+@pytest.mark.parametrize("devices", [["cuda:0"], ["cpu", *5 * ["cuda:0"]], ["cpu"]], ids=["", "model", "group"])
+def test_profile_takes_events_of_cuda(devices):
+    """Recorded around the modules, waited for at the end alone."""
+    model, call, handle = swapped()
+    with profile_with_cuda(handle, devices) as profile:
         output(model, call)
-        assert len(events) == 6 and not any(event.waited for event in events)
+        assert len(Event.events) == 6 and not any(event.waited for event in Event.events)
     assert profile.swapped.model == 5 and profile.swapped.attention == 2
+
+
+def test_profile_of_modules_that_change_the_device():
+    """No events measure from one to another."""
+    model, call, handle = swapped()
+    with profile_with_cuda(handle, ["cuda:0", *5 * ["cuda:1"]]) as profile:
+        output(model, call)
+    assert 0 < profile.swapped.model < 5 and profile.swapped.attention == 2
+
+
+def test_profile_leaves_models_out_that_backward_runs_again():
+    model, call, handle = swapped()
+    latent = call.pop("hidden_states").requires_grad_()
+    with handle.profile() as profile, torch.enable_grad():
+        checkpoint(lambda x: output(model, {**call, "hidden_states": x}), latent, use_reentrant=False).sum().backward()
+    assert profile.swapped.calls == 1 == handle.counts.calls

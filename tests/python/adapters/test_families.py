@@ -48,13 +48,13 @@ def messages_of(model, call):
     return [str(warning.message) for warning in caught if "frameattn.adapters" in str(warning.message)]
 
 
-def check_stays_dense(case, words, **changes):
+def check_stays_dense(case, words, options=None, **changes):
     """A call with these changes runs what was there, and one warning says why."""
     model, call = case.build(torch.float32), {**case.call(dtype=torch.float32), **changes}
     dense = output(model, call)
-    apply(model)
+    handle = apply(model, **options or {})
     (message,) = messages_of(model, call)
-    assert words in message
+    assert words in message and not handle.counts.vmonarch
     assert torch.equal(output(model, call), dense)
 
 
@@ -159,10 +159,27 @@ def test_tokens_beside_the_video(case, layout):
     handle = apply(model)
     assert not messages_of(model, case.call(dtype=torch.float32))
     assert handle.counts.vmonarch == 1 and f"token grid: {layout}" in handle.report()
-    with apply(case.build(torch.float32), grid=(5, 2, 4)) as other:
+    with apply(case.build(torch.float32), grid=(2, 6, 5)) as other:
         output(other._states[""].model, case.call(dtype=torch.float32))
         where = "behind" if layout.behind else "ahead"
-        assert f"token grid: 5 x 2 x 4, 32 tokens {where}" in other.report()
+        assert f"token grid: 2 x 6 x 5, 12 tokens {where}" in other.report()
+
+
+@pytest.mark.parametrize("case", [LTX_CASE, LTX_CONDITION_CASE, LTX2_KEYFRAME_CASE, MINIMAX_H3_CASE], ids=str)
+def test_a_given_grid_that_does_not_fit_stays_dense(case):
+    """Also where there are tokens enough beside the video, and fewer tokens in the grid than there are."""
+    check_stays_dense(case, "the grid does not hold the tokens (grid 2 x 3 x 5, 60 video", options={"grid": (2, 3, 5)})
+
+
+@pytest.mark.parametrize("case", [LTX_CONDITION_CASE, LTX2_KEYFRAME_CASE, MINIMAX_H3_CASE], ids=str)
+def test_inference_mode(case):
+    """Also of what says the grid."""
+    model = case.build(torch.float32)
+    handle = apply(model)
+    expected = output(model, case.call(dtype=torch.float32))
+    with torch.inference_mode():
+        assert torch.equal(output(model, case.call(dtype=torch.float32)), expected)
+    assert handle.counts.vmonarch == 2 == handle.counts.calls
 
 
 def test_ltx_grid_is_that_of_its_coordinates():
@@ -196,6 +213,54 @@ def test_minimax_h3_stays_dense_where_other_tokens_end_the_sequence():
     }
     turned["position_ids"][:, 0] = torch.arange(72)
     check_stays_dense(MINIMAX_H3_CASE, "this call does not say its token grid", **turned)
+
+
+def h3_sound_last():
+    """Changes to a call: the tokens of the sound, and those alone, are behind the video."""
+    call = MINIMAX_H3_CASE.call(dtype=torch.float32)
+    order = torch.cat([torch.arange(9), torch.arange(12, 72), torch.arange(9, 12)])
+    at = order.argsort()
+    return {
+        **{name: call[name][order] for name in ("position_ids", "token_tags", "timestep_indices")},
+        **{name: at[call[name]] for name in ("video_indices", "audio_indices", "text_indices")},
+    }
+
+
+@pytest.mark.parametrize("options", [{}, {"grid": (4, 3, 5)}], ids=["", "given"])
+def test_minimax_h3_with_sound_behind_the_video_stays_dense(options):
+    """Which has the places of a grid of its own."""
+    changes = h3_sound_last()
+    changes["position_ids"][-3:] = torch.tensor([[time, 0.0, 0.0] for time in range(3)])
+    words = "the grid does not hold the tokens" if options else "the sequence does not end with the video"
+    check_stays_dense(MINIMAX_H3_CASE, words, options, **changes)
+    changes["position_ids"][-3:] = torch.randn(3, 3, generator=torch.Generator().manual_seed(1))
+    words = "the sequence does not end with the video" if options else "does not say its token grid"
+    check_stays_dense(MINIMAX_H3_CASE, words, options, **changes)
+
+
+def test_minimax_h3_without_a_grid_stays_dense():
+    disorder = torch.randn(72, 3, generator=torch.Generator().manual_seed(0))
+    check_stays_dense(MINIMAX_H3_CASE, "this call does not say its token grid", position_ids=disorder)
+
+
+@pytest.mark.parametrize("case", [LTX_CONDITION_CASE, MINIMAX_H3_CASE], ids=str)
+def test_compiled_code_that_cannot_look_at_places_says_so(case):
+    model, call = case.build(torch.float32), case.call(dtype=torch.float32)
+    expected = {}
+    for grid in (None, (4, 3, 5)):
+        with apply(model, grid=grid):
+            expected[grid] = output(model, call)
+    dense = output(model, call)
+    for grid, result in (None, dense), ((4, 3, 5), expected[None]):
+        torch.compiler.reset()
+        compiled = torch.compile(lambda **call: model(**call), backend="eager")
+        with apply(model, grid=grid):
+            caught = messages_of(compiled, call)
+            assert ["compiled code cannot look at the places of tokens" in message for message in caught] == [True] * (
+                not grid
+            )
+            assert relative_error(output(compiled, call), result) < 1e-6
+    torch.compiler.reset()
 
 
 def test_ltx2_perturbs_as_before():

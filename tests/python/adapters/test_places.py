@@ -4,7 +4,10 @@ import pytest
 import torch
 from adapters.tiny_models import places
 
+from frameattn.adapters.diffusers.ltx import LTXVideoProcessor
 from frameattn.adapters.places import grid_at_end
+
+NO_SIZES = dict.fromkeys(("num_frames", "height", "width"))
 
 
 def of_lines(*lines):
@@ -55,6 +58,26 @@ def test_looks_once_at_a_tensor():
         assert grid_at_end(tokens) == (4, 3, 5)
     tokens[0, :15] = 9
     assert grid_at_end(tokens) == (3, 3, 5)
+
+
+def test_looks_once_at_the_coordinates_of_ltx():
+    """Which are [B, 3, N]."""
+    tokens = places(4).expand(2, -1, -1)
+    with pytest.MonkeyPatch.context() as patch:
+        searches = []
+        patch.setattr("frameattn.adapters.places._search", lambda x: searches.append(x.shape) or (4, 3, 5))
+        for _ in range(3):
+            assert LTXVideoProcessor.grid(None, {**NO_SIZES, "video_coords": tokens}) == (4, 3, 5)
+    assert searches == [(2, 3, 60)]
+
+
+def test_takes_tensors_of_inference_mode():
+    """Which have no version: what was written to them is seen all the same."""
+    with torch.inference_mode():
+        tokens = places(4)
+        assert grid_at_end(tokens) == (4, 3, 5)
+        tokens[0, :15] = 9
+        assert grid_at_end(tokens) == (3, 3, 5)
 
 
 def test_finds_the_video_of_ltx_pipelines():

@@ -122,13 +122,14 @@ def test_leaves_modules_with_unknown_processors():
     assert apply(model).declined == {"blocks.1.attn1": "has a processor of another kind, Sparse"}
 
 
-def test_pipeline_swaps_both_transformers():
-    pipe = SimpleNamespace(transformer=wan(), transformer_2=wan(), vae=nn.Linear(2, 2))
+@pytest.mark.parametrize("second", ["transformer_2", "transformer_ref"])
+def test_pipeline_swaps_both_transformers(second):
+    pipe = SimpleNamespace(transformer=wan(), vae=nn.Linear(2, 2), **{second: wan()})
     dense = run(pipe.transformer)
     handle = apply(pipe)
     names = ["blocks.0.attn1", "blocks.1.attn1"]
-    assert handle.swapped == [f"{part}.{name}" for part in ("transformer", "transformer_2") for name in names]
-    assert "transformer_2.WanTransformer3DModel: 2 of 2" in handle.report()
+    assert handle.swapped == [f"{part}.{name}" for part in ("transformer", second) for name in names]
+    assert f"{second}.WanTransformer3DModel: 2 of 2" in handle.report()
     handle.remove()
     assert torch.equal(run(pipe.transformer), dense)
 

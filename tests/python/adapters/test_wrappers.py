@@ -1,6 +1,7 @@
 """Models within wrappers, and subclasses of models: apply() finds the model, and a call says its grid."""
 
 import functools
+import warnings
 
 import pytest
 import torch
@@ -188,3 +189,32 @@ def test_arguments_that_nothing_names_are_said_to_be_the_reason():
     with pytest.warns(UserWarning, match="passes on arguments that it does not name"), torch.no_grad():
         model(latent, **call)
     assert list(handle.counts.dense.values()) == [1]
+
+
+class Renamed(diffusers.WanTransformer3DModel):
+    def forward(self, latents, timestep, text):
+        return super().forward(latents, timestep, text)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_arguments_of_other_names_are_said_to_be_the_reason(compiled, expected):
+    """A given grid takes their place."""
+    model, untouched = (WAN_CASE.build(torch.float32) for _ in range(2))
+    model.__class__ = Renamed
+    torch.compiler.reset()
+    caller = torch.compile(lambda *args: model(*args), backend="eager", fullgraph=True) if compiled else model
+    call = WAN_CASE.call(dtype=torch.float32)
+    args = call["hidden_states"], call["timestep"], call["encoder_hidden_states"]
+    handle = apply(model)
+    with pytest.warns(UserWarning, match="has no argument named hidden_states"), torch.no_grad():
+        assert relative_error(caller(*args)[0], output(untouched, call)) < 1e-6
+    assert compiled or list(handle.counts.dense.values()) == [1]
+    handle.remove()
+    torch.compiler.reset()
+    with torch.no_grad():
+        for grid, result in ((4, 3, 5), expected), ((5, 3, 5), output(untouched, call)):
+            with warnings.catch_warnings(record=True) as caught, apply(model, grid=grid):
+                warnings.simplefilter("always")
+                assert relative_error(caller(*args)[0], result) < 1e-6
+            assert any("the grid does not hold the tokens" in str(one.message) for one in caught) == (grid[0] == 5)
+    torch.compiler.reset()

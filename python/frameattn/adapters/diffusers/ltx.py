@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from frameattn.adapters.call import GRID_UNKNOWN, ForeignModule, Grid, Layout, shape
-from frameattn.adapters.places import grid_at_end
+from frameattn.adapters.places import PLACES_UNSEEN, grid_at_end, unseen
 from frameattn.adapters.processor import VMonarchProcessor
 from frameattn.adapters.projections import project, project_out, split_heads
 from frameattn.adapters.registry import register
@@ -30,14 +30,14 @@ class LTXVideoProcessor(VMonarchProcessor):
         places = arguments["video_coords"]
         if places is None or places.dim() != 3:
             return None
-        grid = grid_at_end(places[0])
+        grid = grid_at_end(places)
         return None if grid is None or grid[0] == 1 else grid
 
     @classmethod
     def layout(cls, model: ForeignModule, arguments: Mapping[str, Any], given: Grid | None) -> Layout | str:
-        grid = given or cls.grid(model, arguments)
-        if grid is None:
-            return GRID_UNKNOWN
+        grid = cls.agreed_grid(model, arguments, given)
+        if isinstance(grid, str):
+            return PLACES_UNSEEN if grid == GRID_UNKNOWN and unseen(arguments["video_coords"]) else grid
         tokens = arguments["hidden_states"].size(1)
         others = tokens - grid[0] * grid[1] * grid[2]
         if others < 0:

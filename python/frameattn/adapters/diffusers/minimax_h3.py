@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from frameattn.adapters.call import GRID_UNKNOWN, ForeignModule, Grid, Layout, shape
-from frameattn.adapters.places import grid_at_end
+from frameattn.adapters.places import PLACES_UNSEEN, grid_at_end, tokens_at_end, unseen
 from frameattn.adapters.processor import VMonarchProcessor
 from frameattn.adapters.projections import project_heads, project_out
 from frameattn.adapters.registry import register
@@ -23,21 +23,23 @@ class MiniMaxH3Processor(VMonarchProcessor):
 
     @staticmethod
     def grid(model: ForeignModule, arguments: Mapping[str, Any]) -> Grid | None:
-        """Of the last tokens, by their places; not if so many are not of a video."""
-        grid = grid_at_end(arguments["position_ids"])
-        if grid is None or grid[0] * grid[1] * grid[2] > arguments["video_indices"].size(0):
+        """Of the last tokens, by their places; not if so many are not of a video, nor one token of a longer one."""
+        grid, video = grid_at_end(arguments["position_ids"]), arguments["video_indices"].size(0)
+        if grid is None or grid[0] * grid[1] * grid[2] > video or (grid == (1, 1, 1) and video > 1):
             return None
         return grid
 
     @classmethod
     def layout(cls, model: ForeignModule, arguments: Mapping[str, Any], given: Grid | None) -> Layout | str:
-        grid = given or cls.grid(model, arguments)
-        if grid is None:
-            return GRID_UNKNOWN
-        tokens, video = arguments["position_ids"].size(0), arguments["video_indices"].size(0)
+        grid = cls.agreed_grid(model, arguments, given)
+        if isinstance(grid, str):
+            return PLACES_UNSEEN if grid == GRID_UNKNOWN and unseen(arguments["position_ids"]) else grid
+        tokens, video = arguments["position_ids"].size(0), arguments["video_indices"]
         own = grid[0] * grid[1] * grid[2]
-        if own > video:
-            return f"the grid does not hold the tokens (grid {shape(grid)}, {video} video tokens)"
+        if own > video.size(0):
+            return f"the grid does not hold the tokens (grid {shape(grid)}, {video.size(0)} video tokens)"
+        if not unseen(video) and tokens_at_end(video, tokens) < own:
+            return f"the sequence does not end with the video (grid {shape(grid)})"
         return Layout(grid, ahead=tokens - own)
 
     def __call__(
