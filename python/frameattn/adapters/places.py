@@ -9,10 +9,9 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from frameattn.adapters.call import Grid
 
-_SEEN = WeakTensorKeyDictionary()  # version, what was found; a pipeline gives the same tensors in every step
-
-
 PLACES_UNSEEN = "compiled code cannot look at the places of tokens; apply(grid=(T, H, W)) says their grid"
+
+_SEEN = WeakTensorKeyDictionary()  # version, what was found; a pipeline gives the same tensors in every step
 
 
 def unseen(places: Tensor | None) -> bool:

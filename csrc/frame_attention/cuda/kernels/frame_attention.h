@@ -42,8 +42,8 @@ struct FrameScalars {
 };
 
 struct FrameAttentionParams {
-  int64_t items[3] =
-      {};  // below 2^31 in all; item i is (i / (items[1] items[2]), i / items[2] % items[1], i % items[2])
+  // Below 2^31 in all; item i is (i / (items[1] items[2]), i / items[2] % items[1], i % items[2]).
+  int64_t items[3] = {};
   float scale = 1;
   float mass_floor = 0;  // more than zero in the update form
   FrameRows query, key;  // attention: any width and numbers of frames; update: key has those of query
