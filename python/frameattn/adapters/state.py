@@ -114,7 +114,7 @@ class State:
         """Traced where the model is called by a function that is compiled. Where it is itself compiled, dynamo calls
         its hooks and compiles what it finds behind them: see skip_code at the end of this file."""
         if torch.compiler.is_compiling() and not self.dense_steps:
-            layout = self._layout(model, args, kwargs)
+            layout = self._layout(model, self.forward.bind(args, kwargs))
             if isinstance(layout, str):
                 self.warnings.warn(f"dense attention: {layout}")
                 self.note_compiled(layout)
@@ -134,7 +134,8 @@ class State:
 
     @torch.compiler.disable
     def _enter(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        layout = self._layout(model, args, kwargs)
+        arguments = self.forward.bind(args, kwargs)
+        layout = self._layout(model, arguments)
         if isinstance(layout, str):
             self.warnings.warn(f"dense attention: {layout}")
         self.layout = layout if isinstance(layout, Layout) else None
@@ -145,7 +146,6 @@ class State:
         if isinstance(layout, str):
             call.dense = layout
         if self.dense_steps:
-            arguments = self.forward.bind(args, kwargs)
             if in_backward():
                 raise RuntimeError(
                     f"frameattn.adapters: backward runs {self.model_name} again, and the step of that call is not "
@@ -173,9 +173,8 @@ class State:
         if output is not None and not in_backward():  # the call did not die, and is no repetition
             self.counts.add(call, self.compiled)
 
-    def _layout(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Layout | str | None:
+    def _layout(self, model: nn.Module, arguments: Mapping[str, Any]) -> Layout | str | None:
         """Where the video is among the tokens; why nowhere; or None if the call is about to fail, which says more."""
-        arguments = self.forward.bind(args, kwargs)
         for argument in arguments.values():
             if argument is MISSING:
                 passes_on = self.forward.levels[0].passes_on
