@@ -1,0 +1,171 @@
+"""Ulysses (arXiv 2309.14509): attention that needs all tokens, but heads one by one, where every process has some tokens.
+
+Two collectives: from some tokens of all heads to all tokens of some heads, and back. Each is an autograd function of
+which the second needs what follows from the first, so that backward communicates in one order on all processes.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import ProcessGroup
+from torch.distributed import _functional_collectives as collectives
+
+from frameattn.parallel.agreement import agree
+from frameattn.parallel.exchange import arrived, default_group, exchange, share
+
+OP = "frameattn.parallel.ulysses"
+HEADS, TOKENS = 1, 2
+
+
+def ulysses(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention: Callable[..., Tensor | tuple[Tensor, Tensor]],
+    *,
+    replicated: Sequence[Tensor] = (),
+    group: ProcessGroup | None = None,
+    tokens_per_rank: Sequence[int] | None = None,
+    check: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    r"""Any attention over heads that do not know of one another, of tokens that are shared out among processes.
+
+    ``attention(query, key, value, *replicated)`` is called with all tokens, in the order of the ranks of the group, of
+    the heads that fall to this process: [B, some of H, N, D]; the first ones have one head more where they do not divide,
+    and some none where there are not enough. All processes call this together, and backward too. Forward sends four
+    tensors like the process's own query.
+
+    >>> out = frameattn.parallel.ulysses(query, key, value, lambda *heads: frameattn.vmonarch_attention(*heads, frames))
+
+    Args:
+        query, key, value: [B, H, own tokens, D], the last [B, H, own tokens, Dv].
+        attention: returns [B, some of H, N, Dv], and where rows of replicated tokens have a result, too, a pair of that
+            and [B, some of H, L, ...].
+        replicated: [B, H, L, ...] each, such as query, key and value of a text, which every process has in full.
+            ``attention`` gets the heads that fall to this process.
+        group: the default group if None. In a group of one, ``attention`` gets all of it as it is.
+        tokens_per_rank: how many tokens each rank of the group has; they may differ, and be none. If None, the processes
+            ask one another, which costs a collective and a wait for the device, and in compiled code a graph break.
+        check: ask also where tokens_per_rank is given.
+
+    Returns: [B, H, own tokens, Dv], and of replicated rows [B, H, L, ...], all heads on every process.
+
+    Gradients are those of what a process has computed: of replicated tensors, as of weights, the sum over all processes
+    is the gradient.
+
+    Raises:
+        RuntimeError: arguments do not fit, or, where processes ask one another, not together; that names the rank.
+    """
+    group = default_group(group)
+    if dist.get_world_size(group) == 1:
+        return attention(query, key, value, *replicated)
+    tokens = _agreed_tokens([query, key, value, *replicated], group, tokens_per_rank, check)
+    heads = share(query.size(HEADS), dist.get_world_size(group))
+    query, key, value, *replicated = ToHeads.apply(group, tokens, heads, query, key, value, *replicated)
+    result = attention(query, key, value, *replicated)
+    if isinstance(result, Tensor):
+        return ToTokens.apply(group, tokens, heads, result, None)[0]
+    return ToTokens.apply(group, tokens, heads, *result)
+
+
+class ToHeads(torch.autograd.Function):
+    """Some tokens of all heads [B, H, own, C] -> all tokens of own heads; own heads of what is replicated."""
+
+    @staticmethod
+    def forward(ctx, group, tokens, heads, query, key, value, *replicated):
+        rows = query, key, value
+        ctx.shared = group, tokens, heads
+        ctx.widths = [x.size(3) for x in rows]
+        moving = exchange(torch.cat(rows, dim=3), TOKENS, tokens, HEADS, heads, group)
+        own = [x.split(heads, dim=HEADS)[dist.get_rank(group)].clone() for x in replicated]
+        return *arrived(moving).split(ctx.widths, dim=3), *own
+
+    @staticmethod
+    def backward(ctx, *grads):
+        group, tokens, heads = ctx.shared
+        moving = exchange(torch.cat(grads[:3], dim=3), HEADS, heads, TOKENS, tokens, group)
+        before = sum(heads[: dist.get_rank(group)])
+        replicated = []
+        for grad in grads[3:]:
+            whole = grad.new_zeros(grad.size(0), sum(heads), *grad.shape[2:])
+            whole.narrow(HEADS, before, grad.size(HEADS)).copy_(grad)
+            replicated.append(whole)
+        return None, None, None, *arrived(moving).split(ctx.widths, dim=3), *replicated
+
+
+class ToTokens(torch.autograd.Function):
+    """All tokens of own heads [B, own, N, C] -> own tokens of all heads; all heads of what is replicated, too."""
+
+    @staticmethod
+    def forward(ctx, group, tokens, heads, out, replicated):
+        ctx.shared, ctx.has_replicated = (group, tokens, heads), replicated is not None
+        moving = exchange(out, HEADS, heads, TOKENS, tokens, group)
+        if replicated is None:
+            return arrived(moving), None
+        everybody = [replicated.size(TOKENS)] * len(heads)
+        copies = replicated.repeat(1, 1, len(heads), *[1] * (replicated.dim() - 3))
+        others = exchange(copies, HEADS, heads, TOKENS, everybody, group)
+        return arrived(moving), arrived(others)
+
+    @staticmethod
+    def backward(ctx, grad_out, grad_replicated):
+        group, tokens, heads = ctx.shared
+        moving = exchange(grad_out, TOKENS, tokens, HEADS, heads, group)
+        if not ctx.has_replicated:
+            return None, None, None, arrived(moving), None
+        everybody = [grad_replicated.size(TOKENS)] * len(heads)
+        parts = exchange(grad_replicated, TOKENS, everybody, HEADS, heads, group)
+        parts = arrived(parts).unflatten(TOKENS, (len(heads), -1))
+        return None, None, None, arrived(moving), parts.sum(TOKENS)
+
+
+def _agreed_tokens(
+    tensors: Sequence[Tensor], group: ProcessGroup, tokens_per_rank: Sequence[int] | None, check: bool
+) -> list[int]:
+    """How many tokens each process has: what the caller says, or what the processes tell one another."""
+    query, key, value, *replicated = tensors
+    problem = _problem(tensors, group, tokens_per_rank)
+    if tokens_per_rank is not None and not check:
+        if problem is not None:
+            raise RuntimeError(problem)
+        return list(tokens_per_rank)
+    sizes = [*query.shape, *[0] * 4]
+    facts = dict(
+        dtype=query.dtype,
+        B=sizes[0],
+        H=sizes[1],
+        D=sizes[3],
+        Dv=value.shape[-1] if value.dim() else 0,
+        replicated=sum(x.numel() for x in replicated),
+        requires_grad=torch.is_grad_enabled() and any(x.requires_grad for x in tensors),
+    )
+    tokens = agree(OP, sizes[2], facts, problem, query.device, group)
+    if tokens_per_rank is not None and list(tokens_per_rank) != tokens:
+        raise RuntimeError(f"{OP}: tokens_per_rank is {list(tokens_per_rank)}, but the ranks have {tokens} tokens")
+    return tokens
+
+
+def _problem(tensors: Sequence[Tensor], group: ProcessGroup, tokens_per_rank: Sequence[int] | None) -> str | None:
+    """What is wrong with the arguments, as far as this process can see."""
+    query, key, value, *replicated = tensors
+    if query.dim() != 4:
+        return f"{OP}: query must be [B, H, own tokens, D], got {list(query.shape)}"
+    for name, x in (("key", key), ("value", value)):
+        if x.dim() != 4 or x.shape[:3] != query.shape[:3] or x.dtype != query.dtype or x.device != query.device:
+            return (
+                f"{OP}: {name} must be [B, H, own tokens, D] as query, {list(query.shape)} of {query.dtype} on "
+                f"{query.device}, got {list(x.shape)} of {x.dtype} on {x.device}"
+            )
+    for x in replicated:
+        if x.dim() < 3 or x.shape[:2] != query.shape[:2]:
+            return f"{OP}: replicated must be [B, H, L, ...] with B, H of query, {list(query.shape)}, got {list(x.shape)}"
+    if tokens_per_rank is not None:
+        rank, ranks = dist.get_rank(group), dist.get_world_size(group)
+        if len(tokens_per_rank) != ranks or tokens_per_rank[rank] != query.size(TOKENS):
+            return (
+                f"{OP}: tokens_per_rank must be {ranks} numbers, one for each rank of the group, and {query.size(TOKENS)} "
+                f"for rank {rank}, got {list(tokens_per_rank)}"
+            )
+    return None

@@ -1,0 +1,40 @@
+"""Attention over heads that are shared out among processes: against one process."""
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.nn import functional as F
+
+import frameattn
+from frameattn import parallel
+from oracle import randn
+
+
+def own(x, sizes, rank):
+    return x.split(list(sizes), dim=2)[rank].detach().requires_grad_()
+
+
+def dense(query, key, value):
+    return F.scaled_dot_product_attention(query, key, value)
+
+
+def is_as_in_one_process(group, tokens, heads, given):
+    rank, ranks = dist.get_rank(group), dist.get_world_size(group)
+    whole = [randn(2, heads, sum(tokens), d, seed=i, requires_grad=True) for i, d in enumerate((8, 8, 6))]
+    expected = dense(*whole)
+    grad = randn(*expected.shape, seed=9)
+    expected_grads = torch.autograd.grad(expected, whole, grad)
+
+    parts = [own(x, tokens, rank) for x in whole]
+    out = parallel.ulysses(*parts, dense, group=group, tokens_per_rank=tokens if given else None)
+    grads = torch.autograd.grad(out, parts, own(grad, tokens, rank))
+    torch.testing.assert_close(out, own(expected, tokens, rank))
+    for actual, wanted in zip(grads, expected_grads, strict=True):
+        torch.testing.assert_close(actual, own(wanted, tokens, rank), check_stride=False)
+
+
+@pytest.mark.parametrize("given", [True, False])
+@pytest.mark.parametrize("heads", [4, 3, 1])
+@pytest.mark.parametrize("tokens", [(5, 5), (7, 4), (0, 3), (3, 1, 0, 6)])
+def test_is_as_in_one_process(processes, tokens, heads, given):
+    processes.run(is_as_in_one_process, tokens, heads, given, ranks=len(tokens))
