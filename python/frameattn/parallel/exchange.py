@@ -1,11 +1,13 @@
-"""The collective that everything here is made of: which dimension of a tensor is shared out among processes changes.
+"""The collective that everything here is made of: all-to-all of whatever each process has for each other one.
 
-Functional collectives, so that a compiler keeps them, and all-to-all alone, which takes parts of any sizes, empty ones
-too. None of this is differentiable: who calls it has a backward of its own, in which the order of the collectives does
-not depend on what autograd finds in the graph of one process or another.
+Functional collectives, so that a compiler keeps them. A compiler may also turn the order of two of them around, and not
+in the same way on processes whose graphs differ; so all that processes have to say to one another at a time is one
+collective, and the next one needs what came by it. None of this is differentiable: who calls it has a backward that
+sends the other way.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.distributed as dist
@@ -40,62 +42,118 @@ def share(total: int, parts: int) -> list[int]:
     return [total // parts + int(rank < total % parts) for rank in range(parts)]
 
 
-def exchange(
-    x: Tensor, gather: int, gathered: Sequence[int], split: int, splits: Sequence[int], group: ProcessGroup
-) -> Tensor:
+class Parcel(Protocol):
+    """Something that processes send one another. All have the same shapes in mind, by whatever they know."""
+
+    def pieces(self, rank: int) -> list[Tensor]:
+        """What process ``rank``, this one, sends to each."""
+
+    def sizes(self, rank: int) -> list[int]:
+        """How many numbers it receives from each."""
+
+    def assemble(self, rank: int, x: Tensor) -> Tensor:
+        """What it receives, one after the other."""
+
+
+class Reshard(NamedTuple):
     """From a part along dimension ``gather`` to a part along dimension ``split``.
 
-    Args:
-        x: gathered[rank] long along ``gather``, sum(splits) along ``split``; other sizes are those of all processes.
-
-    Returns: sum(gathered) along ``gather``, splits[rank] along ``split``. In memory ``gather`` is the outermost
-    dimension and ``split`` the next, so that pieces need not be put together where they arrive. Perhaps still on its
-    way: see ``arrived``.
+    x is gathered[rank] long along ``gather`` and sum(splits) along ``split``; its other sizes are those of all
+    processes. Becomes sum(gathered) and splits[rank] long, with ``gather`` as the outermost dimension in memory and
+    ``split`` as the next: so need no pieces be put together.
     """
+
+    x: Tensor
+    gather: int
+    gathered: Sequence[int]
+    split: int
+    splits: Sequence[int]
+
+    def pieces(self, rank: int) -> list[Tensor]:
+        return list(self.x.permute(self._order).split(list(self.splits), dim=1))
+
+    def sizes(self, rank: int) -> list[int]:
+        return [size * self.splits[rank] * self._rest.numel() for size in self.gathered]
+
+    def assemble(self, rank: int, x: Tensor) -> Tensor:
+        order = self._order
+        x = x.view(sum(self.gathered), self.splits[rank], *self._rest)
+        return x.permute([order.index(dim) for dim in range(len(order))])
+
+    @property
+    def _order(self) -> list[int]:
+        others = [dim for dim in range(self.x.dim()) if dim not in (self.gather, self.split)]
+        return [self.gather, self.split, *others]
+
+    @property
+    def _rest(self) -> torch.Size:
+        return torch.Size([self.x.size(dim) for dim in self._order[2:]])
+
+
+class Copies(NamedTuple):
+    """The x of ``owner``, for all of which ``receives`` says 1 and not 0. Of the others' x the shape alone matters: it
+    is the owner's, or without elements on those that do not receive."""
+
+    x: Tensor
+    owner: int
+    receives: Sequence[int]
+
+    def pieces(self, rank: int) -> list[Tensor]:
+        return [self.x if rank == self.owner and receives else self.x.new_empty(0) for receives in self.receives]
+
+    def sizes(self, rank: int) -> list[int]:
+        return [self.x.numel() if source == self.owner else 0 for source in range(len(self.receives))]
+
+    def assemble(self, rank: int, x: Tensor) -> Tensor:
+        return x.view(self.x.shape)
+
+
+class Collected(NamedTuple):
+    """The x of all of which ``sends`` says 1, at ``owner``: [count, *x.shape] in the order of their ranks, and without
+    elements elsewhere. The x of those that do not send has none either."""
+
+    x: Tensor
+    owner: int
+    sends: Sequence[int]
+
+    def pieces(self, rank: int) -> list[Tensor]:
+        return [self.x if target == self.owner else self.x.new_empty(0) for target in range(len(self.sends))]
+
+    def sizes(self, rank: int) -> list[int]:
+        return [self.x.numel() * sends if rank == self.owner else 0 for sends in self.sends]
+
+    def assemble(self, rank: int, x: Tensor) -> Tensor:
+        return x.view(sum(self.sends) if rank == self.owner else 0, *self.x.shape)
+
+
+def send(group: ProcessGroup, *parcels: Parcel) -> list[Tensor]:
+    """All parcels, which have one dtype, by one collective, and what becomes of them."""
     rank = dist.get_rank(group)
-    order = [gather, split, *(dim for dim in range(x.dim()) if dim not in (gather, split))]
-    x = x.permute(order)
-    rest = x.shape[2:]
-    columns = rest.numel()
-    sent = [gathered[rank] * size * columns for size in splits]
-    received = [size * splits[rank] * columns for size in gathered]
-    buffer = x.new_empty(sum(sent))
-    for piece, target in zip(x.split(list(splits), dim=1), buffer.split(sent), strict=True):
+    pieces = [parcel.pieces(rank) for parcel in parcels]  # by parcel and process
+    sizes = [parcel.sizes(rank) for parcel in parcels]
+    sent = [sum(piece.numel() for piece in to_one) for to_one in zip(*pieces, strict=True)]
+    received = [sum(from_one) for from_one in zip(*sizes, strict=True)]
+    outgoing = [piece for to_one in zip(*pieces, strict=True) for piece in to_one]
+    buffer = pieces[0][0].new_empty(sum(sent))
+    for piece, target in zip(outgoing, buffer.split([piece.numel() for piece in outgoing]), strict=True):
         target.view(piece.shape).copy_(piece)
-    result = collectives.all_to_all_single(buffer, received, sent, group).view(sum(gathered), splits[rank], *rest)
-    return result.permute([order.index(dim) for dim in range(x.dim())])
+    arrived = collectives.wait_tensor(collectives.all_to_all_single(buffer, received, sent, group))
+    if len(parcels) == 1:
+        return [parcels[0].assemble(rank, arrived)]
+    incoming = arrived.split([size for from_one in zip(*sizes, strict=True) for size in from_one])
+    by_parcel = [torch.cat(incoming[i :: len(parcels)]) for i in range(len(parcels))]
+    return [parcel.assemble(rank, x) for parcel, x in zip(parcels, by_parcel, strict=True)]
 
 
-def copies(x: Tensor, owner: int, receives: Sequence[bool], group: ProcessGroup) -> Tensor:
-    """x of the owner, on all that receive it. Elsewhere its content does not matter, and its shape is the owner's or, on
-    those that do not receive, has no elements. Perhaps still on its way."""
-    rank = dist.get_rank(group)
-    sent = [x.numel() * one if rank == owner else 0 for one in receives]
-    received = [x.numel() if source == owner else 0 for source in range(len(receives))]
-    buffer = x.expand(sum(receives), *x.shape).reshape(-1) if rank == owner else x.new_empty(0)
-    return collectives.all_to_all_single(buffer, received, sent, group).view(x.shape)
-
-
-def collect(x: Tensor, owner: int, sends: Sequence[bool], group: ProcessGroup) -> Tensor:
-    """The x of all that send one, [count, *x.shape] in the order of their ranks; on all but the owner none. Those that
-    do not send have one without elements. Perhaps still on its way."""
-    rank = dist.get_rank(group)
-    sent = [x.numel() if target == owner else 0 for target in range(len(sends))]
-    received = [x.numel() * one if rank == owner else 0 for one in sends]
-    arriving = collectives.all_to_all_single(x.reshape(-1), received, sent, group)
-    return arriving.view(sum(sends) if rank == owner else 0, *x.shape)
-
-
-def arrived(x: Tensor) -> Tensor:
-    """x as a plain tensor, once it is there. Until then what a process computes overlaps with what it receives."""
-    return x.wait() if isinstance(x, collectives.AsyncCollectiveTensor) else x
-
-
-def all_sums(tensors: Sequence[Tensor], group: ProcessGroup) -> list[Tensor]:
-    """The sum of each over all processes. One collective: the tensors have one dtype."""
-    flat = torch.cat([x.reshape(-1) for x in tensors])
-    parts = arrived(collectives.all_reduce(flat, "sum", group)).split([x.numel() for x in tensors])
-    return [part.view(x.shape) for part, x in zip(parts, tensors, strict=True)]
+def all_sums(tensors: Sequence[Tensor], group: ProcessGroup, after: Tensor | None = None) -> list[Tensor]:
+    """The sum of each over all processes: one collective, for the tensors have one dtype. It needs what came by the
+    collective that it comes ``after``."""
+    flat = [x.reshape(-1) for x in tensors]
+    if after is not None:
+        flat.append(after.reshape(-1)[:1].sum().view(1))  # one number of it, or none: summed up for nothing
+    sums = collectives.wait_tensor(collectives.all_reduce(torch.cat(flat), "sum", group))
+    parts = sums.split([x.numel() for x in flat])
+    return [part.view(x.shape) for part, x in zip(parts, tensors, strict=False)]
 
 
 class _Replicated(torch.autograd.Function):

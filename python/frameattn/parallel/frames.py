@@ -10,14 +10,15 @@ of the one before it. So backward makes its collectives in one order, too, the s
 graphs differ. Between them are operators that know nothing of processes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
+from torch.nn import functional as F
 
-from frameattn.parallel.exchange import all_sums, arrived, collect, copies, exchange, share
+from frameattn.parallel.exchange import Collected, Copies, Parcel, Reshard, all_sums, send, share
 
 _ops = torch.ops.frameattn
 
@@ -32,28 +33,32 @@ class Shards:
         rank = dist.get_rank(group)
         self.group, self.frames = group, list(frames)
         self.all, self.own = sum(frames), frames[rank]
-        self.holds = [count > 0 for count in frames]
-        self.first = self.holds.index(True)  # who has frame 0
+        self.holds = [1 if count > 0 else 0 for count in frames]
+        self.first = self.holds.index(1)  # who has frame 0
         self.has_first = self.first == rank
         self.frame = tokens // self.own if self.own else 0  # tokens in a frame
         parts = iter(share(self.frame, sum(self.holds)))
         self.positions = [next(parts) if holds else 0 for holds in self.holds]
 
-    def to_positions(self, x: Tensor) -> Tensor:
-        """Own frames of all positions, [B, H, own * S, ...] -> all frames of own positions, for ``rows``."""
-        return exchange(_by_frame(x, self.own), 2, self.frames, 3, self.positions, self.group)
+    def to_positions(self, x: Tensor, *others: Parcel) -> list[Tensor]:
+        """Own frames of all positions, [B, H, own * S, C] -> all frames of own positions, and what becomes of others."""
+        return self._move(Reshard(_by_frame(x, self.own), 2, self.frames, 3, self.positions), *others)
 
-    def to_frames(self, x: Tensor) -> Tensor:
-        """All frames of own positions, [B, H, T * own, ...] -> own frames of all positions, for ``rows``."""
-        return exchange(_by_frame(x, self.all), 3, self.positions, 2, self.frames, self.group)
+    def to_frames(self, x: Tensor, *others: Parcel) -> list[Tensor]:
+        """All frames of own positions, [B, H, T * own, C] -> own frames of all positions, and what becomes of others."""
+        return self._move(Reshard(_by_frame(x, self.all), 3, self.positions, 2, self.frames), *others)
 
-    def to_all(self, x: Tensor) -> Tensor:
-        """The x of who has frame 0, on every process with frames."""
-        return copies(x, self.first, self.holds, self.group)
+    def to_all(self, x: Tensor) -> Parcel:
+        """The x of who has frame 0, for every process with frames."""
+        return Copies(x, self.first, self.holds)
 
-    def to_first(self, x: Tensor) -> Tensor:
-        """The x of every process with frames, [count, *x.shape] where frame 0 is."""
-        return collect(x, self.first, self.holds, self.group)
+    def to_first(self, x: Tensor) -> Parcel:
+        """The x of every process with frames, for who has frame 0."""
+        return Collected(x, self.first, self.holds)
+
+    def _move(self, *parcels: Parcel) -> list[Tensor]:
+        moved, *others = send(self.group, *parcels)
+        return [moved.flatten(2, 3), *others]
 
 
 def frame_attention(
@@ -113,22 +118,24 @@ class Begin(torch.autograd.Function):
     @staticmethod
     def forward(ctx, shards, dense_first_frame, extra_key, extra_value, lse, query, *rows):
         ctx.shards, ctx.dense_first_frame, ctx.has_extra = shards, dense_first_frame, extra_key is not None
-        first = shards.to_all(query[:, :, : shards.frame]) if dense_first_frame else None
-        here = _together(shards.to_positions, lse, query, *rows)
+        ctx.widths = [x.size(3) for x in (query, *rows)]
+        parcels = [shards.to_all(query[:, :, : shards.frame])] if dense_first_frame else []
+        moved, *first = shards.to_positions(_pack([lse], query, *rows), *parcels)
         extra = [None if x is None else x.view_as(x) for x in (extra_key, extra_value)]
-        return *here, None if first is None else arrived(first), *extra
+        return *_unpack(moved, ctx.widths), *(first or [None]), *extra
 
     @staticmethod
     def backward(ctx, *grads):
-        shards = ctx.shards
+        shards, size = ctx.shards, ctx.shards.frame
         *grads, grad_first, grad_extra_key, grad_extra_value = grads
-        first = shards.to_first(grad_first) if ctx.dense_first_frame else None
+        parcels = [shards.to_first(grad_first)] if ctx.dense_first_frame else []
+        moved, *first = shards.to_frames(_pack(grads[:1], *grads[1:]), *parcels)
         if ctx.has_extra:
-            grad_extra_key, grad_extra_value = all_sums([grad_extra_key, grad_extra_value], shards.group)
-        grad_lse, grad_query, *grad_rows = _together(shards.to_frames, *grads)
-        if first is not None and shards.has_first:
-            rows = [grad_query[:, :, : shards.frame], *arrived(first)]
-            grad_query = torch.cat([_sum(rows), grad_query[:, :, shards.frame :]], dim=2)
+            grad_extra_key, grad_extra_value = all_sums([grad_extra_key, grad_extra_value], shards.group, after=moved)
+        grad_lse, grad_query, *grad_rows = _unpack(moved, ctx.widths)
+        if first and shards.has_first:
+            grad_first = _sum([grad_query[:, :, :size], *first[0]])
+            grad_query = torch.cat([grad_first, grad_query[:, :, size:]], dim=2)
         return None, None, grad_extra_key, grad_extra_value, grad_lse, grad_query, *grad_rows
 
 
@@ -137,12 +144,12 @@ class ToPositions(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, shards, lse, *rows):
-        ctx.shards = shards
-        return _together(shards.to_positions, lse, *rows)
+        ctx.shards, ctx.widths = shards, [x.size(3) for x in rows]
+        return _unpack(*shards.to_positions(_pack([lse], *rows)), ctx.widths)
 
     @staticmethod
     def backward(ctx, *grads):
-        return None, *_together(ctx.shards.to_frames, *grads)
+        return None, *_unpack(*ctx.shards.to_frames(_pack(grads[:1], *grads[1:])), ctx.widths)
 
 
 class ToFrames(torch.autograd.Function):
@@ -151,11 +158,11 @@ class ToFrames(torch.autograd.Function):
     @staticmethod
     def forward(ctx, shards, rows):
         ctx.shards = shards
-        return _rows(shards.to_frames(rows))
+        return shards.to_frames(rows)[0]
 
     @staticmethod
     def backward(ctx, grad):
-        return None, _rows(ctx.shards.to_positions(grad))
+        return None, ctx.shards.to_positions(grad)[0]
 
 
 class Finish(torch.autograd.Function):
@@ -166,18 +173,16 @@ class Finish(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, shards, return_lse, out, lse, part, part_lse, extra_part, extra_lse):
-        ctx.shards, ctx.return_lse = shards, return_lse
-        parts = [] if part is None else [shards.to_first(part), shards.to_first(part_lse)]
-        moving = shards.to_frames(out)
-        moving_lse = shards.to_frames(lse.unsqueeze(3)) if return_lse else None
-        out = _rows(moving).contiguous()
-        lse = lse.new_empty(0) if moving_lse is None else _rows(moving_lse).squeeze(3).contiguous()
-        parts = [list(arrived(x)) for x in parts]
+        ctx.shards, ctx.return_lse, ctx.widths = shards, return_lse, [out.size(3)]
+        parcels = [] if part is None else [shards.to_first(_pack([part_lse], part))]
+        moved, *parts = shards.to_frames(_pack([lse], out) if return_lse else out, *parcels)
+        lse, out = _unpack(moved, ctx.widths) if return_lse else (lse.new_empty(0), moved)
+        out, lse = out.contiguous(), lse.contiguous()
         first_out = first_lse = None
         if parts and shards.has_first:
-            if extra_part is not None:
-                parts = [[*parts[0], extra_part], [*parts[1], extra_lse]]
-            first_out, first_lse = _merge(*parts)
+            found = [(extra_lse, extra_part)] if extra_part is not None else []
+            found += [_unpack(x, ctx.widths) for x in parts[0]]
+            first_out, first_lse = _merge([x for _, x in found], [x for x, _ in found])
             out[:, :, : shards.frame] = first_out
             if return_lse:
                 lse[:, :, : shards.frame] = first_lse
@@ -188,29 +193,30 @@ class Finish(torch.autograd.Function):
     def backward(ctx, grad_out, grad_lse):
         part, part_lse, extra_part, extra_lse, first_out, first_lse = ctx.saved_tensors
         shards, size = ctx.shards, ctx.shards.frame
+        parcels = []
         if part is not None:
             grad_first = grad_out[:, :, :size]
-            statistics = part_lse.new_empty(2, *part_lse.shape)
             if shards.has_first:
                 row = -_dot(grad_first, first_out)
                 if ctx.return_lse:
                     row = row + grad_lse[:, :, :size]
                     grad_lse = torch.cat([torch.zeros_like(row), grad_lse[:, :, size:]], dim=2)
-                statistics = torch.stack([first_lse, row])
                 grad_out = torch.cat([torch.zeros_like(grad_first), grad_out[:, :, size:]], dim=2)
-            grad_first, statistics = shards.to_all(grad_first), shards.to_all(statistics)
-        grad_out = shards.to_positions(grad_out)
-        grad_lse = shards.to_positions(grad_lse.unsqueeze(3)) if ctx.return_lse else None
-        grads = [_rows(grad_out), None if grad_lse is None else _rows(grad_lse).squeeze(3)]
-        if part is not None:
-            grad_first, statistics = arrived(grad_first), arrived(statistics)
+            else:  # tensors of these shapes
+                first_lse = row = part_lse
+            parcels = [shards.to_all(_pack([first_lse, row], grad_first))]
+        moved, *first = shards.to_positions(_pack([grad_lse], grad_out) if ctx.return_lse else grad_out, *parcels)
+        grad_lse, grad_out = _unpack(moved, ctx.widths) if ctx.return_lse else (None, moved)
+        grads = [grad_out, grad_lse]
+        if first:
+            first_lse, row, grad_first = _unpack(first[0], ctx.widths, statistics=2)
         for found, found_lse in ((part, part_lse), (extra_part, extra_lse)):
             if found is None:
                 grads += [None, None]
                 continue
-            weight = (found_lse - statistics[0]).exp()
+            weight = (found_lse - first_lse).exp()
             grads.append((weight.unsqueeze(3) * grad_first.to(weight.dtype)).to(found.dtype))
-            grads.append(weight * (_dot(grad_first, found) + statistics[1]))
+            grads.append(weight * (_dot(grad_first, found) + row))
         return None, None, *grads
 
 
@@ -222,15 +228,22 @@ def _by_frame(x: Tensor, frames: int) -> Tensor:
     return x.reshape(*x.shape[:2], frames, x.size(2) // max(frames, 1), x.size(3))
 
 
-def _rows(moved: Tensor) -> Tensor:
-    """What Shards moves, once it is there: [B, H, frames, positions, C] -> [B, H, N, C]"""
-    return arrived(moved).flatten(2, 3)
+def _pack(statistics: Sequence[Tensor], *rows: Tensor) -> Tensor:
+    """Statistics [B, H, N], at most two, bit by bit as columns behind those of rows [B, H, N, C].
+
+    They take 16 bytes, so that rows of 16 bytes stay aligned to as many."""
+    dtype = rows[0].dtype
+    columns = torch.stack(list(statistics), dim=3).view(dtype)
+    return torch.cat([*rows, F.pad(columns, (0, 16 // dtype.itemsize - columns.size(3)))], dim=3)
 
 
-def _together(move: Callable[[Tensor], Tensor], statistic: Tensor, *rows: Tensor) -> tuple[Tensor, ...]:
-    """The statistic [B, H, N] and the rows [B, H, N, C], moved: all rows by one collective."""
-    moving = move(torch.cat(rows, dim=3)), move(statistic.unsqueeze(3))
-    return _rows(moving[1]).squeeze(3), *_rows(moving[0]).split([x.size(3) for x in rows], dim=3)
+def _unpack(packed: Tensor, widths: Sequence[int], statistics: int = 1) -> tuple[Tensor, ...]:
+    """So many statistics, and rows of so many columns."""
+    itemsize = packed.element_size()
+    *rows, columns = packed.split([*widths, 16 // itemsize], dim=3)
+    dtype = torch.promote_types(packed.dtype, torch.float32)
+    columns = columns[..., : statistics * dtype.itemsize // itemsize].contiguous().view(dtype)
+    return *columns.unbind(3), *rows
 
 
 def _dense(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> list[Tensor]:

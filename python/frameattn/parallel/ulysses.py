@@ -10,10 +10,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
-from torch.distributed import _functional_collectives as collectives
 
 from frameattn.parallel.agreement import agree
-from frameattn.parallel.exchange import arrived, default_group, exchange, share
+from frameattn.parallel.exchange import Reshard, default_group, send, share
 
 OP = "frameattn.parallel.ulysses"
 HEADS, TOKENS = 1, 2
@@ -78,21 +77,21 @@ class ToHeads(torch.autograd.Function):
         rows = query, key, value
         ctx.shared = group, tokens, heads
         ctx.widths = [x.size(3) for x in rows]
-        moving = exchange(torch.cat(rows, dim=3), TOKENS, tokens, HEADS, heads, group)
+        (moved,) = send(group, Reshard(torch.cat(rows, dim=3), TOKENS, tokens, HEADS, heads))
         own = [x.split(heads, dim=HEADS)[dist.get_rank(group)].clone() for x in replicated]
-        return *arrived(moving).split(ctx.widths, dim=3), *own
+        return *moved.split(ctx.widths, dim=3), *own
 
     @staticmethod
     def backward(ctx, *grads):
         group, tokens, heads = ctx.shared
-        moving = exchange(torch.cat(grads[:3], dim=3), HEADS, heads, TOKENS, tokens, group)
+        (moved,) = send(group, Reshard(torch.cat(grads[:3], dim=3), HEADS, heads, TOKENS, tokens))
         before = sum(heads[: dist.get_rank(group)])
         replicated = []
         for grad in grads[3:]:
             whole = grad.new_zeros(grad.size(0), sum(heads), *grad.shape[2:])
             whole.narrow(HEADS, before, grad.size(HEADS)).copy_(grad)
             replicated.append(whole)
-        return None, None, None, *arrived(moving).split(ctx.widths, dim=3), *replicated
+        return None, None, None, *moved.split(ctx.widths, dim=3), *replicated
 
 
 class ToTokens(torch.autograd.Function):
@@ -100,25 +99,24 @@ class ToTokens(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, group, tokens, heads, out, replicated):
-        ctx.shared, ctx.has_replicated = (group, tokens, heads), replicated is not None
-        moving = exchange(out, HEADS, heads, TOKENS, tokens, group)
-        if replicated is None:
-            return arrived(moving), None
-        everybody = [replicated.size(TOKENS)] * len(heads)
-        copies = replicated.repeat(1, 1, len(heads), *[1] * (replicated.dim() - 3))
-        others = exchange(copies, HEADS, heads, TOKENS, everybody, group)
-        return arrived(moving), arrived(others)
+        ctx.shared = group, tokens, heads
+        parcels = [Reshard(out, HEADS, heads, TOKENS, tokens)]
+        if replicated is not None:
+            everybody = [replicated.size(TOKENS)] * len(heads)
+            parcels.append(Reshard(torch.cat([replicated] * len(heads), dim=TOKENS), HEADS, heads, TOKENS, everybody))
+        moved = send(group, *parcels)
+        return moved[0], moved[1] if replicated is not None else None
 
     @staticmethod
     def backward(ctx, grad_out, grad_replicated):
         group, tokens, heads = ctx.shared
-        moving = exchange(grad_out, TOKENS, tokens, HEADS, heads, group)
-        if not ctx.has_replicated:
-            return None, None, None, arrived(moving), None
-        everybody = [grad_replicated.size(TOKENS)] * len(heads)
-        parts = exchange(grad_replicated, TOKENS, everybody, HEADS, heads, group)
-        parts = arrived(parts).unflatten(TOKENS, (len(heads), -1))
-        return None, None, None, arrived(moving), parts.sum(TOKENS)
+        parcels = [Reshard(grad_out, TOKENS, tokens, HEADS, heads)]
+        if grad_replicated is not None:
+            everybody = [grad_replicated.size(TOKENS)] * len(heads)
+            parcels.append(Reshard(grad_replicated, TOKENS, everybody, HEADS, heads))
+        grad_out, *parts = send(group, *parcels)
+        grad_replicated = parts[0].unflatten(TOKENS, (len(heads), -1)).sum(TOKENS) if parts else None
+        return None, None, None, grad_out, grad_replicated
 
 
 def _agreed_tokens(

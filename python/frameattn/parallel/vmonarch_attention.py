@@ -131,8 +131,11 @@ def _attention(
             key, value = replicated(group, tensors.extra_key, tensors.extra_value)
             tensors = tensors._replace(extra_key=key, extra_value=value)
         return _plain(tensors, frames, options)
+    attention = frame_attention
+    if torch.compiler.is_compiling() and min(counts) == 0:  # a compiler forgets what nothing depends on
+        attention = torch.compiler.disable(frame_attention)
     with torch.autocast(device, enabled=False):
-        return frame_attention(
+        return attention(
             *tensors[:3],
             None if tensors.extra_key is None else tensors[3:],
             Shards(counts, tensors.query.size(2), group),
