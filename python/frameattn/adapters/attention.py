@@ -47,7 +47,6 @@ def joint_attention(
 
     Returns: video [B, H, N, D], text [B, H, L, D]. Rows of text tokens that are not keys are attention like any other.
     """
-    _, key, value = video
     text_query, text_key, text_value = text
     for_video = vmonarch_attention(
         *video,
@@ -59,12 +58,18 @@ def joint_attention(
         extra_value=text_value,
         extra_mask=text_mask,
     )
-    mask = None if text_mask is None else F.pad(text_mask, (key.size(2), 0), value=True)[:, None, None]
-    for_text = F.scaled_dot_product_attention(
-        text_query,
-        torch.cat([key, text_key], dim=2),
-        torch.cat([value, text_value], dim=2),
-        attn_mask=mask,
-        scale=scale,
-    )
-    return for_video, for_text
+    return for_video, _to_all(text_query, video, text, text_mask, scale)
+
+
+def dense_attention(video: Streams, text: Streams, text_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """As joint_attention, of video rows dense, too."""
+    queries = torch.cat([video[0], text[0]], dim=2)
+    out = _to_all(queries, video, text, text_mask, None)
+    return out[:, :, : video[0].size(2)], out[:, :, video[0].size(2) :]
+
+
+def _to_all(query: Tensor, video: Streams, text: Streams, text_mask: Tensor | None, scale: float | None) -> Tensor:
+    """Dense attention to the tokens of both."""
+    key, value = (torch.cat([video[i], text[i]], dim=2) for i in (1, 2))
+    mask = None if text_mask is None else F.pad(text_mask, (video[1].size(2), 0), value=True)[:, None, None]
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from frameattn.adapters.attention import Streams
+from frameattn.adapters.attention import Streams, dense_attention
 from frameattn.adapters.call import ForeignModule
 from frameattn.adapters.processor import VMonarchProcessor
 from frameattn.adapters.projections import (
@@ -23,6 +23,8 @@ class JointProcessor(VMonarchProcessor):
     That text comes ahead of the video or behind it does not matter here: modules get the two apart.
     """
 
+    joint = True
+
     def __call__(
         self,
         attn: ForeignModule,
@@ -31,18 +33,40 @@ class JointProcessor(VMonarchProcessor):
         attention_mask: Tensor | None = None,
         image_rotary_emb: Any = None,
     ) -> tuple[Tensor, Tensor]:
-        tokens = hidden_states.size(1)
-        text_mask, other_mask = self.text_mask(attention_mask, tokens)
-        if not self.swaps(tokens, attention_mask=other_mask):
+        text_mask, other_mask = self.text_mask(attention_mask, encoder_hidden_states.size(1))
+        swaps = self.swaps(hidden_states.size(1), attention_mask=other_mask)
+        if not (swaps or self.state.ulysses):
             return self.original(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
         (query, key, value), text = self.project(attn, hidden_states, encoder_hidden_states)
         if image_rotary_emb is not None:
             query, key = self.rotate(query, key, image_rotary_emb)
-        outputs = self.attend_jointly((query, key, value), text, text_mask)
+        if swaps:
+            outputs = self.attend_jointly((query, key, value), text, text_mask)
+        else:  # the original would take the text of every process for another one
+            outputs = self.attend_densely((query, key, value), text, text_mask, other_mask)
         return self.project_out(attn, *outputs)
 
+    def attend_densely(
+        self, video: Streams, text: Streams, text_mask: Tensor | None, other_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """As ``attend_jointly``, under context parallelism.
+
+        Raises:
+            RuntimeError: other_mask is not None.
+        """
+        if other_mask is not None:
+            raise RuntimeError(
+                f"frameattn.adapters: a mask {list(other_mask.shape)} over more than text cannot be applied where every "
+                "process has a part of the video (context parallelism)"
+            )
+
+        def attention(query: Tensor, key: Tensor, value: Tensor, *text: Tensor) -> tuple[Tensor, Tensor]:
+            return dense_attention((query, key, value), text, text_mask)
+
+        return self._over_heads(attention, video, text)
+
     @staticmethod
-    def text_mask(attention_mask: Tensor | None, tokens: int) -> tuple[Tensor | None, Tensor | None]:
+    def text_mask(attention_mask: Tensor | None, text_tokens: int) -> tuple[Tensor | None, Tensor | None]:
         """[B, L] bool: the text tokens that are keys, or None for all; and a mask that only dense attention applies."""
         return None, attention_mask
 

@@ -1,14 +1,14 @@
 """The base of all processors that a swap puts into a model: when VMonarch runs, and what runs else."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from frameattn.adapters.attention import Streams, joint_attention, video_attention
-from frameattn.adapters.call import GRID_UNKNOWN, ForeignModule, Grid, Layout, in_backward, running, shape
+from frameattn.adapters.call import GRID_UNKNOWN, Call, ForeignModule, Grid, Layout, in_backward, running, shape
 from frameattn.adapters.state import State
 
 
@@ -24,6 +24,7 @@ class VMonarchProcessor:
         grid         where a call has its token grid; layout, where other tokens are in the same sequence
         rises        True where timesteps rise from step to step
         refusal      why a certain model cannot be swapped, if so, and module_refusal why one of its modules cannot
+        parallel_plan   how diffusers' context parallelism cuts a model for which diffusers itself does not say it
         __call__     how query, key and value are formed, and the output
 
     ``__call__`` must have parameters of the names that the original has, for attention modules drop what they do not
@@ -36,10 +37,12 @@ class VMonarchProcessor:
     processors: ClassVar[tuple[str, ...]] = ()
     notes: ClassVar[str] = ""
     rises: ClassVar[bool] = False
+    joint: ClassVar[bool] = False  # attends to a text that comes to it apart
 
-    def __init__(self, original: Any, state: State):
+    def __init__(self, original: Any, state: State, stays_dense: bool = False):
         self.original = original
         self.state = state
+        self.stays_dense = stays_dense  # one of the first layers, of which a plan of our own needs a processor, too
         self._own_parallel_config = None
 
     @staticmethod
@@ -75,6 +78,11 @@ class VMonarchProcessor:
         return None
 
     @staticmethod
+    def parallel_plan(model: ForeignModule) -> dict[str, Any] | None:
+        """A ``_cp_plan`` of diffusers that leaves text whole, for a model that has none; None: there is none either."""
+        return None
+
+    @staticmethod
     def block(model: ForeignModule, name: str, index: int) -> int:
         """The block, in the order in which they run, of the module ``name``, the ``index``-th that matches."""
         return index
@@ -88,22 +96,24 @@ class VMonarchProcessor:
         """Whether this call runs VMonarch. If it should but cannot, warns, once for each reason.
 
         Args:
-            tokens: N, how many tokens the attention has, without those of a text that comes to the processor apart.
+            tokens: N, how many tokens come to the processor, without those of a text that comes apart.
             absent: arguments that must be None, such as a mask over video tokens, by their names.
         """
         call = running.call
+        if self.stays_dense:
+            return False
         if call is None:
             if self.state.active:
                 self._outside(tokens)
             return False
         if call.sizes is None or not (self.state.active or (self.state.serving and running.kept)):
             return False
-        frames, per_frame, ahead, behind = call.sizes.shape[:4]
-        reason = None
+        reason, ulysses = None, self.state.ulysses
+        own = self._tokens(call) if ulysses is None else ulysses.share(self._tokens(call))[ulysses.group.rank()]
         given = [name for name, argument in absent.items() if argument is not None]
         if given:
             reason = f"{' and '.join(given)} given"
-        elif ahead + frames * per_frame + behind != tokens:
+        elif own != tokens:
             reason = "the grid does not hold the tokens"
         compiling = torch.compiler.is_compiling()
         if reason is not None:  # without numbers in compiled code: they would hold for one grid
@@ -122,20 +132,27 @@ class VMonarchProcessor:
         """[B, N, H, D] each -> [B, N, H * D]. Tokens ahead of the video and behind it are as text in
         ``attend_jointly``."""
         frames, per_frame, ahead, behind = self._sizes()
-        streams = _heads_first((query, key, value))
-        if not (ahead or behind):
-            return _merge_heads(video_attention(streams, frames, **self._options))
-        stop = ahead + frames * per_frame
-        video = _map(streams, lambda x: x[:, :, ahead:stop])
-        others = _map(streams, lambda x: torch.cat([x[:, :, :ahead], x[:, :, stop:]], dim=2))
-        for_video, for_others = joint_attention(video, others, frames, **self._options)
-        return _merge_heads(torch.cat([for_others[:, :, :ahead], for_video, for_others[:, :, ahead:]], dim=2))
+
+        def attention(*streams: Tensor) -> Tensor:
+            if not (ahead or behind):
+                return video_attention(streams, frames, **self._options)
+            stop = ahead + frames * per_frame
+            video = _map(streams, lambda x: x[:, :, ahead:stop])
+            others = _map(streams, lambda x: torch.cat([x[:, :, :ahead], x[:, :, stop:]], dim=2))
+            for_video, for_others = joint_attention(video, others, frames, **self._options)
+            return torch.cat([for_others[:, :, :ahead], for_video, for_others[:, :, ahead:]], dim=2)
+
+        return self._over_heads(attention, (query, key, value))
 
     def attend_jointly(self, video: Streams, text: Streams, text_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Query, key, value of the video, [B, N, H, D] each, and of the text, [B, L, H, D] -> [B, N, H * D] and
         [B, L, H * D]. text_mask [B, L] bool: the text tokens that are keys."""
-        outputs = joint_attention(_heads_first(video), _heads_first(text), self._sizes()[0], text_mask, **self._options)
-        return _merge_heads(outputs[0]), _merge_heads(outputs[1])
+        frames = self._sizes()[0]
+
+        def attention(query: Tensor, key: Tensor, value: Tensor, *text: Tensor) -> tuple[Tensor, Tensor]:
+            return joint_attention((query, key, value), text, frames, text_mask, **self._options)
+
+        return self._over_heads(attention, video, text)
 
     # ---- What these need ---------------------------------------------------------------------------------------------
 
@@ -147,6 +164,25 @@ class VMonarchProcessor:
         """T, H * W, tokens ahead, tokens behind."""
         assert running.call is not None and running.call.sizes is not None  # swaps() has seen it
         return running.call.sizes.shape[:4]
+
+    def _over_heads(self, attention: Callable[..., Any], video: Streams, text: Sequence[Tensor] = ()) -> Any:
+        """attention(*video, *text) of [B, H, N, D] and [B, H, L, D], for [B, N, H, D] and [B, L, H, D]; what it returns,
+        one or both, comes back as [B, N, H * D]. Under context parallelism every process has some tokens of the video,
+        and all of the text."""
+        video, text = _map(video, _swap), _map(text, _swap)
+        ulysses, call = self.state.ulysses, running.call
+        if ulysses is None:
+            result = attention(*video, *text)
+        else:
+            total = None if call is None or call.sizes is None else self._tokens(call)
+            result = ulysses.attend(attention, video, text, total)
+        return _merge_heads(result) if isinstance(result, Tensor) else _map(result, _merge_heads)
+
+    @staticmethod
+    def _tokens(call: Call) -> int:
+        """Of the whole sequence."""
+        frames, per_frame, ahead, behind = call.sizes.shape[:4]
+        return ahead + frames * per_frame + behind
 
     @torch.compiler.disable
     def _outside(self, tokens: int) -> None:
@@ -181,15 +217,13 @@ class VMonarchProcessor:
             self.original._parallel_config = config
 
 
-def _heads_first(streams: Streams) -> Streams:
-    """[B, N, H, D] each -> [B, H, N, D]"""
-    query, key, value = (x.transpose(1, 2) for x in streams)
-    return query, key, value
+def _swap(x: Tensor) -> Tensor:
+    """[B, N, H, D] -> [B, H, N, D]"""
+    return x.transpose(1, 2)
 
 
-def _map(streams: Streams, function: Callable[[Tensor], Tensor]) -> Streams:
-    query, key, value = (function(x) for x in streams)
-    return query, key, value
+def _map(tensors: Sequence[Tensor], function: Callable[[Tensor], Tensor]) -> Any:
+    return tuple(function(x) for x in tensors)
 
 
 def _merge_heads(x: Tensor) -> Tensor:

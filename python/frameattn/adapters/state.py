@@ -11,15 +11,21 @@ from torch._dynamo.eval_frame import skip_code
 from frameattn.adapters.call import Call, ForeignModule, Grid, Layout, in_backward, running
 from frameattn.adapters.checkpointing import WithinCall, carry_calls, release_calls
 from frameattn.adapters.clock import Clock, read
+from frameattn.adapters.context_parallel import Ulysses, cuts_text, mend_gathering, ulysses_of
 from frameattn.adapters.counts import Counts
 from frameattn.adapters.forward import MISSING, Forward
 from frameattn.adapters.warnings_once import Warnings
 
 
-class LayoutReader(Protocol):
-    """What a State needs of an adapter: where the video is among the tokens of a call of the model, or why nowhere."""
+class Adapter(Protocol):
+    """What a State needs of an adapter: where the video is among the tokens of a call of the model, or why nowhere; and
+    how diffusers' context parallelism is to cut a model for which diffusers does not say it."""
+
+    joint: bool
 
     def layout(self, model: ForeignModule, arguments: Mapping[str, Any], given: Grid | None) -> Layout | str: ...
+
+    def parallel_plan(self, model: ForeignModule) -> dict[str, Any] | None: ...
 
 
 class State:
@@ -34,11 +40,13 @@ class State:
         active: from apply() to remove().
         serving: whether the processors run VMonarch in calls that ask for it. After remove() they still do, in what was
             checkpointed and nowhere else, until backward has run all blocks again that ran swapped.
+        ulysses: who attends together, since a call of the model that found diffusers' context parallelism; or None.
+        plan: the adapter's, if that is what cuts the model then.
     """
 
     def __init__(
         self,
-        adapter: LayoutReader,
+        adapter: Adapter,
         model: nn.Module,
         *,
         iterations: int,
@@ -61,6 +69,10 @@ class State:
         self.layout: Layout | None = None  # of the last call, for the report
         self.counts = Counts()
         self.compiled: set[str | None] = set()  # why compiled code is dense, or None if it is not
+        self.plan: dict[str, Any] | None = None
+        self.ulysses: Ulysses | None = None
+        self._looked_at: Any = None  # the configuration of context parallelism that ulysses is by
+        self._not_together: str | None = None  # why there is none, although there is a configuration
         self._pending: weakref.WeakSet[WithinCall] = weakref.WeakSet()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -75,13 +87,19 @@ class State:
         for _, attention, processor in processors:
             attention.processor = processor
         self.model, self.installed = model, processors
+        if hasattr(model, "enable_parallelism") and getattr(model, "_cp_plan", None) is None:
+            self.plan = self.adapter.parallel_plan(model)
+            if self.plan is not None:
+                model._cp_plan = self.plan
         self.hooks = (
             model.register_forward_pre_hook(self.before_model, with_kwargs=True),
             model.register_forward_hook(self.after_model, always_call=True),
         )
 
     def remove(self) -> None:
-        """Puts the originals back where our processors still are, at once or when no backward needs them any more."""
+        """Puts the originals back where our processors still are, at once or when no backward needs them any more.
+
+        Under context parallelism by a plan of ours they stay, dense: the originals cannot attend over processes."""
         self.active = False
         for hook in self.hooks:
             hook.remove()
@@ -89,9 +107,14 @@ class State:
         running.call = self._without_own(running.call)
         self._settle()
 
+    @property
+    def swapped(self) -> list[tuple[str, nn.Module, Any]]:
+        """Of those installed, the processors that are there to run VMonarch."""
+        return [one for one in self.installed if not one[2].stays_dense]
+
     def present(self) -> list[tuple[str, nn.Module, Any]]:
-        """Of those installed, the processors that nobody replaced."""
-        return self._in_place() if self.active else []
+        """Of those swapped, the processors that nobody replaced."""
+        return [one for one in self._in_place() if not one[2].stays_dense] if self.active else []
 
     def _in_place(self) -> list[tuple[str, nn.Module, Any]]:
         return [one for one in self.installed if one[1].processor is one[2]]
@@ -105,6 +128,11 @@ class State:
         if self.active or not self.serving or any(True for _ in self._pending):
             return
         self.serving = False
+        if self.plan is not None:
+            if self._parallel_config is not None:
+                return
+            if vars(self.model).get("_cp_plan") is self.plan:
+                del self.model._cp_plan
         for _, attention, processor in self._in_place():
             attention.processor = processor.original
 
@@ -154,10 +182,10 @@ class State:
             is_known = arguments["timestep"] is not MISSING
             if is_known and self.clock.at(read(arguments, self.clock.rises)) < self.dense_steps:
                 call.sizes, call.dense = None, f"in the first {self.dense_steps} steps of a video"
-        lost = len(self.installed) - len(self.present())
+        lost = len(self.swapped) - len(self.present())
         if lost:
             self.warnings.warn(
-                f"{lost} of {len(self.installed)} swapped attention processors were replaced since apply(), so their "
+                f"{lost} of {len(self.swapped)} swapped attention processors were replaced since apply(), so their "
                 "attention is dense again: remove() the swap and apply() it anew, after what replaced them"
             )
         running.call = call
@@ -179,15 +207,42 @@ class State:
             if argument is MISSING:
                 passes_on = self.forward.levels[0].passes_on
                 return "the model's class passes on arguments that it does not name" if passes_on else None
-        for _, _, processor in self.installed:
-            if processor._parallel_config is not None:
-                return "context parallelism gives each process a part of the tokens"
+        if self._parallel_config is not self._looked_at:
+            self._look_at_parallelism(model)
+        if self._not_together is not None:
+            return self._not_together
         try:
             return self.adapter.layout(model, arguments, self.given_grid)
         except KeyError as unnamed:
             if self.given_grid is not None:  # its processors see whether it holds the tokens
                 return Layout(self.given_grid)
             return f"the model's class has no argument named {unnamed.args[0]}; apply(grid=(T, H, W)) says the grid"
+
+    @property
+    def _parallel_config(self) -> Any:
+        """What diffusers writes on all processors alike."""
+        return self.installed[0][2]._parallel_config
+
+    def _look_at_parallelism(self, model: nn.Module) -> None:
+        """Once for each configuration.
+
+        Raises:
+            RuntimeError: the model cannot be run by it.
+        """
+        config = self._parallel_config
+        found = ulysses_of(config)
+        if isinstance(found, Ulysses) and self.adapter.joint and cuts_text(model):
+            found = "the plan gives each process a part of the text"
+        if isinstance(found, str) and self.plan is not None:
+            raise RuntimeError(
+                f"frameattn.adapters: context parallelism of {self.model_name}: {found}. diffusers has no plan for this "
+                "model, and attends within what each process has"
+            )
+        if isinstance(found, Ulysses) and found.uneven:
+            mend_gathering(model)
+        self._not_together = f"context parallelism: {found}" if isinstance(found, str) else None
+        self.ulysses = found if isinstance(found, Ulysses) else None
+        self._looked_at = config
 
     @torch.compiler.assume_constant_result
     def note_compiled(self, reason: str | None) -> None:

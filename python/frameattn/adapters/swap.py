@@ -81,7 +81,7 @@ class Handle:
         ...     pipe("A cat walks on the grass", num_inference_steps=3)
         >>> print(profile)  # attention, swapped: 31% of 4021 ms in 6 calls
         """
-        return Profiler((state.model, [module for _, module, _ in state.installed]) for state in self._states.values())
+        return Profiler((state.model, [module for _, module, _ in state.swapped]) for state in self._states.values())
 
     def report(self) -> str:
         """What was swapped, what was not and why, what the calls so far ran, and what was warned of."""
@@ -90,7 +90,7 @@ class Handle:
             present = len(state.present())
             grid = state.layout or (shape(state.given_grid) if state.given_grid else "that of each call")
             lines += [
-                f"{_join(part, state.model_name)}: {present} of {len(state.installed) + len(state.declined)} video "
+                f"{_join(part, state.model_name)}: {present} of {len(state.swapped) + len(state.declined)} video "
                 f"self-attention modules swapped (iterations={state.iterations}, mass_floor={state.mass_floor})",
                 f"  token grid: {grid}",
                 f"  calls of the model: {_calls(state)}",
@@ -234,9 +234,11 @@ def _plan(
             state.declined[name] = refusal
         elif adapter.block(model, plain_name(name), index) < dense_layers:
             state.declined[name] = f"in the first {dense_layers} blocks"
+            if adapter.parallel_plan(model) is not None:
+                processors.append((name, attention, adapter(original, state, stays_dense=True)))
         else:
             processors.append((name, attention, adapter(original, state)))
-    return processors
+    return processors if any(not processor.stays_dense for _, _, processor in processors) else []
 
 
 def _transformers(model: Any) -> Iterator[tuple[str, nn.Module]]:

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 
 import torch
 from torch.distributed import ProcessGroup
-from torch.distributed import _functional_collectives as collectives
+
+from frameattn.parallel.exchange import Reshard, send
 
 Fact = int | float | torch.dtype | None
 
@@ -33,7 +34,9 @@ def agree(
         RuntimeError: on every process, where one has a problem or other facts than the first one.
     """
     mine = torch.tensor([problem is not None, size, *map(_number, facts.values())], dtype=torch.float64, device=device)
-    answers = collectives.wait_tensor(collectives.all_gather_tensor(mine, 0, group)).view(-1, len(mine)).tolist()
+    ones = [1] * group.size()
+    (everyone,) = send(group, Reshard(mine.expand(group.size(), 1, -1), 1, ones, 0, ones))  # a copy for each
+    answers = everyone[0].tolist()
     if problem is not None:
         raise RuntimeError(problem)
     for rank, (failed, *_) in enumerate(answers):

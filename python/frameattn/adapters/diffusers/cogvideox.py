@@ -7,6 +7,7 @@ from torch import Tensor
 
 from frameattn.adapters.attention import Streams
 from frameattn.adapters.call import ForeignModule, Grid
+from frameattn.adapters.context_parallel import cut, gathered
 from frameattn.adapters.joint import JointProcessor
 from frameattn.adapters.projections import latent_grid, project_heads, project_out
 from frameattn.adapters.registry import register
@@ -24,6 +25,16 @@ class CogVideoXProcessor(JointProcessor):
         _, t, _, h, w = arguments["hidden_states"].shape
         patch, patch_t = model.config.patch_size, getattr(model.config, "patch_size_t", None)
         return latent_grid((t, h, w), (patch_t or 1, patch, patch))
+
+    @staticmethod
+    def parallel_plan(model: ForeignModule) -> dict[str, Any] | None:
+        if type(model).__name__ != "CogVideoXTransformer3DModel":
+            return None  # ConsisID looks at faces between its blocks
+        return {
+            "transformer_blocks.0": {"hidden_states": cut(1, 3)},
+            "transformer_blocks.*": {"image_rotary_emb": [cut(0, 2), cut(0, 2)]},
+            "proj_out": gathered(1, 3),
+        }
 
     def project(self, attn: ForeignModule, video: Tensor, text: Tensor) -> tuple[Streams, Streams]:
         # What unfuse_qkv_projections() puts back are processors; the modules still say that they are fused.

@@ -26,7 +26,7 @@ class MochiProcessor(JointProcessor):
         return latent_grid(arguments["hidden_states"].shape[2:], (1, patch, patch))
 
     @staticmethod
-    def text_mask(attention_mask: Tensor | None, tokens: int) -> tuple[Tensor | None, Tensor | None]:
+    def text_mask(attention_mask: Tensor | None, text_tokens: int) -> tuple[Tensor | None, Tensor | None]:
         return (None if attention_mask is None else attention_mask.bool()), None
 
     @staticmethod

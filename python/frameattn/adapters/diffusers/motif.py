@@ -12,6 +12,10 @@ class MotifVideoProcessor(HunyuanVideoProcessor):
     notes = "not the blocks of the decoder (num_decoder_layers); the mask over text is applied"
 
     @staticmethod
+    def parallel_plan(model: ForeignModule) -> None:
+        return None  # a decoder would have to attend over processes, too
+
+    @staticmethod
     def module_refusal(model: ForeignModule, name: str) -> str | None:
         stack, number = name.split(".")[:2]
         encoder = model.config.num_single_layers - model.config.num_decoder_layers
