@@ -76,7 +76,7 @@ class State:
         self._pending: weakref.WeakSet[WithinCall] = weakref.WeakSet()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_pending"}
+        return {**vars(self), "_pending": None, "_looked_at": None, "ulysses": None}  # a group cannot be copied
 
     def __setstate__(self, values: dict[str, Any]) -> None:
         vars(self).update(values, _pending=weakref.WeakSet())
@@ -87,10 +87,9 @@ class State:
         for _, attention, processor in processors:
             attention.processor = processor
         self.model, self.installed = model, processors
-        if hasattr(model, "enable_parallelism") and getattr(model, "_cp_plan", None) is None:
-            self.plan = self.adapter.parallel_plan(model)
-            if self.plan is not None:
-                model._cp_plan = self.plan
+        plan = self.adapter.parallel_plan(model) if hasattr(model, "enable_parallelism") else None
+        if plan is not None and getattr(model, "_cp_plan", None) in (None, plan):  # the last: of a swap that was removed
+            self.plan = model._cp_plan = plan
         self.hooks = (
             model.register_forward_pre_hook(self.before_model, with_kwargs=True),
             model.register_forward_hook(self.after_model, always_call=True),
@@ -131,8 +130,7 @@ class State:
         if self.plan is not None:
             if self._parallel_config is not None:
                 return
-            if vars(self.model).get("_cp_plan") is self.plan:
-                del self.model._cp_plan
+            del self.model._cp_plan
         for _, attention, processor in self._in_place():
             attention.processor = processor.original
 

@@ -95,6 +95,8 @@ class Handle:
                 f"  token grid: {grid}",
                 f"  calls of the model: {_calls(state)}",
             ]
+            if state.ulysses is not None:
+                lines.append(f"  attends together with the other processes of {state.ulysses.group.size()} (Ulysses)")
             if not state.active:
                 lines.append("  removed")
             if state.dense_steps:
@@ -220,6 +222,7 @@ def _plan(
     ]
     for index, (name, attention) in enumerate(matching):
         original = getattr(attention, "processor", None)
+        parallel_config = getattr(original, "_parallel_config", None)  # an original may have no place for it
         while isinstance(original, VMonarchProcessor):  # of a swap that was removed, which a model brought back
             if original.state.serving:
                 raise RuntimeError(
@@ -228,16 +231,20 @@ def _plan(
                 )
             original = original.original
         refusal = adapter.module_refusal(model, plain_name(name))
+        stays_dense = adapter.block(model, plain_name(name), index) < dense_layers
         if type(original).__name__ not in adapter.processors:
             state.declined[name] = f"has a processor of another kind, {type(original).__name__}"
-        elif refusal is not None:
+            continue
+        if refusal is not None:
             state.declined[name] = refusal
-        elif adapter.block(model, plain_name(name), index) < dense_layers:
+            continue
+        if stays_dense:
             state.declined[name] = f"in the first {dense_layers} blocks"
-            if adapter.parallel_plan(model) is not None:
-                processors.append((name, attention, adapter(original, state, stays_dense=True)))
-        else:
-            processors.append((name, attention, adapter(original, state)))
+            if adapter.parallel_plan(model) is None:
+                continue
+        processor = adapter(original, state, stays_dense)
+        processor._parallel_config = parallel_config
+        processors.append((name, attention, processor))
     return processors if any(not processor.stays_dense for _, _, processor in processors) else []
 
 

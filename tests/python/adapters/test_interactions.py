@@ -384,30 +384,3 @@ def test_set_attention_backend():
         assert model.blocks[0].attn1.processor._attention_backend.value == "_native_math"
     finally:
         model.set_attention_backend("native")  # diffusers keeps the last one for all models
-
-
-@pytest.fixture
-def two_processes():
-    """A group of two of which only this process is there: what others would send is whatever memory holds."""
-    fake = pytest.importorskip("torch.testing._internal.distributed.fake_pg")
-    torch.distributed.init_process_group("fake", rank=0, world_size=2, store=fake.FakeStore())
-    with mock.patch("torch.accelerator.device_count", return_value=2):  # diffusers asks which of them is its own
-        yield
-    torch.distributed.destroy_process_group()
-
-
-@pytest.mark.parametrize("before", [True, False])
-def test_context_parallelism_runs_the_original(two_processes, before):
-    model, call = model_and_call()
-    if not hasattr(model, "enable_parallelism"):
-        pytest.skip(f"diffusers {diffusers.__version__} has no context parallelism")
-    if not before:
-        apply(model)
-    model.enable_parallelism(config=diffusers.ContextParallelConfig(ulysses_degree=2))
-    if before:
-        apply(model)
-    originals = [block.attn1.processor.original for block in model.blocks]
-    assert all(original._parallel_config is not None for original in originals)
-    in_one_part = mock.patch.object(WanProcessor, "attend", side_effect=AssertionError("attends within one part"))
-    with in_one_part, pytest.warns(UserWarning, match="context parallelism gives each process a part of the tokens"):
-        output(model, call)
