@@ -7,7 +7,7 @@ sends the other way.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -42,19 +42,6 @@ def share(total: int, parts: int) -> list[int]:
     return [total // parts + int(rank < total % parts) for rank in range(parts)]
 
 
-class Parcel(Protocol):
-    """Something that processes send one another. All have the same shapes in mind, by whatever they know."""
-
-    def pieces(self, rank: int) -> list[Tensor]:
-        """What process ``rank``, this one, sends to each."""
-
-    def sizes(self, rank: int) -> list[int]:
-        """How many numbers it receives from each."""
-
-    def assemble(self, rank: int, x: Tensor) -> Tensor:
-        """What it receives, one after the other."""
-
-
 class Reshard(NamedTuple):
     """From a part along dimension ``gather`` to a part along dimension ``split``.
 
@@ -69,13 +56,16 @@ class Reshard(NamedTuple):
     split: int
     splits: Sequence[int]
 
-    def pieces(self, rank: int) -> list[Tensor]:
+    def pieces(self) -> list[Tensor]:
+        """What goes to each process."""
         return list(self.x.permute(self._order).split(list(self.splits), dim=1))
 
     def sizes(self, rank: int) -> list[int]:
+        """How many numbers come to this one from each."""
         return [size * self.splits[rank] * self._rest.numel() for size in self.gathered]
 
     def assemble(self, rank: int, x: Tensor) -> Tensor:
+        """What came, one after the other."""
         order = self._order
         x = x.view(sum(self.gathered), self.splits[rank], *self._rest)
         return x.permute([order.index(dim) for dim in range(len(order))])
@@ -90,51 +80,15 @@ class Reshard(NamedTuple):
         return torch.Size([self.x.size(dim) for dim in self._order[2:]])
 
 
-class Copies(NamedTuple):
-    """The x of ``owner``, for all of which ``receives`` says 1 and not 0. Of the others' x the shape alone matters: it
-    is the owner's, or without elements on those that do not receive."""
-
-    x: Tensor
-    owner: int
-    receives: Sequence[int]
-
-    def pieces(self, rank: int) -> list[Tensor]:
-        return [self.x if rank == self.owner and receives else self.x.new_empty(0) for receives in self.receives]
-
-    def sizes(self, rank: int) -> list[int]:
-        return [self.x.numel() if source == self.owner else 0 for source in range(len(self.receives))]
-
-    def assemble(self, rank: int, x: Tensor) -> Tensor:
-        return x.view(self.x.shape)
-
-
-class Collected(NamedTuple):
-    """The x of all of which ``sends`` says 1, at ``owner``: [count, *x.shape] in the order of their ranks, and without
-    elements elsewhere. The x of those that do not send has none either."""
-
-    x: Tensor
-    owner: int
-    sends: Sequence[int]
-
-    def pieces(self, rank: int) -> list[Tensor]:
-        return [self.x if target == self.owner else self.x.new_empty(0) for target in range(len(self.sends))]
-
-    def sizes(self, rank: int) -> list[int]:
-        return [self.x.numel() * sends if rank == self.owner else 0 for sends in self.sends]
-
-    def assemble(self, rank: int, x: Tensor) -> Tensor:
-        return x.view(sum(self.sends) if rank == self.owner else 0, *self.x.shape)
-
-
-def send(group: ProcessGroup, *parcels: Parcel) -> list[Tensor]:
+def send(group: ProcessGroup, *parcels: Reshard) -> list[Tensor]:
     """All parcels, which have one dtype, by one collective, and what becomes of them."""
     rank = dist.get_rank(group)
-    pieces = [parcel.pieces(rank) for parcel in parcels]  # by parcel and process
+    pieces = [parcel.pieces() for parcel in parcels]  # by parcel and process
     sizes = [parcel.sizes(rank) for parcel in parcels]
     sent = [sum(piece.numel() for piece in to_one) for to_one in zip(*pieces, strict=True)]
     received = [sum(from_one) for from_one in zip(*sizes, strict=True)]
     outgoing = [piece for to_one in zip(*pieces, strict=True) for piece in to_one]
-    buffer = pieces[0][0].new_empty(sum(sent))
+    buffer = parcels[0].x.new_empty(sum(sent))
     for piece, target in zip(outgoing, buffer.split([piece.numel() for piece in outgoing]), strict=True):
         target.view(piece.shape).copy_(piece)
     arrived = collectives.wait_tensor(collectives.all_to_all_single(buffer, received, sent, group))

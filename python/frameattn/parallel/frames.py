@@ -1,16 +1,19 @@
 """VMonarch attention of a video whose frames are shared out among processes.
 
 Spatial steps are within frames, so that each process computes those of its own. A temporal step is within a position:
-ahead of it every process gets all frames of some positions, and behind it its own frames of all positions again. Rows of
-frame 0 are dense attention over all frames: they go to everybody, and what each finds in its frames is put together by
-log-sum-exp where they came from.
+ahead of it every process gets all frames of some positions, and behind it its own frames of all positions again.
 
-Whatever communicates is one of three autograd functions in a chain, Begin, Move and Finish, and each needs the results
-of the one before it. So backward makes its collectives in one order, too, the same on all processes, although their
-graphs differ. Between them are operators that know nothing of processes.
+Rows of frame 0 are dense attention over all frames. Behind the first way to positions every process has some of them.
+They go to everybody with the way back, everybody attends with all of them to its own frames, and what that gives goes
+with the next way to positions to where they came from, where it is put together by log-sum-exp. So no process has more
+to do than others.
+
+Whatever communicates is one autograd function, Move, and each call of it needs the results of the one before. So backward
+makes its collectives in one order, too, the same on all processes. Between them are operators that know of no others.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -18,9 +21,21 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 from torch.nn import functional as F
 
-from frameattn.parallel.exchange import Collected, Copies, Parcel, Reshard, all_sums, send, share
+from frameattn.parallel.exchange import Reshard, all_sums, send, share
 
 _ops = torch.ops.frameattn
+
+
+class Route(NamedTuple):
+    """From which dimension of a tensor that is shared out to which: see Reshard."""
+
+    gather: int
+    gathered: Sequence[int]
+    split: int
+    splits: Sequence[int]
+
+    def back(self) -> "Route":
+        return Route(self.split, self.splits, self.gather, self.gathered)
 
 
 class Shards:
@@ -31,34 +46,18 @@ class Shards:
 
     def __init__(self, frames: Sequence[int], tokens: int, group: ProcessGroup):
         rank = dist.get_rank(group)
-        self.group, self.frames = group, list(frames)
-        self.all, self.own = sum(frames), frames[rank]
-        self.holds = [1 if count > 0 else 0 for count in frames]
-        self.first = self.holds.index(1)  # who has frame 0
-        self.has_first = self.first == rank
+        holds = [1 if count > 0 else 0 for count in frames]
+        self.group, self.all, self.own, self.holders, self.holds = group, sum(frames), frames[rank], sum(holds), holds[rank]
         self.frame = tokens // self.own if self.own else 0  # tokens in a frame
-        parts = iter(share(self.frame, sum(self.holds)))
-        self.positions = [next(parts) if holds else 0 for holds in self.holds]
-
-    def to_positions(self, x: Tensor, *others: Parcel) -> list[Tensor]:
-        """Own frames of all positions, [B, H, own * S, C] -> all frames of own positions, and what becomes of others."""
-        return self._move(Reshard(_by_frame(x, self.own), 2, self.frames, 3, self.positions), *others)
-
-    def to_frames(self, x: Tensor, *others: Parcel) -> list[Tensor]:
-        """All frames of own positions, [B, H, T * own, C] -> own frames of all positions, and what becomes of others."""
-        return self._move(Reshard(_by_frame(x, self.all), 3, self.positions, 2, self.frames), *others)
-
-    def to_all(self, x: Tensor) -> Parcel:
-        """The x of who has frame 0, for every process with frames."""
-        return Copies(x, self.first, self.holds)
-
-    def to_first(self, x: Tensor) -> Parcel:
-        """The x of every process with frames, for who has frame 0."""
-        return Collected(x, self.first, self.holds)
-
-    def _move(self, *parcels: Parcel) -> list[Tensor]:
-        moved, *others = send(self.group, *parcels)
-        return [moved.flatten(2, 3), *others]
+        parts = iter(share(self.frame, self.holders))
+        positions = [next(parts) if one else 0 for one in holds]
+        # [B, H, frames, positions, C]: own frames of all positions -> all frames of own positions.
+        self.to_positions = Route(2, list(frames), 3, positions)
+        self.to_frames = self.to_positions.back()
+        # A copy for each process with frames, [copies, B, H, own positions, C] -> [1, B, H, all positions, C].
+        self.to_everybody = Route(3, positions, 0, holds)
+        # [B, H, 1, all positions, C] -> that of each process with frames, [B, H, processes, own positions, C].
+        self.to_owners = Route(2, holds, 3, positions)
 
 
 def frame_attention(
@@ -80,196 +79,173 @@ def frame_attention(
     Names as in csrc/monarch_attention/README.md. What is called ``here`` is at positions, the own ones of all frames.
     """
     extra_key, extra_value, extra_mask = extra or (None, None, None)
-    own_frames = max(shards.own, 1)  # of no tokens, if none
-    first_parts: list[Tensor] = []
+    first_query = None  # rows of frame 0, once they are everywhere
+    found: list[Tensor] = []  # what everybody finds for those of own positions: lse, out
+
     u = query
     for step in range(iterations):
         last = step == iterations - 1
-        weighted_key, *values, lse = _ops.spatial_step(u, key, value if last else None, own_frames, scale, True)
-        values = values if last else []
+        frames = max(shards.own, 1)  # of no tokens, if none
+        weighted_key, *values, lse = _ops.spatial_step(u, key, value if last else None, frames, scale, True)
+        rows = [*([query] if step == 0 else []), weighted_key, *(values if last else [])]
+        loads = [Load(shards.to_positions, [_by_frame(x, shards.own) for x in rows], _by_frame(lse, shards.own))]
+        if step == 0 and extra is not None:
+            loads.append(Load(None, [extra_key, extra_value]))
+        if step == 1 and first_query is not None:
+            loads.append(_found_by_own(first_query, key, value, scale, shards))
+        (lse_here, *rows_here), *others = move(shards.group, loads)
+        if step == 0 and extra is not None:
+            ((extra_key, extra_value),) = others
+        elif others:
+            (found,) = others
+
         if step == 0:
-            lse_here, query_here, key_here, *values_here, first_query, extra_key, extra_value = Begin.apply(
-                shards, dense_first_frame, extra_key, extra_value, lse, query, weighted_key, *values
-            )
-            u_here = query_here
-            if dense_first_frame:
-                first_parts += _dense(first_query, key, value, None, scale)
-        else:
-            lse_here, key_here, *values_here = ToPositions.apply(shards, lse, weighted_key, *values)
-        entropy = _dot(u_here, key_here) - lse_here
+            query_here, *rows_here = rows_here
+            u_here = query_here.flatten(2, 3)
+        key_here, *value_here = (x.flatten(2, 3) for x in rows_here)
+        entropy = _dot(u_here, key_here) - lse_here.flatten(2, 3)
         if not entropy_gradient:
             entropy = entropy.detach()
         if not last:
-            u_here, _ = _ops.temporal_update(query_here, key_here, entropy, shards.all, mass_floor)
-            u = ToFrames.apply(shards, u_here)
+            u_here, _ = _ops.temporal_update(query_here.flatten(2, 3), key_here, entropy, shards.all, mass_floor)
+            loads = [Load(shards.to_frames, [_by_frame(u_here, shards.all)])]
+            if step == 0 and dense_first_frame:
+                loads.append(_first_rows(query_here, shards))
+            (u,), *others = move(shards.group, loads)
+            u = u.flatten(2, 3)
+            if others:
+                ((first_query,),) = others
 
-    parts = list(_ops.temporal_output(query_here, key_here, entropy, *values_here, shards.all))
-    if extra_key is not None:
-        parts += _dense(query_here, extra_key, extra_value, extra_mask, scale)
-        if first_parts and shards.has_first:
-            first_parts += _dense(first_query, extra_key, extra_value, extra_mask, scale)
-    out, lse = _merge(parts[0::2], parts[1::2])
-    return Finish.apply(shards, return_lse, out, lse, *first_parts, *[None] * (4 - len(first_parts)))
+    parts = [_ops.temporal_output(query_here.flatten(2, 3), key_here, entropy, *value_here, shards.all)]
+    if extra is not None:
+        parts.append(_dense(query_here.flatten(2, 3), extra_key, extra_value, extra_mask, scale))
+    out, lse = (_by_frame(x, shards.all) for x in _merge(parts))
+    if dense_first_frame:
+        if not found:  # in one iteration there is no way that they could go with
+            ((first_query,),) = move(shards.group, [_first_rows(query_here, shards)])
+            (found,) = move(shards.group, [_found_by_own(first_query, key, value, scale, shards)])
+        found_lse, found_out = found
+        parts_of_first = list(zip(found_out.unbind(2), found_lse.unbind(2), strict=True))
+        parts_of_first += [(_by_frame(x, shards.all)[:, :, 0], _by_frame(y, shards.all)[:, :, 0]) for x, y in parts[1:]]
+        first = _merge(parts_of_first)
+        out, lse = (torch.cat([x.unsqueeze(2), y[:, :, 1:]], dim=2) for x, y in zip(first, (out, lse), strict=True))
+    ((*lse_back, out),) = move(shards.group, [Load(shards.to_frames, [out], lse if return_lse else None)])
+    lse = lse_back[0].flatten(2, 3).contiguous() if return_lse else lse.new_empty(0)
+    return out.flatten(2, 3).contiguous(), lse
 
 
-class Begin(torch.autograd.Function):
-    """To positions; with rows of frame 0 to everybody, and extra keys as they are: their gradient is everybody's."""
+def _first_rows(query_here: Tensor, shards: Shards) -> "Load":
+    """Those of frame 0, from own positions to everybody."""
+    rows = query_here[:, :, 0]
+    return Load(shards.to_everybody, [rows.expand(shards.holders, *rows.shape)])
+
+
+def _found_by_own(first_query: Tensor, key: Tensor, value: Tensor, scale: float, shards: Shards) -> "Load":
+    """Attention of rows of frame 0 to the frames of this process, to where the rows came from."""
+    first_query = first_query.reshape(*key.shape[:2], shards.frame, key.size(3))
+    out, lse = (x.unsqueeze(2)[:, :, : shards.holds] for x in _dense(first_query, key, value, None, scale))
+    return Load(shards.to_owners, [out], lse)
+
+
+# ---- Whatever communicates -------------------------------------------------------------------------------------------
+
+
+class Load(NamedTuple):
+    """Tensors that move together. A statistic, float32 or float64, has the shape of the rows without their last
+    dimension. Without a route: tensors that every process has alike, which stay, but their gradients are summed."""
+
+    route: Route | None
+    rows: list[Tensor]
+    statistic: Tensor | None = None
+
+
+def move(group: ProcessGroup, loads: Sequence[Load]) -> list[list[Tensor]]:
+    """All loads by one collective -> of each the statistic, if there is one, and the rows."""
+    plan = [(load.route, len(load.rows), load.statistic is not None) for load in loads]
+    tensors = [x for load in loads for x in (*([] if load.statistic is None else [load.statistic]), *load.rows)]
+    moved = iter(Move.apply(group, plan, *tensors))
+    return [[next(moved) for _ in range(rows + statistic)] for _, rows, statistic in plan]
+
+
+class Move(torch.autograd.Function):
+    """``plan`` has of every load the route, the number of rows, and whether there is a statistic ahead of them."""
 
     @staticmethod
-    def forward(ctx, shards, dense_first_frame, extra_key, extra_value, lse, query, *rows):
-        ctx.shards, ctx.dense_first_frame, ctx.has_extra = shards, dense_first_frame, extra_key is not None
-        ctx.widths = [x.size(3) for x in (query, *rows)]
-        parcels = [shards.to_all(query[:, :, : shards.frame])] if dense_first_frame else []
-        moved, *first = shards.to_positions(_pack([lse], query, *rows), *parcels)
-        extra = [None if x is None else x.view_as(x) for x in (extra_key, extra_value)]
-        return *_unpack(moved, ctx.widths), *(first or [None]), *extra
+    def forward(ctx, group, plan, *tensors):
+        ctx.group, ctx.plan = group, plan
+        return tuple(x for load in _move(group, plan, tensors) for x in load)
 
     @staticmethod
     def backward(ctx, *grads):
-        shards, size = ctx.shards, ctx.shards.frame
-        *grads, grad_first, grad_extra_key, grad_extra_value = grads
-        parcels = [shards.to_first(grad_first)] if ctx.dense_first_frame else []
-        moved, *first = shards.to_frames(_pack(grads[:1], *grads[1:]), *parcels)
-        if ctx.has_extra:
-            grad_extra_key, grad_extra_value = all_sums([grad_extra_key, grad_extra_value], shards.group, after=moved)
-        grad_lse, grad_query, *grad_rows = _unpack(moved, ctx.widths)
-        if first and shards.has_first:
-            grad_first = _sum([grad_query[:, :, :size], *first[0]])
-            grad_query = torch.cat([grad_first, grad_query[:, :, size:]], dim=2)
-        return None, None, grad_extra_key, grad_extra_value, grad_lse, grad_query, *grad_rows
+        back = [(None if route is None else route.back(), *what) for route, *what in ctx.plan]
+        loads = _move(ctx.group, back, grads)
+        for i, (route, *_) in enumerate(back):
+            if route is None:
+                loads[i] = all_sums(loads[i], ctx.group, after=loads[0][-1])
+        return None, None, *(x for load in loads for x in load)
 
 
-class ToPositions(torch.autograd.Function):
-    """Rows and their statistic, of own frames -> of own positions."""
-
-    @staticmethod
-    def forward(ctx, shards, lse, *rows):
-        ctx.shards, ctx.widths = shards, [x.size(3) for x in rows]
-        return _unpack(*shards.to_positions(_pack([lse], *rows)), ctx.widths)
-
-    @staticmethod
-    def backward(ctx, *grads):
-        return None, *_unpack(*ctx.shards.to_frames(_pack(grads[:1], *grads[1:])), ctx.widths)
-
-
-class ToFrames(torch.autograd.Function):
-    """Rows of own positions -> of own frames."""
-
-    @staticmethod
-    def forward(ctx, shards, rows):
-        ctx.shards = shards
-        return shards.to_frames(rows)[0]
-
-    @staticmethod
-    def backward(ctx, grad):
-        return None, ctx.shards.to_positions(grad)[0]
+def _move(
+    group: ProcessGroup, plan: Sequence[tuple[Route | None, int, bool]], tensors: Sequence[Tensor]
+) -> list[list[Tensor]]:
+    """The first load has a route."""
+    rest = iter(tensors)
+    loads = [[next(rest) for _ in range(rows + statistic)] for _, rows, statistic in plan]
+    routed = [i for i, (route, *_) in enumerate(plan) if route is not None]
+    packed = [_pack(loads[i], plan[i][2]) for i in routed]
+    moved = send(group, *(Reshard(x, *plan[i][0]) for i, x in zip(routed, packed, strict=True)))
+    for i, x in zip(routed, moved, strict=True):
+        rows, statistic = loads[i][plan[i][2] :], plan[i][2]
+        loads[i] = _unpack(x, [row.size(-1) for row in rows], statistic)
+    return [load if i in routed else [x.view_as(x) for x in load] for i, load in enumerate(loads)]
 
 
-class Finish(torch.autograd.Function):
-    """To frames; and where frame 0 is, its rows out of the parts that everybody has found.
+def _pack(load: Sequence[Tensor], statistic: bool) -> Tensor:
+    """Rows side by side along their last dimension, and a statistic behind them, bit by bit.
 
-    part, part_lse: dense attention of rows of frame 0 to the own keys; extra_part, extra_lse: to the extra ones.
-    """
-
-    @staticmethod
-    def forward(ctx, shards, return_lse, out, lse, part, part_lse, extra_part, extra_lse):
-        ctx.shards, ctx.return_lse, ctx.widths = shards, return_lse, [out.size(3)]
-        parcels = [] if part is None else [shards.to_first(_pack([part_lse], part))]
-        moved, *parts = shards.to_frames(_pack([lse], out) if return_lse else out, *parcels)
-        lse, out = _unpack(moved, ctx.widths) if return_lse else (lse.new_empty(0), moved)
-        out, lse = out.contiguous(), lse.contiguous()
-        first_out = first_lse = None
-        if parts and shards.has_first:
-            found = [(extra_lse, extra_part)] if extra_part is not None else []
-            found += [_unpack(x, ctx.widths) for x in parts[0]]
-            first_out, first_lse = _merge([x for _, x in found], [x for x, _ in found])
-            out[:, :, : shards.frame] = first_out
-            if return_lse:
-                lse[:, :, : shards.frame] = first_lse
-        ctx.save_for_backward(part, part_lse, extra_part, extra_lse, first_out, first_lse)
-        return out, lse
-
-    @staticmethod
-    def backward(ctx, grad_out, grad_lse):
-        part, part_lse, extra_part, extra_lse, first_out, first_lse = ctx.saved_tensors
-        shards, size = ctx.shards, ctx.shards.frame
-        parcels = []
-        if part is not None:
-            grad_first = grad_out[:, :, :size]
-            if shards.has_first:
-                row = -_dot(grad_first, first_out)
-                if ctx.return_lse:
-                    row = row + grad_lse[:, :, :size]
-                    grad_lse = torch.cat([torch.zeros_like(row), grad_lse[:, :, size:]], dim=2)
-                grad_out = torch.cat([torch.zeros_like(grad_first), grad_out[:, :, size:]], dim=2)
-            else:  # tensors of these shapes
-                first_lse = row = part_lse
-            parcels = [shards.to_all(_pack([first_lse, row], grad_first))]
-        moved, *first = shards.to_positions(_pack([grad_lse], grad_out) if ctx.return_lse else grad_out, *parcels)
-        grad_lse, grad_out = _unpack(moved, ctx.widths) if ctx.return_lse else (None, moved)
-        grads = [grad_out, grad_lse]
-        if first:
-            first_lse, row, grad_first = _unpack(first[0], ctx.widths, statistics=2)
-        for found, found_lse in ((part, part_lse), (extra_part, extra_lse)):
-            if found is None:
-                grads += [None, None]
-                continue
-            weight = (found_lse - first_lse).exp()
-            grads.append((weight.unsqueeze(3) * grad_first.to(weight.dtype)).to(found.dtype))
-            grads.append(weight * (_dot(grad_first, found) + row))
-        return None, None, *grads
+    That takes 16 bytes, so that rows of 16 bytes stay aligned to as many."""
+    if not statistic:
+        return torch.cat(list(load), dim=-1) if len(load) > 1 else load[0]
+    values, *rows = load
+    dtype = rows[0].dtype
+    columns = values.unsqueeze(-1).contiguous().view(dtype)
+    return torch.cat([*rows, F.pad(columns, (0, 16 // dtype.itemsize - columns.size(-1)))], dim=-1)
 
 
-# ---- What these have in common ---------------------------------------------------------------------------------------
+def _unpack(packed: Tensor, widths: Sequence[int], statistic: bool) -> list[Tensor]:
+    if not statistic:
+        return list(packed.split(list(widths), dim=-1))
+    itemsize = packed.element_size()
+    *rows, columns = packed.split([*widths, 16 // itemsize], dim=-1)
+    dtype = torch.promote_types(packed.dtype, torch.float32)
+    values = columns[..., : dtype.itemsize // itemsize].contiguous().view(dtype)
+    return [values.squeeze(-1), *rows]
+
+
+# ---- Arithmetic ------------------------------------------------------------------------------------------------------
 
 
 def _by_frame(x: Tensor, frames: int) -> Tensor:
-    """[B, H, N, C] -> [B, H, frames, N / frames, C]"""
-    return x.reshape(*x.shape[:2], frames, x.size(2) // max(frames, 1), x.size(3))
+    """[B, H, N, ...] -> [B, H, frames, N / frames, ...]"""
+    return x.reshape(*x.shape[:2], frames, x.size(2) // max(frames, 1), *x.shape[3:])
 
 
-def _pack(statistics: Sequence[Tensor], *rows: Tensor) -> Tensor:
-    """Statistics [B, H, N], at most two, bit by bit as columns behind those of rows [B, H, N, C].
-
-    They take 16 bytes, so that rows of 16 bytes stay aligned to as many."""
-    dtype = rows[0].dtype
-    columns = torch.stack(list(statistics), dim=3).view(dtype)
-    return torch.cat([*rows, F.pad(columns, (0, 16 // dtype.itemsize - columns.size(3)))], dim=3)
-
-
-def _unpack(packed: Tensor, widths: Sequence[int], statistics: int = 1) -> tuple[Tensor, ...]:
-    """So many statistics, and rows of so many columns."""
-    itemsize = packed.element_size()
-    *rows, columns = packed.split([*widths, 16 // itemsize], dim=3)
-    dtype = torch.promote_types(packed.dtype, torch.float32)
-    columns = columns[..., : statistics * dtype.itemsize // itemsize].contiguous().view(dtype)
-    return *columns.unbind(3), *rows
-
-
-def _dense(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> list[Tensor]:
+def _dense(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
     """Attention of all rows to all keys, and its log-sum-exp."""
-    return _ops.spatial_step(query, key, value, 1, scale, False, mask)[1:]
+    _, out, lse = _ops.spatial_step(query, key, value, 1, scale, False, mask)
+    return out, lse
 
 
-def _merge(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Attention to several sets of keys -> attention to all of them, and its log-sum-exp."""
-    if len(outs) == 1:
-        return outs[0], lses[0]
-    lse = torch.logsumexp(torch.stack(list(lses)), dim=0)
-    weighted = [(part - lse).exp().unsqueeze(3) * out.to(lse.dtype) for out, part in zip(outs, lses, strict=True)]
-    return _sum(weighted).to(outs[0].dtype), lse
-
-
-def _sum(parts: Sequence[Tensor]) -> Tensor:
-    """Added up in float32 or better, in order, and rounded once."""
-    dtype = torch.promote_types(parts[0].dtype, torch.float32)
-    total = parts[0].to(dtype)
-    for part in parts[1:]:
-        total = total + part.to(dtype)
-    return total.to(parts[0].dtype)
+def _merge(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Attention to several sets of keys, out and lse of each -> attention to all of them, and its log-sum-exp."""
+    if len(parts) == 1:
+        return parts[0]
+    lse = torch.logsumexp(torch.stack([part for _, part in parts]), dim=0)
+    out = sum((part - lse).exp().unsqueeze(-1) * rows.to(lse.dtype) for rows, part in parts)
+    return out.to(parts[0][0].dtype), lse
 
 
 def _dot(x: Tensor, y: Tensor) -> Tensor:
     """Of rows, in float32 or better: [B, H, N, C] twice -> [B, H, N]"""
     dtype = torch.promote_types(x.dtype, torch.float32)
-    return (x.to(dtype) * y.to(dtype)).sum(3)
+    return (x.to(dtype) * y.to(dtype)).sum(-1)
