@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 from torch.nn import functional as F
 
@@ -125,6 +126,7 @@ class Begin(torch.autograd.Function):
         return *_unpack(moved, ctx.widths), *(first or [None]), *extra
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, *grads):
         shards, size = ctx.shards, ctx.shards.frame
         *grads, grad_first, grad_extra_key, grad_extra_value = grads
@@ -148,6 +150,7 @@ class ToPositions(torch.autograd.Function):
         return _unpack(*shards.to_positions(_pack([lse], *rows)), ctx.widths)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, *grads):
         return None, *_unpack(*ctx.shards.to_frames(_pack(grads[:1], *grads[1:])), ctx.widths)
 
@@ -161,6 +164,7 @@ class ToFrames(torch.autograd.Function):
         return shards.to_frames(rows)[0]
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):
         return None, ctx.shards.to_positions(grad)[0]
 
@@ -187,9 +191,10 @@ class Finish(torch.autograd.Function):
             if return_lse:
                 lse[:, :, : shards.frame] = first_lse
         ctx.save_for_backward(part, part_lse, extra_part, extra_lse, first_out, first_lse)
-        return out, lse
+        return out.detach(), lse.detach()  # no views of what came, so that callers may change them in place
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_out, grad_lse):
         part, part_lse, extra_part, extra_lse, first_out, first_lse = ctx.saved_tensors
         shards, size = ctx.shards, ctx.shards.frame
