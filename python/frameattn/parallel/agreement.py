@@ -10,7 +10,7 @@ from frameattn.parallel.exchange import Reshard, send
 
 Fact = int | float | torch.dtype | None
 
-_DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+_DTYPES = sorted({x for x in vars(torch).values() if isinstance(x, torch.dtype)}, key=str)
 
 
 @torch.compiler.disable
@@ -18,7 +18,7 @@ def agree(
     op: str,
     size: int,
     facts: Mapping[str, Fact],
-    problem: str | None,
+    problem: Exception | None,
     device: torch.device,
     group: ProcessGroup,
 ) -> list[int]:
@@ -27,40 +27,45 @@ def agree(
     Args:
         size: of this process; others may have others.
         facts: what has to be alike on all processes, by name: the same names in the same order everywhere.
-        problem: why this process cannot take part. It says so in the collective, so that the others do not wait.
+        problem: why this process cannot take part. It says so in the collective, so that the others do not wait, and
+            raises it.
         device: of the tensors that the group communicates.
 
     Raises:
         RuntimeError: on every process, where one has a problem or other facts than the first one.
     """
-    mine = torch.tensor([problem is not None, size, *map(_number, facts.values())], dtype=torch.float64, device=device)
+    numbers = [0.0] * len(facts) if problem else [_number(fact) for fact in facts.values()]
+    mine = torch.tensor([problem is not None, size, *numbers], dtype=torch.float64, device=device)
     ones = [1] * group.size()
     (everyone,) = send(group, Reshard(mine.expand(group.size(), 1, -1), 1, ones, 0, ones))  # a copy for each
     answers = everyone[0].tolist()
     if problem is not None:
-        raise RuntimeError(problem)
+        raise problem
     for rank, (failed, *_) in enumerate(answers):
         if failed:
             raise RuntimeError(f"{op}: rank {rank} of the group cannot take part, and says why in an error of its own")
-    for column, name in enumerate(facts, start=2):
+    for column, (name, fact) in enumerate(facts.items(), start=2):
         for rank, answer in enumerate(answers):
             if answer[column] != answers[0][column]:
                 raise RuntimeError(
-                    f"{op}: {name} must be the same on all ranks of the group, got {_meaning(name, answer[column])} on "
-                    f"rank {rank} and {_meaning(name, answers[0][column])} on rank 0"
+                    f"{op}: {name} must be the same on all ranks of the group, got {_meaning(fact, answer[column])} on "
+                    f"rank {rank} and {_meaning(fact, answers[0][column])} on rank 0"
                 )
     return [int(answer[1]) for answer in answers]
 
 
 def _number(fact: Fact) -> float:
     if isinstance(fact, torch.dtype):
-        return _DTYPES.index(fact) if fact in _DTYPES else len(_DTYPES)
+        return _DTYPES.index(fact)
     return -math.inf if fact is None else float(fact)
 
 
-def _meaning(name: str, number: float) -> str:
-    if name == "dtype":
-        return str(_DTYPES[int(number)]) if number < len(_DTYPES) else "another dtype"
+def _meaning(fact: Fact, number: float) -> str:
+    """What the number of another process says, for a fact of the kind of this one."""
+    if isinstance(fact, torch.dtype):
+        return str(_DTYPES[int(number)])
+    if isinstance(fact, bool):
+        return str(bool(number))
     if number == -math.inf:
         return "None"
     return str(int(number)) if number.is_integer() else str(number)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 from torch.distributed import _functional_collectives as collectives
 
@@ -20,9 +21,11 @@ def default_group(group: ProcessGroup | None) -> ProcessGroup:
     """The group, or that of all processes.
 
     Raises:
-        RuntimeError: torch.distributed is not initialised.
+        RuntimeError: torch.distributed is not initialised, or this process is not in the group.
     """
     if group is not None:
+        if dist.get_rank(group) < 0:  # what torch.distributed.new_group returns to the others is no group
+            raise RuntimeError("frameattn.parallel: this process is not in the group; those that are in it call alone")
         return group
     if not (dist.is_available() and dist.is_initialized()):
         raise RuntimeError(
@@ -117,6 +120,7 @@ class _Replicated(torch.autograd.Function):
         return tuple(x.view_as(x) for x in tensors)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, *grads):
         return None, *all_sums(grads, ctx.group)
 

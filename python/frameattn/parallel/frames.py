@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 from torch.nn import functional as F
 
@@ -173,9 +174,10 @@ class Move(torch.autograd.Function):
     @staticmethod
     def forward(ctx, group, plan, *tensors):
         ctx.group, ctx.plan = group, plan
-        return tuple(x for load in _move(group, plan, tensors) for x in load)
+        return tuple(x.detach() for load in _move(group, plan, tensors) for x in load)  # no views of what came
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, *grads):
         back = [(None if route is None else route.back(), *what) for route, *what in ctx.plan]
         loads = _move(ctx.group, back, grads)
@@ -197,7 +199,7 @@ def _move(
     for i, x in zip(routed, moved, strict=True):
         rows, statistic = loads[i][plan[i][2] :], plan[i][2]
         loads[i] = _unpack(x, [row.size(-1) for row in rows], statistic)
-    return [load if i in routed else [x.view_as(x) for x in load] for i, load in enumerate(loads)]
+    return loads
 
 
 def _pack(load: Sequence[Tensor], statistic: bool) -> Tensor:

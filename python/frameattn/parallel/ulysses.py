@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 
 from frameattn.parallel.agreement import agree
@@ -65,7 +66,9 @@ def ulysses(
     query, key, value, *replicated = ToHeads.apply(group, tokens, heads, query, key, value, *replicated)
     result = attention(query, key, value, *replicated)
     if isinstance(result, Tensor):
+        _check_result(query, result)
         return ToTokens.apply(group, tokens, heads, result, None)[0]
+    _check_result(query, *result)
     return ToTokens.apply(group, tokens, heads, *result)
 
 
@@ -79,9 +82,10 @@ class ToHeads(torch.autograd.Function):
         ctx.widths = [x.size(3) for x in rows]
         (moved,) = send(group, Reshard(torch.cat(rows, dim=3), TOKENS, tokens, HEADS, heads))
         own = [x.split(heads, dim=HEADS)[dist.get_rank(group)].clone() for x in replicated]
-        return *moved.split(ctx.widths, dim=3), *own
+        return *[x.detach() for x in moved.split(ctx.widths, dim=3)], *own  # no views, as in ToTokens
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, *grads):
         group, tokens, heads = ctx.shared
         (moved,) = send(group, Reshard(torch.cat(grads[:3], dim=3), HEADS, heads, TOKENS, tokens))
@@ -104,10 +108,11 @@ class ToTokens(torch.autograd.Function):
         if replicated is not None:
             everybody = [replicated.size(TOKENS)] * len(heads)
             parcels.append(Reshard(torch.cat([replicated] * len(heads), dim=TOKENS), HEADS, heads, TOKENS, everybody))
-        moved = send(group, *parcels)
+        moved = [x.detach() for x in send(group, *parcels)]  # no views, so that callers may change them in place
         return moved[0], moved[1] if replicated is not None else None
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_out, grad_replicated):
         group, tokens, heads = ctx.shared
         parcels = [Reshard(grad_out, TOKENS, tokens, HEADS, heads)]
@@ -124,10 +129,11 @@ def _agreed_tokens(
 ) -> list[int]:
     """How many tokens each process has: what the caller says, or what the processes tell one another."""
     query, key, value, *replicated = tensors
-    problem = _problem(tensors, group, tokens_per_rank)
+    words = _problem(tensors, group, tokens_per_rank)
+    problem = None if words is None else RuntimeError(words)
     if tokens_per_rank is not None and not check:
         if problem is not None:
-            raise RuntimeError(problem)
+            raise problem
         return list(tokens_per_rank)
     sizes = [*query.shape, *[0] * 4]
     facts = dict(
@@ -135,6 +141,7 @@ def _agreed_tokens(
         B=sizes[0],
         H=sizes[1],
         D=sizes[3],
+        Dk=key.shape[-1] if key.dim() else 0,
         Dv=value.shape[-1] if value.dim() else 0,
         replicated=sum(x.numel() for x in replicated),
         requires_grad=torch.is_grad_enabled() and any(x.requires_grad for x in tensors),
@@ -158,7 +165,9 @@ def _problem(tensors: Sequence[Tensor], group: ProcessGroup, tokens_per_rank: Se
             )
     for x in replicated:
         if x.dim() < 3 or x.shape[:2] != query.shape[:2]:
-            return f"{OP}: replicated must be [B, H, L, ...] with B, H of query, {list(query.shape)}, got {list(x.shape)}"
+            return (
+                f"{OP}: replicated must be [B, H, L, ...] with B, H of query, {list(query.shape)}, got {list(x.shape)}"
+            )
     if tokens_per_rank is not None:
         rank, ranks = dist.get_rank(group), dist.get_world_size(group)
         if len(tokens_per_rank) != ranks or tokens_per_rank[rank] != query.size(TOKENS):
@@ -167,3 +176,20 @@ def _problem(tensors: Sequence[Tensor], group: ProcessGroup, tokens_per_rank: Se
                 f"for rank {rank}, got {list(tokens_per_rank)}"
             )
     return None
+
+
+def _check_result(query: Tensor, out: Tensor, replicated: Tensor | None = None) -> None:
+    """Raises, where the result of ``attention`` for this query is none that can be sent."""
+    if out.dim() != 4 or out.shape[:3] != query.shape[:3]:
+        raise RuntimeError(
+            f"{OP}: attention must return [B, H, N, Dv] with B, H, N of the query it gets, {list(query.shape)}, got "
+            f"{list(out.shape)}"
+        )
+    if replicated is None:
+        return
+    if replicated.dim() < 3 or replicated.shape[:2] != query.shape[:2] or replicated.dtype != out.dtype:
+        raise RuntimeError(
+            f"{OP}: attention must return [B, H, L, ...] for replicated rows, with B, H of the query it gets, "
+            f"{list(query.shape)}, and the dtype {out.dtype} of the other rows, got {list(replicated.shape)} of "
+            f"{replicated.dtype}"
+        )

@@ -1,6 +1,5 @@
 """vmonarch_attention of a video whose frames are shared out among processes: arguments, agreement, and which way."""
 
-import zlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -161,22 +160,22 @@ def _agreed_frames(
     options: Options,
 ) -> list[int]:
     """How many frames each process has: what the caller says, or what the processes tell one another."""
-    problem = None
+    problem: Exception | None = None
     try:
         _check_own(tensors, frames, frames_per_rank, group, options)
-    except RuntimeError as error:
+    except Exception as error:  # of any kind, for the others wait
         if frames_per_rank is not None and not check:
             raise
-        problem = str(error)
+        problem = error
     if frames_per_rank is not None and not check:
         return list(frames_per_rank)
 
     query, key, value, extra_key, _, extra_mask = tensors
     sizes = [*query.shape, *[0] * 4]
-    given = None if frames_per_rank is None else zlib.crc32(str([*map(int, frames_per_rank)]).encode())
+    given = [None] * dist.get_world_size(group) if frames_per_rank is None or problem else frames_per_rank
     facts = dict(
         frames=frames,
-        frames_per_rank=given,
+        **{f"frames_per_rank[{rank}]": count for rank, count in enumerate(given)},
         dtype=query.dtype,
         B=sizes[0],
         H=sizes[1],
@@ -185,7 +184,10 @@ def _agreed_frames(
         **options._asdict(),
         extra_keys=None if extra_key is None else extra_key.numel(),
         extra_mask=extra_mask is not None,
-        requires_grad=torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value)),
+        **{  # by it the graph of a process does or does not communicate
+            f"requires_grad of {name}": torch.is_grad_enabled() and x is not None and x.requires_grad
+            for name, x in tensors._asdict().items()
+        },
     )
     counts = _whole_frames(agree(OP, sizes[2], facts, problem, query.device, group), frames)
     if frames_per_rank is not None and list(frames_per_rank) != counts:

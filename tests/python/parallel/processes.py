@@ -2,8 +2,9 @@
 
 import multiprocessing
 import tempfile
+import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -13,34 +14,48 @@ import torch.distributed as dist
 
 COUNT = 4
 TIMEOUT = 60  # seconds: what a collective waits for a process that does not come
+SUBGROUPS = [(1, 3)]  # beside the first one, two, ...
 
 
 class Processes:
     """``run(function, *args, ranks=n)`` calls ``function(group, *args)`` in n processes whose group it is."""
 
-    def __init__(self) -> None:
+    def __init__(self, count: int = COUNT, timeout: int = TIMEOUT) -> None:
+        self.count, self.timeout = count, timeout
+        self.start()
+
+    def start(self) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["torch", "frameattn.parallel"])  # imported once, then forked
         self.folder = tempfile.TemporaryDirectory()
-        store = Path(self.folder.name) / "store"
+        store = str(Path(self.folder.name) / "store")
         self.connections, self.processes = [], []
-        for rank in range(COUNT):
+        for rank in range(self.count):
             ours, theirs = context.Pipe()
-            self.processes.append(context.Process(target=_serve, args=(rank, str(store), theirs), daemon=True))
+            arguments = (rank, self.count, self.timeout, store, theirs)
+            self.processes.append(context.Process(target=_serve, args=arguments, daemon=True))
             self.processes[-1].start()
+            theirs.close()  # so that the end of the process is the end of the connection
             self.connections.append(ours)
 
-    def run(self, function: Callable[..., Any], *args: Any, ranks: int = 2) -> list[Any]:
-        """What the processes return, by rank.
+    def run(self, function: Callable[..., Any], *args: Any, ranks: int | Sequence[int] = 2, **kwargs: Any) -> list[Any]:
+        """What the processes return, in the order of their ranks: the first so many, or those named, which are
+        one of SUBGROUPS.
 
         Raises:
-            AssertionError: a process raised, with its traceback.
+            AssertionError: a process raised, with its traceback, or ended. The others may be left in the middle of a
+                collective, so that all of them are started anew.
         """
-        for connection in self.connections[:ranks]:
-            connection.send((function, args, ranks))
-        answers = [c.recv() if c.poll(2 * TIMEOUT) else (None, "no answer") for c in self.connections[:ranks]]
+        ranks = tuple(range(ranks)) if isinstance(ranks, int) else tuple(ranks)
+        connections = [self.connections[rank] for rank in ranks]
+        for connection in connections:
+            connection.send((ranks, function, args, kwargs))
+        deadline = time.monotonic() + 1.5 * self.timeout + 5
+        answers = [self._answer(connection, deadline) for connection in connections]
         problems = [f"rank {rank}: {problem}" for rank, (_, problem) in enumerate(answers) if problem]
         if problems:
+            self.stop()
+            self.start()
             raise AssertionError("\n".join(problems))
         return [result for result, _ in answers]
 
@@ -50,16 +65,26 @@ class Processes:
             process.join()
         self.folder.cleanup()
 
-
-def _serve(rank: int, store: str, connection: Any) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{store}", rank=rank, world_size=COUNT, timeout=timedelta(seconds=TIMEOUT)
-    )
-    groups = {ranks: dist.new_group(list(range(ranks))) for ranks in range(1, COUNT + 1)}
-    while True:
-        function, args, ranks = connection.recv()
+    def _answer(self, connection: Any, deadline: float) -> tuple[Any, str | None]:
+        if not connection.poll(max(deadline - time.monotonic(), 0)):
+            return None, "no answer"
         try:
-            connection.send((function(groups[ranks], *args), None))
-        except Exception:
+            return connection.recv()
+        except EOFError:
+            return None, "the process ended"
+
+
+def _serve(rank: int, count: int, timeout: int, store: str, connection: Any) -> None:
+    torch.set_num_threads(1)
+    patience = timedelta(seconds=timeout)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=count, timeout=patience)
+    groups = {}
+    for ranks in [*(tuple(range(size)) for size in range(1, count + 1)), *SUBGROUPS]:
+        if max(ranks) < count:
+            groups[ranks] = dist.new_group(list(ranks), timeout=patience)
+    while True:
+        ranks, function, args, kwargs = connection.recv()
+        try:
+            connection.send((function(groups[ranks], *args, **kwargs), None))
+        except BaseException:  # pytest's too
             connection.send((None, traceback.format_exc()))

@@ -5,7 +5,6 @@ import torch
 import torch.distributed as dist
 from torch.nn import functional as F
 
-import frameattn
 from frameattn import parallel
 from oracle import randn
 
@@ -19,7 +18,7 @@ def dense(query, key, value):
 
 
 def is_as_in_one_process(group, tokens, heads, given):
-    rank, ranks = dist.get_rank(group), dist.get_world_size(group)
+    rank = dist.get_rank(group)
     whole = [randn(2, heads, sum(tokens), d, seed=i, requires_grad=True) for i, d in enumerate((8, 8, 6))]
     expected = dense(*whole)
     grad = randn(*expected.shape, seed=9)

@@ -1,0 +1,45 @@
+"""Compiled code computes and communicates as eager code does."""
+
+import functools
+
+import torch
+import torch.distributed as dist
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from frameattn import parallel
+from video import inputs_of, parts_of, run
+
+
+def compiled_is_eager(group, function, counts, sizes, most_graphs, backend, extra=0, fullgraph=True):
+    """function(group, counts, *parts) compiled, of frames of several sizes."""
+    torch._dynamo.reset()
+    torch._inductor.config.compile_threads = 1  # no processes of a process
+    counter = CompileCounterWithBackend(backend)
+    eager = functools.partial(function, group, counts)
+    compiled = torch.compile(eager, fullgraph=fullgraph, backend=counter, dynamic=True)
+    for positions in sizes:
+        whole = inputs_of(sum(counts), positions, heads=3, extra=extra, dtype=torch.float32)
+        parts = parts_of(whole, counts, dist.get_rank(group))
+        for actual, expected in zip(run(compiled, parts), run(eager, parts), strict=True):
+            torch.testing.assert_close(actual, expected)
+    assert 0 < counter.frame_count <= most_graphs, f"{counter.frame_count} graphs"
+
+
+def vmonarch(group, counts, query, key, value, extra_key=None, extra_value=None):
+    out, lse = parallel.vmonarch_attention(
+        query * 1.0,
+        key,
+        value,
+        sum(counts),
+        group=group,
+        frames_per_rank=counts,
+        extra_key=extra_key,
+        extra_value=extra_value,
+        return_lse=True,
+    )
+    return out * 2.0, lse
+
+
+def test_vmonarch_on_a_rank_without_frames(processes):
+    """There the compiler leaves the communication to eager code: more graphs."""
+    processes.run(compiled_is_eager, vmonarch, (0, 2, 3), (4, 5), 16, "aot_eager", extra=3, fullgraph=False, ranks=3)
