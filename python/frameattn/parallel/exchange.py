@@ -42,7 +42,7 @@ def share(total: int, parts: int) -> list[int]:
     >>> share(21, 4)
     [6, 5, 5, 5]
     """
-    return [total // parts + int(rank < total % parts) for rank in range(parts)]
+    return [(total + parts - 1 - rank) // parts for rank in range(parts)]  # without a branch, for compilers
 
 
 class Reshard(NamedTuple):
@@ -91,9 +91,12 @@ def send(group: ProcessGroup, *parcels: Reshard) -> list[Tensor]:
     sent = [sum(piece.numel() for piece in to_one) for to_one in zip(*pieces, strict=True)]
     received = [sum(from_one) for from_one in zip(*sizes, strict=True)]
     outgoing = [piece for to_one in zip(*pieces, strict=True) for piece in to_one]
-    buffer = parcels[0].x.new_empty(sum(sent))
-    for piece, target in zip(outgoing, buffer.split([piece.numel() for piece in outgoing]), strict=True):
-        target.view(piece.shape).copy_(piece)
+    if torch.compiler.is_compiling():  # which copies once, whatever it is told
+        buffer = torch.cat([piece.reshape(-1) for piece in outgoing])
+    else:
+        buffer = parcels[0].x.new_empty(sum(sent))
+        for piece, target in zip(outgoing, buffer.split([piece.numel() for piece in outgoing]), strict=True):
+            target.view(piece.shape).copy_(piece)
     arrived = collectives.wait_tensor(collectives.all_to_all_single(buffer, received, sent, group))
     if len(parcels) == 1:
         return [parcels[0].assemble(rank, arrived)]

@@ -2,10 +2,12 @@
 
 import functools
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch._dynamo.testing import CompileCounterWithBackend
 
+import frameattn
 from frameattn import parallel
 from video import inputs_of, parts_of, run
 
@@ -43,3 +45,17 @@ def vmonarch(group, counts, query, key, value, extra_key=None, extra_value=None)
 def test_vmonarch_on_a_rank_without_frames(processes):
     """There the compiler leaves the communication to eager code: more graphs."""
     processes.run(compiled_is_eager, vmonarch, (0, 2, 3), (4, 5), 16, "aot_eager", extra=3, fullgraph=False, ranks=3)
+
+
+def ulysses(group, counts, query, key, value):
+    def attention(query, key, value):
+        return frameattn.vmonarch_attention(query, key, value, sum(counts))
+
+    tokens = [count * (query.size(2) // counts[dist.get_rank(group)]) for count in counts]
+    return parallel.ulysses(query * 1.0, key, value, attention, group=group, tokens_per_rank=tokens) * 2.0
+
+
+@pytest.mark.parametrize("function", [vmonarch, ulysses])
+def test_one_graph_for_all_sizes_of_frames(processes, function):
+    """inductor's code for these sizes takes a CPU a minute."""
+    processes.run(compiled_is_eager, function, (3, 2), (4, 5, 8), 2, "aot_eager")
