@@ -18,7 +18,7 @@ def compiled_is_eager(group, function, counts, sizes, most_graphs, backend, extr
     torch._inductor.config.compile_threads = 1  # no processes of a process
     counter = CompileCounterWithBackend(backend)
     eager = functools.partial(function, group, counts)
-    compiled = torch.compile(eager, fullgraph=fullgraph, backend=counter, dynamic=True)
+    compiled = torch.compile(eager, fullgraph=fullgraph, backend=counter)
     for positions in sizes:
         whole = inputs_of(sum(counts), positions, heads=3, extra=extra, dtype=torch.float32)
         parts = parts_of(whole, counts, dist.get_rank(group))
