@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from frameattn import parallel
+from frameattn.adapters.attention import Streams
 from frameattn.adapters.call import ForeignModule
 from frameattn.parallel.agreement import agree
 from frameattn.parallel.exchange import Reshard, send
@@ -35,13 +36,17 @@ class Ulysses(NamedTuple):
         return parallel.share(total, self.group.size())
 
     def attend(
-        self, attention: Callable[..., Any], streams: Sequence[Tensor], text: Sequence[Tensor], total: int | None
+        self, attention: Callable[[Any, Any], Any], video: Streams, text: Sequence[Tensor], total: int | None
     ) -> Any:
-        """attention(*streams, *text) of all tokens, of which streams [B, H, N, D] are the own ones; text is whole.
+        """attention(video, text) of all tokens, of which ``video`` [B, H, N, D] has the own ones; text is whole.
         total: the tokens of all processes, if that is known."""
-        own = streams[0].size(2)
+        own = video[0].size(2)
         tokens = self.share(total) if total is not None else None if self.uneven else [own] * self.group.size()
-        return parallel.ulysses(*streams, attention, replicated=text, group=self.group, tokens_per_rank=tokens)
+
+        def of_heads(*streams: Tensor) -> Any:
+            return attention(streams[:3], streams[3:])
+
+        return parallel.ulysses(*video, of_heads, replicated=text, group=self.group, tokens_per_rank=tokens)
 
 
 def ulysses_of(config: Any) -> Ulysses | str | None:
@@ -79,7 +84,7 @@ class _Gather(torch.autograd.Function):
     it computes the part of the gradient that goes through its own tokens."""
 
     @staticmethod
-    def forward(ctx, part, dim, group):
+    def forward(ctx: Any, part: Tensor, dim: int, group: torch.distributed.ProcessGroup) -> Tensor:
         sizes = agree("frameattn.adapters", part.size(dim), {}, None, part.device, group)
         copies = part.unsqueeze(0).expand(len(sizes), *part.shape)  # one for each process
         (whole,) = send(group, Reshard(copies, dim + 1, sizes, 0, [1] * len(sizes)))
@@ -87,7 +92,7 @@ class _Gather(torch.autograd.Function):
         return whole.squeeze(0)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         return grad.narrow(ctx.dim, ctx.start, ctx.size), None, None
 
 

@@ -56,12 +56,12 @@ class JointProcessor(VMonarchProcessor):
         """
         if other_mask is not None:
             raise RuntimeError(
-                f"frameattn.adapters: a mask {list(other_mask.shape)} over more than text cannot be applied where every "
-                "process has a part of the video (context parallelism)"
+                f"frameattn.adapters: a mask {list(other_mask.shape)} over more than text cannot be applied where "
+                "every process has a part of the video (context parallelism)"
             )
 
-        def attention(query: Tensor, key: Tensor, value: Tensor, *text: Tensor) -> tuple[Tensor, Tensor]:
-            return dense_attention((query, key, value), text, text_mask)
+        def attention(video: Streams, text: Streams) -> tuple[Tensor, Tensor]:
+            return dense_attention(video, text, text_mask)
 
         return self._over_heads(attention, video, text)
 

@@ -133,12 +133,12 @@ class VMonarchProcessor:
         ``attend_jointly``."""
         frames, per_frame, ahead, behind = self._sizes()
 
-        def attention(*streams: Tensor) -> Tensor:
+        def attention(tokens: Streams, _: Any) -> Tensor:
             if not (ahead or behind):
-                return video_attention(streams, frames, **self._options)
+                return video_attention(tokens, frames, **self._options)
             stop = ahead + frames * per_frame
-            video = _map(streams, lambda x: x[:, :, ahead:stop])
-            others = _map(streams, lambda x: torch.cat([x[:, :, :ahead], x[:, :, stop:]], dim=2))
+            video = _map(tokens, lambda x: x[:, :, ahead:stop])
+            others = _map(tokens, lambda x: torch.cat([x[:, :, :ahead], x[:, :, stop:]], dim=2))
             for_video, for_others = joint_attention(video, others, frames, **self._options)
             return torch.cat([for_others[:, :, :ahead], for_video, for_others[:, :, ahead:]], dim=2)
 
@@ -149,8 +149,8 @@ class VMonarchProcessor:
         [B, L, H * D]. text_mask [B, L] bool: the text tokens that are keys."""
         frames = self._sizes()[0]
 
-        def attention(query: Tensor, key: Tensor, value: Tensor, *text: Tensor) -> tuple[Tensor, Tensor]:
-            return joint_attention((query, key, value), text, frames, text_mask, **self._options)
+        def attention(video: Streams, text: Streams) -> tuple[Tensor, Tensor]:
+            return joint_attention(video, text, frames, text_mask, **self._options)
 
         return self._over_heads(attention, video, text)
 
@@ -165,14 +165,14 @@ class VMonarchProcessor:
         assert running.call is not None and running.call.sizes is not None  # swaps() has seen it
         return running.call.sizes.shape[:4]
 
-    def _over_heads(self, attention: Callable[..., Any], video: Streams, text: Sequence[Tensor] = ()) -> Any:
-        """attention(*video, *text) of [B, H, N, D] and [B, H, L, D], for [B, N, H, D] and [B, L, H, D]; what it returns,
-        one or both, comes back as [B, N, H * D]. Under context parallelism every process has some tokens of the video,
-        and all of the text."""
+    def _over_heads(self, attention: Callable[[Any, Any], Any], video: Streams, text: Streams | tuple[()] = ()) -> Any:
+        """attention(video, text) of streams [B, H, N, D] and [B, H, L, D], for [B, N, H, D] and [B, L, H, D]; what it
+        returns, one or both, comes back as [B, N, H * D]. Under context parallelism every process has some tokens of
+        the video, and all of the text."""
         video, text = _map(video, _swap), _map(text, _swap)
         ulysses, call = self.state.ulysses, running.call
         if ulysses is None:
-            result = attention(*video, *text)
+            result = attention(video, text)
         else:
             total = None if call is None or call.sizes is None else self._tokens(call)
             result = ulysses.attend(attention, video, text, total)
@@ -181,6 +181,7 @@ class VMonarchProcessor:
     @staticmethod
     def _tokens(call: Call) -> int:
         """Of the whole sequence."""
+        assert call.sizes is not None
         frames, per_frame, ahead, behind = call.sizes.shape[:4]
         return ahead + frames * per_frame + behind
 

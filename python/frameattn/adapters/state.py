@@ -88,8 +88,12 @@ class State:
             attention.processor = processor
         self.model, self.installed = model, processors
         plan = self.adapter.parallel_plan(model) if hasattr(model, "enable_parallelism") else None
-        if plan is not None and getattr(model, "_cp_plan", None) in (None, plan):  # the last: of a swap that was removed
-            self.plan = model._cp_plan = plan
+        if plan is not None and getattr(model, "_cp_plan", None) in (
+            None,
+            plan,
+        ):  # the last: of a swap that was removed
+            self.plan = plan
+            setattr(model, "_cp_plan", plan)  # noqa: B010 to mypy an attribute of a module is a tensor or a module
         self.hooks = (
             model.register_forward_pre_hook(self.before_model, with_kwargs=True),
             model.register_forward_hook(self.after_model, always_call=True),
@@ -233,8 +237,8 @@ class State:
             found = "the plan gives each process a part of the text"
         if isinstance(found, str) and self.plan is not None:
             raise RuntimeError(
-                f"frameattn.adapters: context parallelism of {self.model_name}: {found}. diffusers has no plan for this "
-                "model, and attends within what each process has"
+                f"frameattn.adapters: context parallelism of {self.model_name}: {found}. diffusers has no plan for "
+                "this model, and attends within what each process has"
             )
         if isinstance(found, Ulysses) and found.uneven:
             mend_gathering(model)

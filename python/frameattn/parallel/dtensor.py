@@ -31,9 +31,10 @@ class Layout(NamedTuple):
         most = -(-total // ranks)
         return [min(most, max(total - rank * most, 0)) for rank in range(ranks)]
 
-    def local(self, extra: Tensor | None) -> Tensor | None:
-        """The part of this process of a tensor that is not shared out along tokens."""
-        return extra.to_local() if isinstance(extra, DTensor) else extra
+    @staticmethod
+    def local(x: Tensor) -> Tensor:
+        """The part of this process; all of a plain tensor."""
+        return x.to_local() if isinstance(x, DTensor) else x
 
     def whole(self, local: Tensor) -> DTensor:
         """[B, H, N] or [B, H, N, Dv] of which this process has a part like that of the query."""
@@ -62,13 +63,15 @@ def layout_of(op: str, query: Tensor, key: Tensor, value: Tensor, **extra: Tenso
     others = [p for p in placements if p not in (Shard(BATCH), Shard(HEADS), Shard(TOKENS)) and not p.is_replicate()]
     if len(along_tokens) != 1 or others:
         raise RuntimeError(
-            f"{op}: query must be sharded along its tokens, dimension {TOKENS}, by one dimension of the mesh, and along "
-            f"others by batch or heads at most, got {placements}"
+            f"{op}: query must be sharded along its tokens, dimension {TOKENS}, by one dimension of the mesh, and "
+            f"along others by batch or heads at most, got {placements}"
         )
-    for name, x in extra.items():
-        if isinstance(x, DTensor) and (x.device_mesh != mesh or not x.placements[along_tokens[0]].is_replicate()):
+    for name, other in extra.items():
+        if isinstance(other, DTensor) and not (
+            other.device_mesh == mesh and other.placements[along_tokens[0]].is_replicate()
+        ):
             raise RuntimeError(
                 f"{op}: {name} must be replicated along the dimension of the mesh that shares out tokens, got "
-                f"{x.placements}"
+                f"{other.placements}"
             )
     return Layout(mesh, placements, query.shape, along_tokens[0])

@@ -7,7 +7,7 @@ sends the other way.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -32,7 +32,7 @@ def default_group(group: ProcessGroup | None) -> ProcessGroup:
             "frameattn.parallel: torch.distributed is not initialised; call torch.distributed.init_process_group() in "
             "every process first, as torchrun starts them"
         )
-    return dist.group.WORLD
+    return dist.distributed_c10d._get_default_group()
 
 
 def share(total: int, parts: int) -> list[int]:
@@ -118,13 +118,13 @@ def all_sums(tensors: Sequence[Tensor], group: ProcessGroup, after: Tensor | Non
 
 class _Replicated(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, group, *tensors):
+    def forward(ctx: Any, group: ProcessGroup, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.group = group
         return tuple(x.view_as(x) for x in tensors)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, *grads):
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         return None, *all_sums(grads, ctx.group)
 
 

@@ -8,12 +8,13 @@ They go to everybody with the way back, everybody attends with all of them to it
 with the next way to positions to where they came from, where it is put together by log-sum-exp. So no process has more
 to do than others.
 
-Whatever communicates is one autograd function, Move, and each call of it needs the results of the one before. So backward
-makes its collectives in one order, too, the same on all processes. Between them are operators that know of no others.
+Whatever communicates is one autograd function, Move, and each call of it needs the results of the one before. So
+backward makes its collectives in one order, too, the same on all processes. Between them are operators that know of no
+others.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -48,7 +49,13 @@ class Shards:
     def __init__(self, frames: Sequence[int], tokens: int, group: ProcessGroup):
         rank = dist.get_rank(group)
         holds = [1 if count > 0 else 0 for count in frames]
-        self.group, self.all, self.own, self.holders, self.holds = group, sum(frames), frames[rank], sum(holds), holds[rank]
+        self.group, self.all, self.own, self.holders, self.holds = (
+            group,
+            sum(frames),
+            frames[rank],
+            sum(holds),
+            holds[rank],
+        )
         self.frame = tokens // self.own if self.own else 0  # tokens in a frame
         parts = iter(share(self.frame, self.holders))
         positions = [next(parts) if one else 0 for one in holds]
@@ -79,7 +86,8 @@ def frame_attention(
 
     Names as in csrc/monarch_attention/README.md. What is called ``here`` is at positions, the own ones of all frames.
     """
-    extra_key, extra_value, extra_mask = extra or (None, None, None)
+    extra_mask = None if extra is None else extra[2]
+    extra_streams = [] if extra is None else list(extra[:2])
     first_query = None  # rows of frame 0, once they are everywhere
     found: list[Tensor] = []  # what everybody finds for those of own positions: lse, out
 
@@ -89,55 +97,53 @@ def frame_attention(
         frames = max(shards.own, 1)  # of no tokens, if none
         weighted_key, *values, lse = _ops.spatial_step(u, key, value if last else None, frames, scale, True)
         rows = [*([query] if step == 0 else []), weighted_key, *(values if last else [])]
-        loads = [Load(shards.to_positions, [_by_frame(x, shards.own) for x in rows], _by_frame(lse, shards.own))]
-        if step == 0 and extra is not None:
-            loads.append(Load(None, [extra_key, extra_value]))
+        loads = dict(
+            rows=Load(shards.to_positions, [_by_frame(x, shards.own) for x in rows], _by_frame(lse, shards.own))
+        )
+        if step == 0 and extra_streams:
+            loads["extra"] = Load(None, extra_streams)
         if step == 1 and first_query is not None:
-            loads.append(_found_by_own(first_query, key, value, scale, shards))
-        (lse_here, *rows_here), *others = move(shards.group, loads)
-        if step == 0 and extra is not None:
-            ((extra_key, extra_value),) = others
-        elif others:
-            (found,) = others
+            loads["found"] = _found_by_own(first_query, key, value, scale, shards)
+        moved = move(shards.group, loads)
+        extra_streams, found = moved.get("extra", extra_streams), moved.get("found", found)
 
+        lse_here, *rows_here = (x.flatten(2, 3) for x in moved["rows"])
         if step == 0:
-            query_here, *rows_here = rows_here
-            u_here = query_here.flatten(2, 3)
-        key_here, *value_here = (x.flatten(2, 3) for x in rows_here)
-        entropy = _dot(u_here, key_here) - lse_here.flatten(2, 3)
+            u_here = query_here = rows_here.pop(0)
+        key_here, *value_here = rows_here
+        entropy = _dot(u_here, key_here) - lse_here
         if not entropy_gradient:
             entropy = entropy.detach()
         if not last:
-            u_here, _ = _ops.temporal_update(query_here.flatten(2, 3), key_here, entropy, shards.all, mass_floor)
-            loads = [Load(shards.to_frames, [_by_frame(u_here, shards.all)])]
+            u_here, _ = _ops.temporal_update(query_here, key_here, entropy, shards.all, mass_floor)
+            loads = dict(u=Load(shards.to_frames, [_by_frame(u_here, shards.all)]))
             if step == 0 and dense_first_frame:
-                loads.append(_first_rows(query_here, shards))
-            (u,), *others = move(shards.group, loads)
-            u = u.flatten(2, 3)
-            if others:
-                ((first_query,),) = others
+                loads["first"] = _first_rows(query_here, shards)
+            moved = move(shards.group, loads)
+            u = moved["u"][0].flatten(2, 3)
+            (first_query,) = moved.get("first", [first_query])
 
-    parts = [_ops.temporal_output(query_here.flatten(2, 3), key_here, entropy, *value_here, shards.all)]
-    if extra is not None:
-        parts.append(_dense(query_here.flatten(2, 3), extra_key, extra_value, extra_mask, scale))
+    parts = [_ops.temporal_output(query_here, key_here, entropy, *value_here, shards.all)]
+    if extra_streams:
+        parts.append(_dense(query_here, extra_streams[0], extra_streams[1], extra_mask, scale))
     out, lse = (_by_frame(x, shards.all) for x in _merge(parts))
     if dense_first_frame:
-        if not found:  # in one iteration there is no way that they could go with
-            ((first_query,),) = move(shards.group, [_first_rows(query_here, shards)])
-            (found,) = move(shards.group, [_found_by_own(first_query, key, value, scale, shards)])
-        found_lse, found_out = found
-        parts_of_first = list(zip(found_out.unbind(2), found_lse.unbind(2), strict=True))
-        parts_of_first += [(_by_frame(x, shards.all)[:, :, 0], _by_frame(y, shards.all)[:, :, 0]) for x, y in parts[1:]]
-        first = _merge(parts_of_first)
-        out, lse = (torch.cat([x.unsqueeze(2), y[:, :, 1:]], dim=2) for x, y in zip(first, (out, lse), strict=True))
-    ((*lse_back, out),) = move(shards.group, [Load(shards.to_frames, [out], lse if return_lse else None)])
-    lse = lse_back[0].flatten(2, 3).contiguous() if return_lse else lse.new_empty(0)
+        if not found:  # in one iteration there is no other way that these could go with
+            (first_query,) = move(shards.group, dict(first=_first_rows(query_here, shards)))["first"]
+            found = move(shards.group, dict(found=_found_by_own(first_query, key, value, scale, shards)))["found"]
+        parts = [tuple(_by_frame(x, shards.all)[:, :, 0] for x in part) for part in parts[1:]]
+        parts += zip(found[1].unbind(2), found[0].unbind(2), strict=True)
+        out, lse = (
+            torch.cat([x.unsqueeze(2), y[:, :, 1:]], dim=2) for x, y in zip(_merge(parts), (out, lse), strict=True)
+        )
+    *statistic, out = move(shards.group, dict(out=Load(shards.to_frames, [out], lse if return_lse else None)))["out"]
+    lse = statistic[0].flatten(2, 3).contiguous() if statistic else lse.new_empty(0)
     return out.flatten(2, 3).contiguous(), lse
 
 
 def _first_rows(query_here: Tensor, shards: Shards) -> "Load":
     """Those of frame 0, from own positions to everybody."""
-    rows = query_here[:, :, 0]
+    rows = _by_frame(query_here, shards.all)[:, :, 0]
     return Load(shards.to_everybody, [rows.expand(shards.holders, *rows.shape)])
 
 
@@ -160,46 +166,58 @@ class Load(NamedTuple):
     statistic: Tensor | None = None
 
 
-def move(group: ProcessGroup, loads: Sequence[Load]) -> list[list[Tensor]]:
-    """All loads by one collective -> of each the statistic, if there is one, and the rows."""
-    plan = [(load.route, len(load.rows), load.statistic is not None) for load in loads]
-    tensors = [x for load in loads for x in (*([] if load.statistic is None else [load.statistic]), *load.rows)]
-    moved = iter(Move.apply(group, plan, *tensors))
-    return [[next(moved) for _ in range(rows + statistic)] for _, rows, statistic in plan]
+class Plan(NamedTuple):
+    """Of a load, without its tensors."""
+
+    route: Route | None
+    rows: int
+    statistic: bool
+
+    def back(self) -> "Plan":
+        return self._replace(route=None if self.route is None else self.route.back())
+
+
+def move(group: ProcessGroup, loads: Mapping[str, Load]) -> dict[str, list[Tensor]]:
+    """All loads by one collective -> of each the statistic, if there is one, and the rows. The first has a route."""
+    plans = [Plan(load.route, len(load.rows), load.statistic is not None) for load in loads.values()]
+    tensors = [x for _, rows, statistic in loads.values() for x in (*([] if statistic is None else [statistic]), *rows)]
+    moved = Move.apply(group, plans, *tensors)
+    return dict(zip(loads, _by_load(plans, moved), strict=True))
 
 
 class Move(torch.autograd.Function):
-    """``plan`` has of every load the route, the number of rows, and whether there is a statistic ahead of them."""
-
     @staticmethod
-    def forward(ctx, group, plan, *tensors):
-        ctx.group, ctx.plan = group, plan
-        return tuple(x.detach() for load in _move(group, plan, tensors) for x in load)  # no views of what came
+    def forward(ctx: Any, group: ProcessGroup, plans: list[Plan], *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.group, ctx.plans = group, plans
+        return tuple(x.detach() for load in _move(group, plans, tensors) for x in load)  # no views of what came
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, *grads):
-        back = [(None if route is None else route.back(), *what) for route, *what in ctx.plan]
-        loads = _move(ctx.group, back, grads)
-        for i, (route, *_) in enumerate(back):
-            if route is None:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        loads = _move(ctx.group, [plan.back() for plan in ctx.plans], grads)
+        for i, plan in enumerate(ctx.plans):
+            if plan.route is None:
                 loads[i] = all_sums(loads[i], ctx.group, after=loads[0][-1])
         return None, None, *(x for load in loads for x in load)
 
 
-def _move(
-    group: ProcessGroup, plan: Sequence[tuple[Route | None, int, bool]], tensors: Sequence[Tensor]
-) -> list[list[Tensor]]:
-    """The first load has a route."""
+def _move(group: ProcessGroup, plans: Sequence[Plan], tensors: Sequence[Tensor]) -> list[list[Tensor]]:
+    loads = _by_load(plans, tensors)
+    parcels = [
+        Reshard(_pack(load, plan.statistic), *plan.route)
+        for plan, load in zip(plans, loads, strict=True)
+        if plan.route is not None
+    ]
+    moved = iter(send(group, *parcels))
+    return [
+        load if plan.route is None else _unpack(next(moved), load, plan.statistic)
+        for plan, load in zip(plans, loads, strict=True)
+    ]
+
+
+def _by_load(plans: Sequence[Plan], tensors: Iterable[Tensor]) -> list[list[Tensor]]:
     rest = iter(tensors)
-    loads = [[next(rest) for _ in range(rows + statistic)] for _, rows, statistic in plan]
-    routed = [i for i, (route, *_) in enumerate(plan) if route is not None]
-    packed = [_pack(loads[i], plan[i][2]) for i in routed]
-    moved = send(group, *(Reshard(x, *plan[i][0]) for i, x in zip(routed, packed, strict=True)))
-    for i, x in zip(routed, moved, strict=True):
-        rows, statistic = loads[i][plan[i][2] :], plan[i][2]
-        loads[i] = _unpack(x, [row.size(-1) for row in rows], statistic)
-    return loads
+    return [[next(rest) for _ in range(plan.rows + plan.statistic)] for plan in plans]
 
 
 def _pack(load: Sequence[Tensor], statistic: bool) -> Tensor:
@@ -214,12 +232,14 @@ def _pack(load: Sequence[Tensor], statistic: bool) -> Tensor:
     return torch.cat([*rows, F.pad(columns, (0, 16 // dtype.itemsize - columns.size(-1)))], dim=-1)
 
 
-def _unpack(packed: Tensor, widths: Sequence[int], statistic: bool) -> list[Tensor]:
+def _unpack(packed: Tensor, load: Sequence[Tensor], statistic: bool) -> list[Tensor]:
+    """What load was, of other sizes but in the last dimension of rows."""
+    widths = [x.size(-1) for x in load[int(statistic) :]]
     if not statistic:
-        return list(packed.split(list(widths), dim=-1))
+        return list(packed.split(widths, dim=-1))
     itemsize = packed.element_size()
     *rows, columns = packed.split([*widths, 16 // itemsize], dim=-1)
-    dtype = torch.promote_types(packed.dtype, torch.float32)
+    dtype = load[0].dtype
     values = columns[..., : dtype.itemsize // itemsize].contiguous().view(dtype)
     return [values.squeeze(-1), *rows]
 
@@ -243,7 +263,9 @@ def _merge(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     if len(parts) == 1:
         return parts[0]
     lse = torch.logsumexp(torch.stack([part for _, part in parts]), dim=0)
-    out = sum((part - lse).exp().unsqueeze(-1) * rows.to(lse.dtype) for rows, part in parts)
+    out = torch.zeros_like(parts[0][0], dtype=lse.dtype)
+    for rows, part in parts:
+        out = out + (part - lse).exp().unsqueeze(-1) * rows.to(lse.dtype)
     return out.to(parts[0][0].dtype), lse
 
 

@@ -1,10 +1,11 @@
-"""Ulysses (arXiv 2309.14509): attention that needs all tokens, but heads one by one, where every process has some tokens.
+"""Ulysses (arXiv 2309.14509): attention that needs all tokens, but no head another one, where tokens are shared out.
 
 Two collectives: from some tokens of all heads to all tokens of some heads, and back. Each is an autograd function of
 which the second needs what follows from the first, so that backward communicates in one order on all processes.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -33,8 +34,8 @@ def ulysses(
     r"""Any attention over heads that do not know of one another, of tokens that are shared out among processes.
 
     ``attention(query, key, value, *replicated)`` is called with all tokens, in the order of the ranks of the group, of
-    the heads that fall to this process: [B, some of H, N, D]; the first ones have one head more where they do not divide,
-    and some none where there are not enough. All processes call this together, and backward too. Forward sends four
+    the heads that fall to this process: [B, some of H, N, D]. The first processes have one head more where they do not
+    divide, and some have none where there are not enough. All processes call this together, and backward too. Forward sends four
     tensors like the process's own query.
 
     >>> out = frameattn.parallel.ulysses(query, key, value, lambda *heads: frameattn.vmonarch_attention(*heads, frames))
@@ -46,8 +47,9 @@ def ulysses(
         replicated: [B, H, L, ...] each, such as query, key and value of a text, which every process has in full.
             ``attention`` gets the heads that fall to this process.
         group: the default group if None. In a group of one, ``attention`` gets all of it as it is.
-        tokens_per_rank: how many tokens each rank of the group has; they may differ, and be none. If None, the processes
-            ask one another, which costs a collective and a wait for the device, and in compiled code a graph break.
+        tokens_per_rank: how many tokens each rank of the group has; they may differ, and be none. If None, the
+            processes ask one another, and whether they mean the same call, which costs a collective and a wait for the
+            device, and in compiled code a graph break.
         check: ask also where tokens_per_rank is given.
 
     Returns: [B, H, own tokens, Dv], and of replicated rows [B, H, L, ...], all heads on every process.
@@ -76,7 +78,16 @@ class ToHeads(torch.autograd.Function):
     """Some tokens of all heads [B, H, own, C] -> all tokens of own heads; own heads of what is replicated."""
 
     @staticmethod
-    def forward(ctx, group, tokens, heads, query, key, value, *replicated):
+    def forward(
+        ctx: Any,
+        group: ProcessGroup,
+        tokens: list[int],
+        heads: list[int],
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *replicated: Tensor,
+    ) -> tuple[Tensor, ...]:
         rows = query, key, value
         ctx.shared = group, tokens, heads
         ctx.widths = [x.size(3) for x in rows]
@@ -86,7 +97,7 @@ class ToHeads(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, *grads):
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         group, tokens, heads = ctx.shared
         (moved,) = send(group, Reshard(torch.cat(grads[:3], dim=3), HEADS, heads, TOKENS, tokens))
         before = sum(heads[: dist.get_rank(group)])
@@ -102,7 +113,9 @@ class ToTokens(torch.autograd.Function):
     """All tokens of own heads [B, own, N, C] -> own tokens of all heads; all heads of what is replicated, too."""
 
     @staticmethod
-    def forward(ctx, group, tokens, heads, out, replicated):
+    def forward(
+        ctx: Any, group: ProcessGroup, tokens: list[int], heads: list[int], out: Tensor, replicated: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
         ctx.shared = group, tokens, heads
         parcels = [Reshard(out, HEADS, heads, TOKENS, tokens)]
         if replicated is not None:
@@ -113,7 +126,7 @@ class ToTokens(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_out, grad_replicated):
+    def backward(ctx: Any, grad_out: Tensor, grad_replicated: Tensor | None) -> tuple[Tensor | None, ...]:
         group, tokens, heads = ctx.shared
         parcels = [Reshard(grad_out, TOKENS, tokens, HEADS, heads)]
         if grad_replicated is not None:
@@ -172,8 +185,8 @@ def _problem(tensors: Sequence[Tensor], group: ProcessGroup, tokens_per_rank: Se
         rank, ranks = dist.get_rank(group), dist.get_world_size(group)
         if len(tokens_per_rank) != ranks or tokens_per_rank[rank] != query.size(TOKENS):
             return (
-                f"{OP}: tokens_per_rank must be {ranks} numbers, one for each rank of the group, and {query.size(TOKENS)} "
-                f"for rank {rank}, got {list(tokens_per_rank)}"
+                f"{OP}: tokens_per_rank must be {ranks} numbers, one for each rank of the group, and "
+                f"{query.size(TOKENS)} for rank {rank}, got {list(tokens_per_rank)}"
             )
     return None
 

@@ -40,12 +40,14 @@ def vmonarch_attention(
 ) -> Tensor | tuple[Tensor, Tensor]:
     r"""``frameattn.vmonarch_attention`` of a video of which every process has some frames.
 
-    All processes of the group call it together, and backward too: both communicate. Forward sends ``2 * iterations + 2``
-    tensors like the process's own query (their rows that other processes need), and the rows of frame 0.
+    All processes of the group call it together, and backward too: both communicate. Forward sends what others need of
+    ``2 * iterations + 2`` tensors like the process's own query, and of the rows of frame 0, by ``2 * iterations``
+    collectives (in one iteration with a dense first frame by four). Backward sends as much.
 
     Args:
-        query, key: [B, H, own frames * S, D]: the frames of this process, in the order of the ranks of the group. value:
-            [B, H, own frames * S, Dv]. Or DTensors [B, H, N, D] that are sharded along N, and along B and H as they may.
+        query, key: [B, H, own frames * S, D]: the frames of this process, in the order of the ranks of the group.
+        value: [B, H, own frames * S, Dv]. All three may be DTensors [B, H, N, D] and [B, H, N, Dv] that are sharded
+            along N, and along B and H as well.
         frames: of the whole video.
         group: the default group if None. In a group of one this is the plain operator.
         frames_per_rank: how many frames each rank of the group has; they may differ, and be none. If None, the
@@ -66,10 +68,12 @@ def vmonarch_attention(
         RuntimeError: arguments do not fit. With the question above on every process, and it names the rank; without it
             others wait until the group's timeout for the one that stopped.
 
-    >>> video = torch.randn(1, 12, 21 * 1560, 128)  # torchrun --nproc_per_node 4: frames 6, 5, 5, 5
+    By ``torchrun --nproc_per_node 4``, where the processes have 6, 5, 5 and 5 frames:
+
     >>> counts = frameattn.parallel.share(21, 4)
-    >>> own = video.split([1560 * count for count in counts], dim=2)[torch.distributed.get_rank()]
-    >>> out = frameattn.parallel.vmonarch_attention(own, own, own, 21, frames_per_rank=counts)
+    >>> own = counts[torch.distributed.get_rank()]
+    >>> q, k, v = (torch.randn(1, 12, own * 1560, 128) for _ in range(3))
+    >>> out = frameattn.parallel.vmonarch_attention(q, k, v, 21, frames_per_rank=counts)
     """
     options = Options(iterations, dense_first_frame, mass_floor, scale, entropy_gradient, return_lse, workspace_bytes)
     layout = layout_of(OP, query, key, value, extra_key=extra_key, extra_value=extra_value, extra_mask=extra_mask)
@@ -79,7 +83,7 @@ def vmonarch_attention(
     elif group is not None or frames_per_rank is not None:
         raise RuntimeError(f"{OP}: DTensors say by their layout what group and frames_per_rank are; give neither")
     else:
-        tensors = Tensors(*map(layout.local, (query, key, value, extra_key, extra_value, extra_mask)))
+        tensors = Tensors(query, key, value, extra_key, extra_value, extra_mask).map(layout.local)
         counts = _whole_frames(layout.tokens, frames)
         out, lse = _attention(tensors, frames, layout.group, counts, check, options)
         out, lse = layout.whole(out), layout.whole(lse) if return_lse else lse
@@ -105,7 +109,8 @@ class Tensors(NamedTuple):
     extra_mask: Tensor | None
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Tensors":
-        return Tensors(*(None if x is None else function(x) for x in self))
+        rest = (None if x is None else function(x) for x in self[3:])
+        return Tensors(function(self.query), function(self.key), function(self.value), *rest)
 
 
 def _attention(
@@ -125,9 +130,12 @@ def _attention(
         return _plain(tensors, frames, options)
 
     counts = _agreed_frames(tensors, frames, group, frames_per_rank, check, options)
+    extra = None
+    if tensors.extra_key is not None and tensors.extra_value is not None:
+        extra = tensors.extra_key, tensors.extra_value, tensors.extra_mask
     if sum(count > 0 for count in counts) <= 1:  # one has all of them, and the others an empty part
-        if tensors.extra_key is not None:
-            key, value = replicated(group, tensors.extra_key, tensors.extra_value)
+        if extra is not None:
+            key, value = replicated(group, *extra[:2])
             tensors = tensors._replace(extra_key=key, extra_value=value)
         return _plain(tensors, frames, options)
     attention = frame_attention
@@ -136,7 +144,7 @@ def _attention(
     with torch.autocast(device, enabled=False):
         return attention(
             *tensors[:3],
-            None if tensors.extra_key is None else tensors[3:],
+            extra,
             Shards(counts, tensors.query.size(2), group),
             iterations=options.iterations,
             dense_first_frame=options.dense_first_frame,
@@ -170,7 +178,7 @@ def _agreed_frames(
     if frames_per_rank is not None and not check:
         return list(frames_per_rank)
 
-    query, key, value, extra_key, _, extra_mask = tensors
+    query, _, value, extra_key, _, extra_mask = tensors
     sizes = [*query.shape, *[0] * 4]
     given = [None] * dist.get_world_size(group) if frames_per_rank is None or problem else frames_per_rank
     facts = dict(

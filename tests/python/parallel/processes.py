@@ -26,7 +26,7 @@ class Processes:
 
     def start(self) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["torch", "frameattn.parallel"])  # imported once, then forked
+        context.set_forkserver_preload(["frameattn.adapters", "diffusers.models.modeling_utils"])  # once, then forked
         self.folder = tempfile.TemporaryDirectory()
         store = str(Path(self.folder.name) / "store")
         self.connections, self.processes = [], []

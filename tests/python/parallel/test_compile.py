@@ -22,6 +22,9 @@ def compiled_is_eager(group, function, counts, sizes, most_graphs, backend, extr
     for positions in sizes:
         whole = inputs_of(sum(counts), positions, heads=3, extra=extra, dtype=torch.float32)
         parts = parts_of(whole, counts, dist.get_rank(group))
+        if fullgraph:
+            for x in parts[:3]:
+                torch._dynamo.mark_dynamic(x, 2)
         for actual, expected in zip(run(compiled, parts), run(eager, parts), strict=True):
             torch.testing.assert_close(actual, expected)
     assert 0 < counter.frame_count <= most_graphs, f"{counter.frame_count} graphs"
@@ -58,4 +61,4 @@ def ulysses(group, counts, query, key, value):
 @pytest.mark.parametrize("function", [vmonarch, ulysses])
 def test_one_graph_for_all_sizes_of_frames(processes, function):
     """inductor's code for these sizes takes a CPU a minute."""
-    processes.run(compiled_is_eager, function, (3, 2), (4, 5, 8), 2, "aot_eager")
+    processes.run(compiled_is_eager, function, (3, 2), (4, 5, 8), 1, "aot_eager")
