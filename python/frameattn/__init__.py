@@ -2,7 +2,8 @@
 
 Importing the package registers ``torch.ops.frameattn.*``. The documented functions are in ``frameattn.functional``,
 readable definitions in ``frameattn.reference``, layers in ``frameattn.modules``, networks in ``frameattn.models``.
-``frameattn.adapters`` puts VMonarch attention into video models of other libraries.
+``frameattn.adapters`` puts VMonarch attention into video models of other libraries, ``frameattn.parallel`` shares a video
+out among processes.
 """
 
 from importlib import import_module
@@ -16,12 +17,12 @@ __version__ = find_version()
 
 
 if TYPE_CHECKING:
-    from frameattn import adapters
+    from frameattn import adapters, parallel
 else:
 
     def __getattr__(name: str):
-        if name == "adapters":  # at its first use: it takes torch's compiler, which takes a second
-            return import_module("frameattn.adapters")
+        if name in ("adapters", "parallel"):  # at their first use: they take torch's compiler, which takes a second
+            return import_module(f"frameattn.{name}")
         raise AttributeError(f"module 'frameattn' has no attribute {name!r}")
 
 
@@ -33,5 +34,6 @@ __all__ = [
     "library_path",
     "matrix_attention",
     "matrix_linear",
+    "parallel",
     "vmonarch_attention",
 ]

@@ -1,7 +1,7 @@
 """vmonarch_attention of a video whose frames are shared out among processes: arguments, agreement, and which way."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple, overload
 
 import torch
 import torch.distributed as dist
@@ -18,6 +18,48 @@ OP = "frameattn.parallel.vmonarch_attention"
 _operator = torch.ops.frameattn.vmonarch_attention
 
 
+@overload
+def vmonarch_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    frames: int,
+    *,
+    group: ProcessGroup | None = ...,
+    frames_per_rank: Sequence[int] | None = ...,
+    check: bool = ...,
+    iterations: int = ...,
+    dense_first_frame: bool = ...,
+    mass_floor: float = ...,
+    scale: float | None = ...,
+    entropy_gradient: bool = ...,
+    extra_key: Tensor | None = ...,
+    extra_value: Tensor | None = ...,
+    extra_mask: Tensor | None = ...,
+    return_lse: Literal[False] = ...,
+    workspace_bytes: int | None = ...,
+) -> Tensor: ...
+@overload
+def vmonarch_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    frames: int,
+    *,
+    group: ProcessGroup | None = ...,
+    frames_per_rank: Sequence[int] | None = ...,
+    check: bool = ...,
+    iterations: int = ...,
+    dense_first_frame: bool = ...,
+    mass_floor: float = ...,
+    scale: float | None = ...,
+    entropy_gradient: bool = ...,
+    extra_key: Tensor | None = ...,
+    extra_value: Tensor | None = ...,
+    extra_mask: Tensor | None = ...,
+    return_lse: Literal[True],
+    workspace_bytes: int | None = ...,
+) -> tuple[Tensor, Tensor]: ...
 def vmonarch_attention(
     query: Tensor,
     key: Tensor,
