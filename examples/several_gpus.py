@@ -1,7 +1,7 @@
 """VMonarch attention by several processes: of one video by frames and by heads, and in a swapped model of diffusers.
 
-docs/several_gpus.md says which to take. One process for each GPU; without GPUs on CPU. The model, a small Wan with random
-weights, needs diffusers; every process has all of its weights.
+docs/several_gpus.md says which to take. One process for each GPU, or without GPUs on CPU. The model, a small Wan with
+random weights, needs diffusers; every process has all of its weights.
 
     torchrun --nproc_per_node 2 examples/several_gpus.py
 """

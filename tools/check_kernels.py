@@ -11,6 +11,7 @@ examples:
   python tools/check_kernels.py
   python tools/check_kernels.py --arch sm_80 --file csrc/frame_attention/cuda/kernels/frame_attention_forward_sm80.cu
   python tools/check_kernels.py --update        writes the table; read its diff before you commit it
+  python tools/check_kernels.py --built FOLDER  reads what a build left there, and compiles nothing (see BUILT_WITH)
 
 Column local_memory_allowed of the table, written by hand as "16 bytes: the reason", lets one kernel spill so much.
 """
@@ -38,6 +39,8 @@ ROOT = Path(__file__).resolve().parents[1]
 TABLE = Path(__file__).with_name("kernel_table.csv")
 ARCHITECTURES = ("sm_80", "sm_90a", "sm_120", "compute_80")  # those of setup.py; the last is PTX
 NOT_CHECKED = ("csrc/device/cuda/device_image.cu",)  # an empty kernel
+# What a build has to have in NVCC_APPEND_FLAGS, besides --keep-dir FOLDER; and its output has to be in FOLDER/log.
+BUILT_WITH = "--keep -Werror all-warnings -Xptxas -v"
 NOT_IN_FILE = 8  # kind of an ELF section that has a size alone: shared memory
 REGISTERS_MORE = 8  # than in the table, before it is a failure: they come and go with every change
 
@@ -134,13 +137,16 @@ def count_beside_products(instructions: Sequence[tuple[int, int]]) -> int:
     return total
 
 
-def parse_ptxas(output: str) -> dict[str, Resources]:
-    """The resources of each kernel from the output of ptxas -v. Functions it calls are printed after it and count."""
+def parse_ptxas(output: str, arch: str) -> dict[str, Resources]:
+    """The resources of each kernel for an architecture, from the output of ptxas -v. Functions that a kernel calls are
+    printed after it and count."""
     kernels: dict[str, Resources] = {}
     kernel = Resources()
     for line in output.splitlines():
-        if found := re.search(r"Compiling entry function '(\w+)'", line):
-            kernel = kernels[found[1]] = Resources()
+        if found := re.search(r"Compiling entry function '(\w+)' for '(\w+)'", line):
+            kernel = Resources()
+            if found[2] == arch:
+                kernels[found[1]] = kernel
         elif found := re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", line):
             kernel.stack = max(kernel.stack, int(found[1]))
             kernel.spill_stores = max(kernel.spill_stores, int(found[2]))
@@ -235,13 +241,14 @@ def compile_file(nvcc: Path, file: str, arch: str) -> Compiled:
 
 
 def read_output(compiled: Compiled, code: bytes, messages: str) -> None:
+    """messages: of the compiler, perhaps of other files, too."""
     if compiled.arch.startswith("compute_"):
         compiled.ptx_kernels = len(re.findall(rb"^\s*(?:\.\w+ )*\.entry ", code, re.MULTILINE))
     else:
-        resources = parse_ptxas(messages)
+        resources = parse_ptxas(messages, compiled.arch)
         kernels = dict(read_kernels(code))
-        if resources.keys() != kernels.keys():
-            compiled.fail(f"ptxas speaks of {sorted(resources)}, the cubin holds {sorted(kernels)}")
+        if silent := sorted(kernels.keys() - resources.keys()):
+            compiled.fail(f"the cubin holds kernels of which ptxas says nothing: {silent}")
         for mangled, name in short_names(sorted(resources.keys() & kernels.keys())).items():
             key = (compiled.file, name, compiled.arch)
             compiled.kernels[key] = resources[mangled], count_instructions(kernels[mangled])
@@ -252,6 +259,35 @@ def read_output(compiled: Compiled, code: bytes, messages: str) -> None:
 def compile_all(nvcc: Path, files: dict[str, str], architectures: Sequence[str]) -> list[Compiled]:
     jobs = [(nvcc, file, arch) for file, only in files.items() for arch in architectures if only in ("", arch)]
     return in_parallel(compile_file, jobs)
+
+
+def read_built(folder: Path, files: dict[str, str], architectures: Sequence[str]) -> list[Compiled]:
+    """What a build left in a folder: BUILT_WITH."""
+    messages = (folder / "log").read_text()
+    built = []
+    for file, only in files.items():
+        for arch in architectures:
+            if only not in ("", arch):
+                continue
+            one = Compiled(file, arch)
+            kept = next((path for path in kept_paths(folder, file, arch) if path.is_file()), None)
+            if kept is None:
+                one.fail(f"the build left nothing in {folder}")
+            else:
+                read_output(one, kept.read_bytes(), messages)
+            built.append(one)
+    for line in complaints(messages):
+        if re.match(r"ptxas|nvcc|\S+\.cuh?\(", line):  # not what others say
+            built[0].fail(line)
+    return built
+
+
+def kept_paths(folder: Path, file: str, arch: str) -> list[Path]:
+    """What nvcc may call what it keeps: by the PTX that it is made of, and by itself where that has more to be made of
+    it; by neither where a file is compiled for one architecture."""
+    virtual = arch.replace("sm_", "compute_")
+    ends = [f"{arch}.ptx"] if arch == virtual else [f"{virtual}.{arch}.cubin", f"{virtual}.cubin", "cubin"]
+    return [folder / f"{Path(file).stem}.{end}" for end in ends]
 
 
 def in_parallel(function: Callable[..., Any], jobs: Sequence[tuple]) -> list[Any]:
@@ -348,6 +384,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--arch", default=",".join(ARCHITECTURES), help="default: %(default)s")
     parser.add_argument("--file", action="append", type=Path, metavar="FILE.cu", help="default: all of sources.txt")
     parser.add_argument("--table", type=Path, default=TABLE, help="another table than kernel_table.csv")
+    parser.add_argument("--built", type=Path, metavar="FOLDER", help="read what a build left there")
     parser.add_argument("--update", action="store_true", help="write the table")
     options = parser.parse_args(arguments)
     options.arch = options.arch.split(",")
@@ -359,7 +396,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     nvcc = find_nvcc()
-    if nvcc is None:
+    if nvcc is None and options.built is None:
         print("check_kernels.py: nvcc was not found", file=sys.stderr)
         return 2
     listed = listed_files()
@@ -370,7 +407,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         files = {name: listed.get(name, "") for name in names}
 
     start = time.perf_counter()
-    compiled = compile_all(nvcc, files, options.arch)
+    if options.built is not None:
+        compiled = read_built(options.built, files, options.arch)
+    else:
+        compiled = compile_all(nvcc, files, options.arch)
     seconds = time.perf_counter() - start
 
     table = read_table(options.table)
@@ -391,7 +431,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for problem in problems:
         print(f"FAILED {problem}")
     kernels = sum(len(one.kernels) for one in compiled)
-    print(f"{kernels} kernels of {len(files)} files in {seconds:.1f} s with {nvcc}: {len(problems)} problems")
+    source = options.built or nvcc
+    print(f"{kernels} kernels of {len(files)} files in {seconds:.1f} s with {source}: {len(problems)} problems")
     return 1 if problems else 0
 
 

@@ -2,8 +2,8 @@
 
 Importing the package registers ``torch.ops.frameattn.*``. The documented functions are in ``frameattn.functional``,
 readable definitions in ``frameattn.reference``, layers in ``frameattn.modules``, networks in ``frameattn.models``.
-``frameattn.adapters`` puts VMonarch attention into video models of other libraries, ``frameattn.parallel`` shares a video
-out among processes.
+``frameattn.adapters`` puts VMonarch attention into video models of other libraries, ``frameattn.parallel`` shares a
+video out among processes.
 """
 
 from importlib import import_module

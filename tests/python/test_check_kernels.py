@@ -7,6 +7,7 @@ import csv
 import importlib.util
 import os
 import struct
+import subprocess
 from pathlib import Path
 from unittest.mock import patch
 
@@ -173,7 +174,8 @@ def test_exponentials_beside_products_are_those_between_their_two_waits():
 
 
 def test_resources_that_ptxas_names():
-    kernels = check_kernels.parse_ptxas(PTXAS_OUTPUT)
+    kernels = check_kernels.parse_ptxas(PTXAS_OUTPUT, "sm_80")
+    assert check_kernels.parse_ptxas(PTXAS_OUTPUT, "sm_90a") == {}
     assert kernels == {
         "_Z11call_kernelPKfPf": check_kernels.Resources(registers=18, shared=4096, stack=8),  # 8: of its helper
         "_Z12spill_kernelPKfPf": check_kernels.Resources(64, 0, stack=344, spill_stores=376, spill_loads=380),
@@ -265,6 +267,39 @@ def test_warnings_fail_and_a_file_without_kernels_does(check):
     assert failures == ["- compute_80: nvcc failed"]
     for arch in ("sm_80", "compute_80"):
         assert check("void no_kernel() {}", "--arch", arch) == (1, [f"- {arch}: no kernel came out"])
+
+
+def test_what_a_build_left_is_checked_alike(check, nvcc, tmp_path):
+    """All architectures at once, as a build compiles. What other programs say is none of its business."""
+    assert check(MMA, "--update") == (0, [])
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    targets = [("80", "sm_80"), ("80", "compute_80"), ("90a", "sm_90a"), ("120", "sm_120")]
+    flags = [x for of, code in targets for x in ("-gencode", f"arch=compute_{of},code={code}")]
+    command = [
+        nvcc,
+        "-c",
+        "-O3",
+        *check_kernels.COMMON_NVCC_FLAGS,
+        *check_kernels.BUILT_WITH.split(),
+        "--keep-dir",
+        kept,
+        *flags,
+    ]
+    output = subprocess.run([*command, tmp_path / "kernel.cu", "-o", kept / "o"], capture_output=True, text=True)
+    assert output.returncode == 0, output.stderr
+    (kept / "log").write_text(f"others say: warning\n{output.stdout}{output.stderr}")
+    assert check(MMA, "--built", str(kept)) == (0, [])
+
+    change(tmp_path, "HMMA", "7")
+    status, failures = check(MMA, "--built", str(kept))
+    assert status == 1 and "mma_kernel<2> sm_90a: HMMA: expected 7, found 2" in failures
+    with (kept / "log").open("a") as log:
+        log.write("ptxas info    : (C7512) Potential Performance Loss: wgmma.mma_async instructions are serialized\n")
+    (kept / "kernel.compute_120.cubin").unlink()
+    failures = check(MMA, "--built", str(kept))[1]
+    assert any("instructions are serialized" in line for line in failures)
+    assert any("- sm_120: the build left nothing" in line for line in failures)
 
 
 def test_nvcc_is_needed(monkeypatch, capsys):

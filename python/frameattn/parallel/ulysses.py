@@ -35,8 +35,8 @@ def ulysses(
 
     ``attention(query, key, value, *replicated)`` is called with all tokens, in the order of the ranks of the group, of
     the heads that fall to this process: [B, some of H, N, D]. The first processes have one head more where they do not
-    divide, and some have none where there are not enough. All processes call this together, and backward too. Forward sends four
-    tensors like the process's own query.
+    divide, and some have none where there are not enough. All processes call this together, and backward too. Forward
+    sends what others need of four tensors like the process's own query, by two collectives; backward as much.
 
     >>> out = frameattn.parallel.ulysses(query, key, value, lambda *heads: frameattn.vmonarch_attention(*heads, frames))
 
