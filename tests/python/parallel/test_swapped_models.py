@@ -99,6 +99,7 @@ LTX_TEXT = {"encoder_hidden_states": randn(2, 6, 16, seed=2, dtype=torch.float32
 
 @pytest.mark.parametrize("name", ["LTX_CASE", "LTX_CONDITION_CASE", "MINIMAX_H3_CASE"])
 def test_others_with_a_plan_of_diffusers(processes, name):
+    getattr(tiny_models, name).build()  # skips where diffusers is too old for it
     changes = LTX_TEXT if name.startswith("LTX") else {}
     processes.run(is_as_in_one_process, name, FRAMES, {"call": changes}, name == "MINIMAX_H3_CASE", False, ranks=2)
 
