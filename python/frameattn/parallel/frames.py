@@ -8,8 +8,9 @@ They go to everybody with the way back, everybody attends with all of them to it
 with the next way to positions to where they came from, where it is put together by log-sum-exp. So no process has more
 to do than others.
 
-Whatever communicates is one autograd function, Move, and each call of it needs the results of the one before. So backward
-makes its collectives in one order, too, the same on all processes. Between them are operators that know of no others.
+Whatever communicates is one autograd function, Move, and each call of it needs the results of the one before. So
+backward makes its collectives in one order, too, the same on all processes. Between them are operators that know of no
+others.
 """
 
 from collections.abc import Sequence
@@ -48,7 +49,8 @@ class Shards:
     def __init__(self, frames: Sequence[int], tokens: int, group: ProcessGroup):
         rank = dist.get_rank(group)
         holds = [1 if count > 0 else 0 for count in frames]
-        self.group, self.all, self.own, self.holders, self.holds = group, sum(frames), frames[rank], sum(holds), holds[rank]
+        self.group, self.all, self.own = group, sum(frames), frames[rank]
+        self.holders, self.holds = sum(holds), holds[rank]
         self.frame = tokens // self.own if self.own else 0  # tokens in a frame
         parts = iter(share(self.frame, self.holders))
         positions = [next(parts) if one else 0 for one in holds]
@@ -242,12 +244,12 @@ def _merge(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """Attention to several sets of keys, out and lse of each -> attention to all of them, and its log-sum-exp."""
     if len(parts) == 1:
         return parts[0]
-    lse = torch.logsumexp(torch.stack([part for _, part in parts]), dim=0)
-    out = sum((part - lse).exp().unsqueeze(-1) * rows.to(lse.dtype) for rows, part in parts)
-    return out.to(parts[0][0].dtype), lse
+    outs, lses = (torch.stack(x) for x in zip(*parts, strict=True))
+    lse = torch.logsumexp(lses, dim=0)
+    out = ((lses - lse).exp().unsqueeze(-1) * outs).sum(0)  # in the dtype of lse
+    return out.to(outs.dtype), lse
 
 
 def _dot(x: Tensor, y: Tensor) -> Tensor:
     """Of rows, in float32 or better: [B, H, N, C] twice -> [B, H, N]"""
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    return (x.to(dtype) * y.to(dtype)).sum(-1)
+    return (x.to(torch.promote_types(x.dtype, torch.float32)) * y).sum(-1)
