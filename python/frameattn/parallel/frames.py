@@ -204,16 +204,16 @@ def _move(
     return loads
 
 
-def _pack(load: Sequence[Tensor], statistic: bool) -> Tensor:
-    """Rows side by side along their last dimension, and a statistic behind them, bit by bit.
+def _pack(load: Sequence[Tensor], statistic: bool) -> Sequence[Tensor]:
+    """Rows that go side by side along their last dimension, and a statistic behind them, bit by bit.
 
     That takes 16 bytes, so that rows of 16 bytes stay aligned to as many."""
     if not statistic:
-        return torch.cat(list(load), dim=-1) if len(load) > 1 else load[0]
+        return load
     values, *rows = load
     dtype = rows[0].dtype
     columns = values.unsqueeze(-1).contiguous().view(dtype)
-    return torch.cat([*rows, F.pad(columns, (0, 16 // dtype.itemsize - columns.size(-1)))], dim=-1)
+    return [*rows, F.pad(columns, (0, 16 // dtype.itemsize - columns.size(-1)))]
 
 
 def _unpack(packed: Tensor, widths: Sequence[int], statistic: bool) -> list[Tensor]:
