@@ -78,43 +78,46 @@ def by_heads(call: Attention, tokens: Sequence[int], text: int = 0) -> list[Matr
 def by_frames(call: Attention, frames: Sequence[int]) -> list[Matrix]:
     """frameattn.parallel.vmonarch_attention: from f[r] frames to p[q] positions of all frames, and back.
 
-    A row of C numbers has C itemsize bytes, and 16 more where a statistic goes along; R = batch heads.
+    A row of C numbers has C itemsize bytes, and 16 more where a statistic goes along; R = batch heads; one[r] is 1 if
+    rank r has frames, else 0.
 
     begin    r -> q       R f[r] p[q] (query, key 1, lse)              with value, if there is one iteration
-             first -> q   R S (query)                                  rows of frame 0, to every rank with frames
     repeat iterations - 1 times, i = 2 ...
-      back   r -> q       R p[r] f[q] (surrogate)
+      back   r -> q       R p[r] f[q] (surrogate)                      and the first time, with what is there
       again  r -> q       R f[r] p[q] (key i, lse)                     with value in the last one
     finish   r -> q       R p[r] f[q] (out)                            with lse, if it is asked for
-             r -> first   R S (out, lse)                               frame 0, as found in the frames of r
 
-    key i and value are the weighted ones of the spatial steps. p = share(S, ranks with frames); the others have none.
-    Nothing is sent if one rank has all frames.
+    rows     r -> q       R p[r] one[q] (query)                        of frame 0, to everybody: with the first `back`
+    found    r -> q       R one[r] p[q] (out, lse)                     of them in own frames: with the first `again`
+
+    Without a `back`, in one iteration, `rows` and `found` are collectives of their own ahead of `finish`. key i and
+    value are the weighted ones of the spatial steps. p = share(S, ranks with frames); the others have none. Nothing is
+    sent if one rank has all frames.
     """
-    holds = [count > 0 for count in frames]
+    holds = [int(count > 0) for count in frames]
     if sum(holds) < 2:
         return []
     parts = iter(share(call.positions, sum(holds)))
-    positions = [next(parts) if holds_some else 0 for holds_some in holds]
-    first = holds.index(True)
+    positions = [next(parts) if one else 0 for one in holds]
+    unit = call.rows(positions=1)  # R
     query, value = call.head_dim * call.itemsize, call.value_dim * call.itemsize
 
-    def to_positions(row: int) -> Matrix:
-        return reshard(frames, positions, call.rows(positions=1) * row)
+    def to_positions(step: int) -> Matrix:
+        row = query * (2 if step == 0 else 1) + value * (step == call.iterations - 1) + STATISTICS
+        return reshard(frames, positions, unit * row)
 
     def to_frames(row: int) -> Matrix:
-        return reshard(positions, frames, call.rows(positions=1) * row)
+        return reshard(positions, frames, unit * row)
 
-    def of_first_frame(row: int) -> Matrix:
-        sends = [int(rank == first and call.dense_first_frame) for rank in range(len(frames))]
-        return reshard(sends, [int(h) for h in holds], call.rows() * row)
-
-    last = [value if step == call.iterations - 1 else 0 for step in range(call.iterations)]
-    collectives = [add(to_positions(2 * query + last[0] + STATISTICS), of_first_frame(query))]
+    of_first = [reshard(positions, holds, unit * query), reshard(holds, positions, unit * (value + STATISTICS))]
+    collectives = [to_positions(0)]
     for step in range(1, call.iterations):
-        collectives += [to_frames(query), to_positions(query + last[step] + STATISTICS)]
-    out = to_frames(value + (STATISTICS if call.return_lse else 0))
-    return [*collectives, add(out, transposed(of_first_frame(value + STATISTICS)))]
+        collectives += [to_frames(query), to_positions(step)]
+    if call.dense_first_frame and call.iterations == 1:
+        collectives += of_first
+    elif call.dense_first_frame:
+        collectives[1:3] = map(add, collectives[1:3], of_first)
+    return [*collectives, to_frames(value + (STATISTICS if call.return_lse else 0))]
 
 
 def summed_by_frames(call: Attention, extra_keys: int) -> int:
@@ -259,16 +262,16 @@ def torch_by_heads(call: Attention, ranks: int, training: bool) -> float:
     """
     tokens = call.frames * call.positions
     own, at = share(tokens, ranks)[0] / tokens, share(call.heads, ranks)[0] / call.heads
-    passes = (12 * own + 2 * at) + training * (2 * own + 12 * at)
+    passes = (6 * own + 2 * at) + training * (2 * own + 6 * at)
     return passes * call.rows(call.frames) * call.head_dim * call.itemsize
 
 
 def torch_by_frames(call: Attention, ranks: int, training: bool) -> float:
-    """The same: passes over a frame, for own frames, for own positions of all frames, and for what each of the ranks
-    with frames has found for frame 0, which the first rank puts together."""
+    """The same: passes over a frame, for own frames, for own positions of all frames, and for frame 0, which is as much
+    for however many ranks: some positions of it from every rank, and parts of some positions back from every rank."""
     parts = min(ranks, call.frames)
     own, at = share(call.frames, ranks)[0], call.frames * share(call.positions, parts)[0] / call.positions
-    passes = (23 * own + 36 * at + 17 * parts + 6) + training * (32 * own + 70 * at + 13 * parts + 53)
+    passes = (15 * own + 30 * at + 16) + training * (31 * own + 56 * at + 18)
     return passes * call.rows() * call.head_dim * call.itemsize
 
 
@@ -357,7 +360,7 @@ def write_plot(machine: Machine, path: Path) -> None:
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=9)
     figure.suptitle("VMonarch attention on several GPUs: model, not measured", fontsize=11)
     path.parent.mkdir(exist_ok=True)
-    figure.savefig(path, dpi=75)
+    figure.savefig(path, dpi=70)
 
 
 def parse(arguments: Sequence[str] | None) -> Machine:

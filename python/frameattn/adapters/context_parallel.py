@@ -87,7 +87,7 @@ class _Gather(torch.autograd.Function):
     def forward(ctx: Any, part: Tensor, dim: int, group: torch.distributed.ProcessGroup) -> Tensor:
         sizes = agree("frameattn.adapters", part.size(dim), {}, None, part.device, group)
         copies = part.unsqueeze(0).expand(len(sizes), *part.shape)  # one for each process
-        (whole,) = send(group, Reshard(copies, dim + 1, sizes, 0, [1] * len(sizes)))
+        (whole,) = send(group, Reshard([copies], dim + 1, sizes, 0, [1] * len(sizes)))
         ctx.dim, ctx.start, ctx.size = dim, sum(sizes[: group.rank()]), part.size(dim)
         return whole.squeeze(0)
 

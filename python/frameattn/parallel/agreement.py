@@ -37,7 +37,7 @@ def agree(
     numbers = [0.0] * len(facts) if problem else [_number(fact) for fact in facts.values()]
     mine = torch.tensor([problem is not None, size, *numbers], dtype=torch.float64, device=device)
     ones = [1] * group.size()
-    (everyone,) = send(group, Reshard(mine.expand(group.size(), 1, -1), 1, ones, 0, ones))  # a copy for each
+    (everyone,) = send(group, Reshard([mine.expand(group.size(), 1, -1)], 1, ones, 0, ones))  # a copy for each
     answers = everyone[0].tolist()
     if problem is not None:
         raise problem

@@ -48,20 +48,21 @@ def share(total: int, parts: int) -> list[int]:
 class Reshard(NamedTuple):
     """From a part along dimension ``gather`` to a part along dimension ``split``.
 
-    x is gathered[rank] long along ``gather`` and sum(splits) along ``split``; its other sizes are those of all
-    processes. Becomes sum(gathered) and splits[rank] long, with ``gather`` as the outermost dimension in memory and
-    ``split`` as the next: so need no pieces be put together.
+    Rows are gathered[rank] long along ``gather`` and sum(splits) along ``split``; their other sizes are those of all
+    processes. They become one tensor, side by side along the last one of these, that is sum(gathered) and splits[rank]
+    long, with ``gather`` as the outermost dimension in memory and ``split`` as the next: so need no pieces be put
+    together.
     """
 
-    x: Tensor
+    rows: Sequence[Tensor]
     gather: int
     gathered: Sequence[int]
     split: int
     splits: Sequence[int]
 
-    def pieces(self) -> list[Tensor]:
-        """What goes to each process."""
-        return list(self.x.permute(self._order).split(list(self.splits), dim=1))
+    def pieces(self) -> list[tuple[Tensor, ...]]:
+        """What goes to each process, side by side."""
+        return list(zip(*(x.permute(self._order).split(list(self.splits), dim=1) for x in self.rows), strict=True))
 
     def sizes(self, rank: int) -> list[int]:
         """How many numbers come to this one from each."""
@@ -75,12 +76,15 @@ class Reshard(NamedTuple):
 
     @property
     def _order(self) -> list[int]:
-        others = [dim for dim in range(self.x.dim()) if dim not in (self.gather, self.split)]
+        others = [dim for dim in range(self.rows[0].dim()) if dim not in (self.gather, self.split)]
         return [self.gather, self.split, *others]
 
     @property
     def _rest(self) -> torch.Size:
-        return torch.Size([self.x.size(dim) for dim in self._order[2:]])
+        sizes = [self.rows[0].size(dim) for dim in self._order[2:]]
+        for x in self.rows[1:]:
+            sizes[-1] += x.size(self._order[-1])
+        return torch.Size(sizes)
 
 
 def send(group: ProcessGroup, *parcels: Reshard) -> list[Tensor]:
@@ -88,15 +92,16 @@ def send(group: ProcessGroup, *parcels: Reshard) -> list[Tensor]:
     rank = dist.get_rank(group)
     pieces = [parcel.pieces() for parcel in parcels]  # by parcel and process
     sizes = [parcel.sizes(rank) for parcel in parcels]
-    sent = [sum(piece.numel() for piece in to_one) for to_one in zip(*pieces, strict=True)]
+    sent = [sum(x.numel() for piece in to_one for x in piece) for to_one in zip(*pieces, strict=True)]
     received = [sum(from_one) for from_one in zip(*sizes, strict=True)]
     outgoing = [piece for to_one in zip(*pieces, strict=True) for piece in to_one]
     if torch.compiler.is_compiling():  # which copies once, whatever it is told
-        buffer = torch.cat([piece.reshape(-1) for piece in outgoing])
+        buffer = torch.cat([torch.cat(piece, dim=-1).reshape(-1) for piece in outgoing])
     else:
-        buffer = parcels[0].x.new_empty(sum(sent))
-        for piece, target in zip(outgoing, buffer.split([piece.numel() for piece in outgoing]), strict=True):
-            target.view(piece.shape).copy_(piece)
+        buffer = parcels[0].rows[0].new_empty(sum(sent))
+        lengths = [sum(x.numel() for x in piece) for piece in outgoing]
+        for piece, target in zip(outgoing, buffer.split(lengths), strict=True):
+            torch.cat(piece, dim=-1, out=target.view(*piece[0].shape[:-1], sum(x.size(-1) for x in piece)))
     arrived = collectives.wait_tensor(collectives.all_to_all_single(buffer, received, sent, group))
     if len(parcels) == 1:
         return [parcels[0].assemble(rank, arrived)]

@@ -49,13 +49,8 @@ class Shards:
     def __init__(self, frames: Sequence[int], tokens: int, group: ProcessGroup):
         rank = dist.get_rank(group)
         holds = [1 if count > 0 else 0 for count in frames]
-        self.group, self.all, self.own, self.holders, self.holds = (
-            group,
-            sum(frames),
-            frames[rank],
-            sum(holds),
-            holds[rank],
-        )
+        self.group, self.all, self.own = group, sum(frames), frames[rank]
+        self.holders, self.holds = sum(holds), holds[rank]
         self.frame = tokens // self.own if self.own else 0  # tokens in a frame
         parts = iter(share(self.frame, self.holders))
         positions = [next(parts) if one else 0 for one in holds]
@@ -220,16 +215,16 @@ def _by_load(plans: Sequence[Plan], tensors: Iterable[Tensor]) -> list[list[Tens
     return [[next(rest) for _ in range(plan.rows + plan.statistic)] for plan in plans]
 
 
-def _pack(load: Sequence[Tensor], statistic: bool) -> Tensor:
-    """Rows side by side along their last dimension, and a statistic behind them, bit by bit.
+def _pack(load: Sequence[Tensor], statistic: bool) -> Sequence[Tensor]:
+    """Rows that go side by side along their last dimension, and a statistic behind them, bit by bit.
 
     That takes 16 bytes, so that rows of 16 bytes stay aligned to as many."""
     if not statistic:
-        return torch.cat(list(load), dim=-1) if len(load) > 1 else load[0]
+        return load
     values, *rows = load
     dtype = rows[0].dtype
     columns = values.unsqueeze(-1).contiguous().view(dtype)
-    return torch.cat([*rows, F.pad(columns, (0, 16 // dtype.itemsize - columns.size(-1)))], dim=-1)
+    return [*rows, F.pad(columns, (0, 16 // dtype.itemsize - columns.size(-1)))]
 
 
 def _unpack(packed: Tensor, load: Sequence[Tensor], statistic: bool) -> list[Tensor]:
@@ -262,14 +257,12 @@ def _merge(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """Attention to several sets of keys, out and lse of each -> attention to all of them, and its log-sum-exp."""
     if len(parts) == 1:
         return parts[0]
-    lse = torch.logsumexp(torch.stack([part for _, part in parts]), dim=0)
-    out = torch.zeros_like(parts[0][0], dtype=lse.dtype)
-    for rows, part in parts:
-        out = out + (part - lse).exp().unsqueeze(-1) * rows.to(lse.dtype)
-    return out.to(parts[0][0].dtype), lse
+    outs, lses = (torch.stack(x) for x in zip(*parts, strict=True))
+    lse = torch.logsumexp(lses, dim=0)
+    out = ((lses - lse).exp().unsqueeze(-1) * outs).sum(0)  # in the dtype of lse
+    return out.to(outs.dtype), lse
 
 
 def _dot(x: Tensor, y: Tensor) -> Tensor:
     """Of rows, in float32 or better: [B, H, N, C] twice -> [B, H, N]"""
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    return (x.to(dtype) * y.to(dtype)).sum(-1)
+    return (x.to(torch.promote_types(x.dtype, torch.float32)) * y).sum(-1)

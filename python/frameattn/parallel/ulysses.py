@@ -91,7 +91,7 @@ class ToHeads(torch.autograd.Function):
         rows = query, key, value
         ctx.shared = group, tokens, heads
         ctx.widths = [x.size(3) for x in rows]
-        (moved,) = send(group, Reshard(torch.cat(rows, dim=3), TOKENS, tokens, HEADS, heads))
+        (moved,) = send(group, Reshard(rows, TOKENS, tokens, HEADS, heads))
         own = [x.split(heads, dim=HEADS)[dist.get_rank(group)].clone() for x in replicated]
         return *[x.detach() for x in moved.split(ctx.widths, dim=3)], *own  # no views, as in ToTokens
 
@@ -99,7 +99,7 @@ class ToHeads(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         group, tokens, heads = ctx.shared
-        (moved,) = send(group, Reshard(torch.cat(grads[:3], dim=3), HEADS, heads, TOKENS, tokens))
+        (moved,) = send(group, Reshard(grads[:3], HEADS, heads, TOKENS, tokens))
         before = sum(heads[: dist.get_rank(group)])
         replicated = []
         for grad in grads[3:]:
@@ -117,10 +117,10 @@ class ToTokens(torch.autograd.Function):
         ctx: Any, group: ProcessGroup, tokens: list[int], heads: list[int], out: Tensor, replicated: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         ctx.shared = group, tokens, heads
-        parcels = [Reshard(out, HEADS, heads, TOKENS, tokens)]
+        parcels = [Reshard([out], HEADS, heads, TOKENS, tokens)]
         if replicated is not None:
             everybody = [replicated.size(TOKENS)] * len(heads)
-            parcels.append(Reshard(torch.cat([replicated] * len(heads), dim=TOKENS), HEADS, heads, TOKENS, everybody))
+            parcels.append(Reshard([torch.cat([replicated] * len(heads), dim=TOKENS)], HEADS, heads, TOKENS, everybody))
         moved = [x.detach() for x in send(group, *parcels)]  # no views, so that callers may change them in place
         return moved[0], moved[1] if replicated is not None else None
 
@@ -128,10 +128,10 @@ class ToTokens(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_out: Tensor, grad_replicated: Tensor | None) -> tuple[Tensor | None, ...]:
         group, tokens, heads = ctx.shared
-        parcels = [Reshard(grad_out, TOKENS, tokens, HEADS, heads)]
+        parcels = [Reshard([grad_out], TOKENS, tokens, HEADS, heads)]
         if grad_replicated is not None:
             everybody = [grad_replicated.size(TOKENS)] * len(heads)
-            parcels.append(Reshard(grad_replicated, TOKENS, everybody, HEADS, heads))
+            parcels.append(Reshard([grad_replicated], TOKENS, everybody, HEADS, heads))
         grad_out, *parts = send(group, *parcels)
         grad_replicated = parts[0].unflatten(TOKENS, (len(heads), -1)).sum(TOKENS) if parts else None
         return None, None, None, grad_out, grad_replicated
