@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 COUNT = 4
-TIMEOUT = 60  # seconds: what a collective waits for a process that does not come
+TIMEOUT = 240  # seconds: what a collective waits for a process that does not come, as it may compile yet
 SUBGROUPS = [(1, 3)]  # beside the first one, two, ...
 
 

@@ -3,7 +3,6 @@
 import functools
 import os
 import re
-import time
 
 import pytest
 import torch
@@ -289,7 +288,7 @@ def test_ulysses_of_an_attention_that_returns_something_else(processes, attentio
 
 
 def ends(group, when, given):
-    """The last process ends, or is late for longer than the others wait."""
+    """The last process ends."""
     rank, last = dist.get_rank(group), dist.get_world_size(group) - 1
 
     def leave(now):
@@ -298,16 +297,14 @@ def ends(group, when, given):
 
     parts = parts_of(inputs_of(6), [2, 2, 2], rank)
     leave("forward")
-    if when == "late" and rank == last:
-        time.sleep(8)
     out = parallel.vmonarch_attention(*parts, 6, group=group, frames_per_rank=[2, 2, 2] if given else None)
     leave("backward")
     out.sum().backward()
 
 
-@pytest.mark.parametrize("when, given", [("forward", True), ("forward", False), ("backward", True), ("late", True)])
+@pytest.mark.parametrize("when, given", [("forward", True), ("forward", False), ("backward", True)])
 def test_a_process_that_ends_is_an_error_for_the_others(when, given):
-    started = Processes(3, timeout=4)
+    started = Processes(3, timeout=20)
     try:
         with pytest.raises(AssertionError) as caught:
             started.run(ends, when, given, ranks=3)
@@ -317,4 +314,4 @@ def test_a_process_that_ends_is_an_error_for_the_others(when, given):
     assert re.search("rank 0: Traceback(.|\n)*RuntimeError(.|\n)*rank 1: Traceback(.|\n)*RuntimeError", message), (
         message
     )
-    assert re.search("rank 2: (Traceback|the process ended)", message), message
+    assert "rank 2: the process ended" in message, message
