@@ -18,46 +18,58 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from frameattn import parallel
 from frameattn.adapters.attention import Streams
 from frameattn.adapters.call import ForeignModule
-from frameattn.parallel.agreement import agree
-from frameattn.parallel.exchange import Reshard, send
 
 
 class Ulysses(NamedTuple):
     """Who attends together. uneven: tokens need not divide (``ulysses_anything``)."""
 
-    group: torch.distributed.ProcessGroup
+    group: Any  # a torch.distributed.ProcessGroup
     uneven: bool
 
     def share(self, total: int) -> list[int]:
         """How diffusers cuts so many tokens."""
-        return parallel.share(total, self.group.size())
+        from frameattn.parallel import share  # here and below: a torch without torch.distributed does without
+
+        return share(total, self.group.size())
+
+    def total(self, own: int, expected: int) -> int:
+        """How many tokens all have, by what one has; the same answer on all. Where parts differ, what is expected."""
+        return expected if self.uneven else own * self.group.size()
 
     def attend(
         self, attention: Callable[[Any, Any], Any], video: Streams, text: Sequence[Tensor], total: int | None
     ) -> Any:
         """attention(video, text) of all tokens, of which ``video`` [B, H, N, D] has the own ones; text is whole.
         total: the tokens of all processes, if that is known."""
+        from frameattn.parallel import ulysses
+
         own = video[0].size(2)
         tokens = self.share(total) if total is not None else None if self.uneven else [own] * self.group.size()
 
         def of_heads(*streams: Tensor) -> Any:
             return attention(streams[:3], streams[3:])
 
-        return parallel.ulysses(*video, of_heads, replicated=text, group=self.group, tokens_per_rank=tokens)
+        return ulysses(*video, of_heads, replicated=text, group=self.group, tokens_per_rank=tokens)
 
 
-def ulysses_of(config: Any) -> Ulysses | str | None:
-    """By what a processor has as its ``_parallel_config``: None if every process attends for itself, a reason if
-    together in a way that is not Ulysses alone."""
+def look_at(model: ForeignModule, config: Any, joint: bool) -> Ulysses | str | None:
+    """By the configuration that a model's processors have: who attends together, None if every process for itself, or
+    why nobody can give each process all tokens. joint: text comes to the processors apart."""
     config = getattr(config, "context_parallel_config", None)
-    if config is None:
+    splits = list(_hooks(model, "ContextParallelSplitHook"))
+    if config is None or not splits:  # diffusers writes it ahead of finding out that it has no plan
         return None
     if config.ring_degree > 1:
         return "ring attention gives no process all tokens; ulysses_degree alone does"
-    return Ulysses(config._ulysses_mesh.get_group(), bool(getattr(config, "ulysses_anything", False)))
+    if joint and any("encoder_hidden_states" in hook.metadata for hook in splits):
+        return "the plan gives each process a part of the text"
+    ulysses = Ulysses(config._ulysses_mesh.get_group(), bool(getattr(config, "ulysses_anything", False)))
+    if ulysses.uneven:
+        for hook in _hooks(model, "ContextParallelGatherHook"):
+            hook.fn_ref.post_forward = GatherTokens(hook)
+    return ulysses
 
 
 # ---- What diffusers leaves to do -------------------------------------------------------------------------------------
@@ -84,7 +96,10 @@ class _Gather(torch.autograd.Function):
     it computes the part of the gradient that goes through its own tokens."""
 
     @staticmethod
-    def forward(ctx: Any, part: Tensor, dim: int, group: torch.distributed.ProcessGroup) -> Tensor:
+    def forward(ctx: Any, part: Tensor, dim: int, group: Any) -> Tensor:
+        from frameattn.parallel.agreement import agree
+        from frameattn.parallel.exchange import Reshard, send
+
         sizes = agree("frameattn.adapters", part.size(dim), {}, None, part.device, group)
         copies = part.unsqueeze(0).expand(len(sizes), *part.shape)  # one for each process
         (whole,) = send(group, Reshard([copies], dim + 1, sizes, 0, [1] * len(sizes)))
@@ -94,18 +109,6 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         return grad.narrow(ctx.dim, ctx.start, ctx.size), None, None
-
-
-def mend_gathering(model: ForeignModule) -> None:
-    """Puts GatherTokens where diffusers gathers parts of different sizes."""
-    for hook in _hooks(model, "ContextParallelGatherHook"):
-        if not isinstance(hook.fn_ref.post_forward, GatherTokens):
-            hook.fn_ref.post_forward = GatherTokens(hook)
-
-
-def cuts_text(model: ForeignModule) -> bool:
-    """Whether by the plan in force a process has a part of the text alone."""
-    return any("encoder_hidden_states" in hook.metadata for hook in _hooks(model, "ContextParallelSplitHook"))
 
 
 def _hooks(model: ForeignModule, kind: str) -> Iterator[Any]:

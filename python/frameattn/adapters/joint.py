@@ -35,6 +35,8 @@ class JointProcessor(VMonarchProcessor):
     ) -> tuple[Tensor, Tensor]:
         text_mask, other_mask = self.text_mask(attention_mask, encoder_hidden_states.size(1))
         swaps = self.swaps(hidden_states.size(1), attention_mask=other_mask)
+        if not swaps:
+            self.state.check_together()
         if not (swaps or self.state.ulysses):
             return self.original(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
         (query, key, value), text = self.project(attn, hidden_states, encoder_hidden_states)
@@ -63,7 +65,7 @@ class JointProcessor(VMonarchProcessor):
         def attention(video: Streams, text: Streams) -> tuple[Tensor, Tensor]:
             return dense_attention(video, text, text_mask)
 
-        return self._over_heads(attention, video, text)
+        return self._over_heads(attention, video, text, total=None)  # the grid may be one of other tokens
 
     @staticmethod
     def text_mask(attention_mask: Tensor | None, text_tokens: int) -> tuple[Tensor | None, Tensor | None]:

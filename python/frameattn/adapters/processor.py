@@ -109,11 +109,11 @@ class VMonarchProcessor:
         if call.sizes is None or not (self.state.active or (self.state.serving and running.kept)):
             return False
         reason, ulysses = None, self.state.ulysses
-        own = self._tokens(call) if ulysses is None else ulysses.share(self._tokens(call))[ulysses.group.rank()]
+        total = self._tokens(call)
         given = [name for name, argument in absent.items() if argument is not None]
         if given:
             reason = f"{' and '.join(given)} given"
-        elif own != tokens:
+        elif total != (tokens if ulysses is None else ulysses.total(tokens, total)):
             reason = "the grid does not hold the tokens"
         compiling = torch.compiler.is_compiling()
         if reason is not None:  # without numbers in compiled code: they would hold for one grid
@@ -142,17 +142,17 @@ class VMonarchProcessor:
             for_video, for_others = joint_attention(video, others, frames, **self._options)
             return torch.cat([for_others[:, :, :ahead], for_video, for_others[:, :, ahead:]], dim=2)
 
-        return self._over_heads(attention, (query, key, value))
+        return self._over_heads(attention, (query, key, value), (), ahead + frames * per_frame + behind)
 
     def attend_jointly(self, video: Streams, text: Streams, text_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Query, key, value of the video, [B, N, H, D] each, and of the text, [B, L, H, D] -> [B, N, H * D] and
         [B, L, H * D]. text_mask [B, L] bool: the text tokens that are keys."""
-        frames = self._sizes()[0]
+        frames, per_frame, ahead, behind = self._sizes()
 
         def attention(video: Streams, text: Streams) -> tuple[Tensor, Tensor]:
             return joint_attention(video, text, frames, text_mask, **self._options)
 
-        return self._over_heads(attention, video, text)
+        return self._over_heads(attention, video, text, ahead + frames * per_frame + behind)
 
     # ---- What these need ---------------------------------------------------------------------------------------------
 
@@ -165,17 +165,15 @@ class VMonarchProcessor:
         assert running.call is not None and running.call.sizes is not None  # swaps() has seen it
         return running.call.sizes.shape[:4]
 
-    def _over_heads(self, attention: Callable[[Any, Any], Any], video: Streams, text: Streams | tuple[()] = ()) -> Any:
+    def _over_heads(
+        self, attention: Callable[[Any, Any], Any], video: Streams, text: Streams | tuple[()], total: int | None
+    ) -> Any:
         """attention(video, text) of streams [B, H, N, D] and [B, H, L, D], for [B, N, H, D] and [B, L, H, D]; what it
         returns, one or both, comes back as [B, N, H * D]. Under context parallelism every process has some tokens of
-        the video, and all of the text."""
+        the video, of a total that may not be known, and all of the text."""
         video, text = _map(video, _swap), _map(text, _swap)
-        ulysses, call = self.state.ulysses, running.call
-        if ulysses is None:
-            result = attention(video, text)
-        else:
-            total = None if call is None or call.sizes is None else self._tokens(call)
-            result = ulysses.attend(attention, video, text, total)
+        ulysses = self.state.ulysses
+        result = attention(video, text) if ulysses is None else ulysses.attend(attention, video, text, total)
         return _merge_heads(result) if isinstance(result, Tensor) else _map(result, _merge_heads)
 
     @staticmethod

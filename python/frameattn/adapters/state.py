@@ -11,7 +11,7 @@ from torch._dynamo.eval_frame import skip_code
 from frameattn.adapters.call import Call, ForeignModule, Grid, Layout, in_backward, running
 from frameattn.adapters.checkpointing import WithinCall, carry_calls, release_calls
 from frameattn.adapters.clock import Clock, read
-from frameattn.adapters.context_parallel import Ulysses, cuts_text, mend_gathering, ulysses_of
+from frameattn.adapters.context_parallel import Ulysses, look_at
 from frameattn.adapters.counts import Counts
 from frameattn.adapters.forward import MISSING, Forward
 from frameattn.adapters.warnings_once import Warnings
@@ -40,8 +40,8 @@ class State:
         active: from apply() to remove().
         serving: whether the processors run VMonarch in calls that ask for it. After remove() they still do, in what was
             checkpointed and nowhere else, until backward has run all blocks again that ran swapped.
-        ulysses: who attends together, since a call of the model that found diffusers' context parallelism; or None.
-        plan: the adapter's, if that is what cuts the model then.
+        foreign: how many video attention modules keep a processor of others.
+        plan: the adapter's, if that is what cuts the model under diffusers' context parallelism.
     """
 
     def __init__(
@@ -65,18 +65,17 @@ class State:
         self.active = self.serving = True
         self.installed: list[tuple[str, nn.Module, Any]] = []  # name, attention module, our processor in it
         self.declined: dict[str, str] = {}
+        self.foreign = 0
         self.warnings = Warnings(type(model).__name__)
         self.layout: Layout | None = None  # of the last call, for the report
         self.counts = Counts()
         self.compiled: set[str | None] = set()  # why compiled code is dense, or None if it is not
         self.plan: dict[str, Any] | None = None
-        self.ulysses: Ulysses | None = None
-        self._looked_at: Any = None  # the configuration of context parallelism that ulysses is by
-        self._not_together: str | None = None  # why there is none, although there is a configuration
+        self._looked_at: tuple[Any, Ulysses | str | None] = None, None  # a configuration, and what it says
         self._pending: weakref.WeakSet[WithinCall] = weakref.WeakSet()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_pending": None, "_looked_at": None, "ulysses": None}  # a group cannot be copied
+        return {**vars(self), "_pending": None, "_looked_at": (None, None)}  # a group cannot be copied
 
     def __setstate__(self, values: dict[str, Any]) -> None:
         vars(self).update(values, _pending=weakref.WeakSet())
@@ -87,7 +86,9 @@ class State:
         for _, attention, processor in processors:
             attention.processor = processor
         self.model, self.installed = model, processors
-        plan = self.adapter.parallel_plan(model) if hasattr(model, "enable_parallelism") else None
+        plan = None
+        if hasattr(model, "enable_parallelism") and not self.foreign:
+            plan = self.adapter.parallel_plan(model)
         if plan is not None and getattr(model, "_cp_plan", None) in (
             None,
             plan,
@@ -102,7 +103,7 @@ class State:
     def remove(self) -> None:
         """Puts the originals back where our processors still are, at once or when no backward needs them any more.
 
-        Under context parallelism by a plan of ours they stay, dense: the originals cannot attend over processes."""
+        Where text is whole under context parallelism they stay, dense: the originals would attend within a part."""
         self.active = False
         for hook in self.hooks:
             hook.remove()
@@ -131,12 +132,12 @@ class State:
         if self.active or not self.serving or any(True for _ in self._pending):
             return
         self.serving = False
-        if self.plan is not None:
-            if self._parallel_config is not None:
-                return
-            del self.model._cp_plan
+        if self.adapter.joint and isinstance(self.together, Ulysses):
+            return
         for _, attention, processor in self._in_place():
             attention.processor = processor.original
+        if self.plan is not None and vars(self.model).get("_cp_plan") is self.plan:
+            del self.model._cp_plan
 
     # ---- Around every call -------------------------------------------------------------------------------------------
 
@@ -209,42 +210,51 @@ class State:
             if argument is MISSING:
                 passes_on = self.forward.levels[0].passes_on
                 return "the model's class passes on arguments that it does not name" if passes_on else None
-        if self._parallel_config is not self._looked_at:
-            self._look_at_parallelism(model)
-        if self._not_together is not None:
-            return self._not_together
+        together = self.together
+        self.check_together()
+        if isinstance(together, str):
+            return f"context parallelism: {together}"
         try:
             return self.adapter.layout(model, arguments, self.given_grid)
         except KeyError as unnamed:
             if self.given_grid is not None:  # its processors see whether it holds the tokens
+                if isinstance(together, Ulysses) and together.uneven:
+                    return "the model's call does not say how many tokens are cut into parts that may differ"
                 return Layout(self.given_grid)
             return f"the model's class has no argument named {unnamed.args[0]}; apply(grid=(T, H, W)) says the grid"
 
     @property
-    def _parallel_config(self) -> Any:
-        """What diffusers writes on all processors alike."""
-        return self.installed[0][2]._parallel_config
+    def together(self) -> Ulysses | str | None:
+        """Who attends together under diffusers' context parallelism; why none can; None if every process for itself."""
+        config = self.installed[0][2]._parallel_config  # diffusers writes the same on all
+        if config is not self._looked_at[0]:
+            self._looked_at = config, look_at(self.model, config, self.adapter.joint)
+        return self._looked_at[1]
 
-    def _look_at_parallelism(self, model: nn.Module) -> None:
-        """Once for each configuration.
+    @property
+    def ulysses(self) -> Ulysses | None:
+        together = self.together
+        return together if isinstance(together, Ulysses) else None
 
-        Raises:
-            RuntimeError: the model cannot be run by it.
+    def check_together(self) -> None:
         """
-        config = self._parallel_config
-        found = ulysses_of(config)
-        if isinstance(found, Ulysses) and self.adapter.joint and cuts_text(model):
-            found = "the plan gives each process a part of the text"
-        if isinstance(found, str) and self.plan is not None:
+        Raises:
+            RuntimeError: dense attention would be within what each process has, too, and nobody would see it.
+        """
+        together, problem = self.together, None
+        if isinstance(together, str) and self.plan is not None:
+            problem = f"{together}. diffusers has no plan for this model, and a processor"
+        elif isinstance(together, Ulysses) and self.adapter.joint:
+            others = self.foreign + len(self.installed) - len(self._in_place())
+            if others:
+                problem = (
+                    f"{others} video attention modules are not swapped, or not any more; each of these has a processor"
+                )
+        if problem is not None:
             raise RuntimeError(
-                f"frameattn.adapters: context parallelism of {self.model_name}: {found}. diffusers has no plan for "
-                "this model, and attends within what each process has"
+                f"frameattn.adapters: context parallelism of {self.model_name}: {problem} that attends within what "
+                "each process has"
             )
-        if isinstance(found, Ulysses) and found.uneven:
-            mend_gathering(model)
-        self._not_together = f"context parallelism: {found}" if isinstance(found, str) else None
-        self.ulysses = found if isinstance(found, Ulysses) else None
-        self._looked_at = config
 
     @torch.compiler.assume_constant_result
     def note_compiled(self, reason: str | None) -> None:

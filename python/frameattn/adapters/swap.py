@@ -234,13 +234,15 @@ def _plan(
         stays_dense = adapter.block(model, plain_name(name), index) < dense_layers
         if type(original).__name__ not in adapter.processors:
             state.declined[name] = f"has a processor of another kind, {type(original).__name__}"
+            state.foreign += 1
             continue
         if refusal is not None:
             state.declined[name] = refusal
+            state.foreign += 1
             continue
         if stays_dense:
             state.declined[name] = f"in the first {dense_layers} blocks"
-            if adapter.parallel_plan(model) is None:
+            if not adapter.joint:
                 continue
         processor = adapter(original, state, stays_dense)
         processor._parallel_config = parallel_config

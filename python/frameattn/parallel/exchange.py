@@ -45,6 +45,16 @@ def share(total: int, parts: int) -> list[int]:
     return [(total + parts - 1 - rank) // parts for rank in range(parts)]  # without a branch, for compilers
 
 
+def under_autocast(tensors: Sequence[Tensor | None]) -> list[Any]:
+    """In the dtype that autocast would have them in, ahead of what is communicated; as they are without autocast."""
+    device = next(x.device.type for x in tensors if x is not None)
+    if not torch.is_autocast_enabled(device):
+        return list(tensors)
+    dtype = torch.get_autocast_dtype(device)
+    casts = [x is not None and x.is_floating_point() and x.dtype != torch.float64 for x in tensors]
+    return [x.to(dtype) if cast and x is not None else x for cast, x in zip(casts, tensors, strict=True)]
+
+
 class Reshard(NamedTuple):
     """From a part along dimension ``gather`` to a part along dimension ``split``.
 
@@ -115,7 +125,8 @@ def all_sums(tensors: Sequence[Tensor], group: ProcessGroup, after: Tensor | Non
     collective that it comes ``after``."""
     flat = [x.reshape(-1) for x in tensors]
     if after is not None:
-        flat.append(after.reshape(-1)[:1].sum().view(1))  # one number of it, or none: summed up for nothing
+        one = after[tuple(slice(1) for _ in after.shape)]  # one number of it, or none: summed up for nothing
+        flat.append(one.sum().view(1))
     sums = collectives.wait_tensor(collectives.all_reduce(torch.cat(flat), "sum", group))
     parts = sums.split([x.numel() for x in flat])
     return [part.view(x.shape) for part, x in zip(parts, tensors, strict=False)]

@@ -184,11 +184,13 @@ class Move(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, group: ProcessGroup, plans: list[Plan], *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.group, ctx.plans = group, plans
+        ctx.save_for_backward(tensors[0].new_empty(0))  # so that a checkpoint that holds this runs it again everywhere
         return tuple(x.detach() for load in _move(group, plans, tensors) for x in load)  # no views of what came
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        assert len(ctx.saved_tensors) == 1
         loads = _move(ctx.group, [plan.back() for plan in ctx.plans], grads)
         for i, plan in enumerate(ctx.plans):
             if plan.route is None:
@@ -235,7 +237,8 @@ def _unpack(packed: Tensor, load: Sequence[Tensor], statistic: bool) -> list[Ten
     itemsize = packed.element_size()
     *rows, columns = packed.split([*widths, 16 // itemsize], dim=-1)
     dtype = load[0].dtype
-    values = columns[..., : dtype.itemsize // itemsize].contiguous().view(dtype)
+    columns = columns[..., : dtype.itemsize // itemsize]
+    values = columns.clone(memory_format=torch.contiguous_format).view(dtype)  # aligned, as no view need be
     return [values.squeeze(-1), *rows]
 
 

@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 
 from frameattn.parallel.agreement import agree
-from frameattn.parallel.exchange import Reshard, default_group, send, share
+from frameattn.parallel.exchange import Reshard, default_group, send, share, under_autocast
 
 OP = "frameattn.parallel.ulysses"
 HEADS, TOKENS = 1, 2
@@ -63,6 +63,7 @@ def ulysses(
     group = default_group(group)
     if dist.get_world_size(group) == 1:
         return attention(query, key, value, *replicated)
+    query, key, value, *replicated = under_autocast([query, key, value, *replicated])
     tokens = _agreed_tokens([query, key, value, *replicated], group, tokens_per_rank, check)
     heads = share(query.size(HEADS), dist.get_world_size(group))
     query, key, value, *replicated = ToHeads.apply(group, tokens, heads, query, key, value, *replicated)
@@ -121,12 +122,14 @@ class ToTokens(torch.autograd.Function):
         if replicated is not None:
             everybody = [replicated.size(TOKENS)] * len(heads)
             parcels.append(Reshard([torch.cat([replicated] * len(heads), dim=TOKENS)], HEADS, heads, TOKENS, everybody))
+        ctx.save_for_backward(out.new_empty(0))  # as Move does
         moved = [x.detach() for x in send(group, *parcels)]  # no views, so that callers may change them in place
         return moved[0], moved[1] if replicated is not None else None
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_out: Tensor, grad_replicated: Tensor | None) -> tuple[Tensor | None, ...]:
+        assert len(ctx.saved_tensors) == 1
         group, tokens, heads = ctx.shared
         parcels = [Reshard([grad_out], TOKENS, tokens, HEADS, heads)]
         if grad_replicated is not None:

@@ -10,7 +10,7 @@ from torch.distributed import ProcessGroup
 
 from frameattn.parallel.agreement import agree
 from frameattn.parallel.dtensor import layout_of
-from frameattn.parallel.exchange import default_group, replicated
+from frameattn.parallel.exchange import default_group, replicated, under_autocast
 from frameattn.parallel.frames import Shards, frame_attention
 
 OP = "frameattn.parallel.vmonarch_attention"
@@ -165,9 +165,7 @@ def _attention(
 ) -> tuple[Tensor, Tensor]:
     """out, and lse or something empty in its place."""
     device = tensors.query.device.type
-    if torch.is_autocast_enabled(device):  # as the operator does, ahead of what is communicated
-        dtype = torch.get_autocast_dtype(device)
-        tensors = tensors.map(lambda x: x.to(dtype) if x.is_floating_point() and x.dtype != torch.float64 else x)
+    tensors = Tensors(*under_autocast(tensors))
     if dist.get_world_size(group) == 1:
         return _plain(tensors, frames, options)
 
@@ -265,7 +263,13 @@ def _check_own(
     for name, x in tensors._asdict().items():
         if x is not None and x.device != tensors.query.device:
             raise RuntimeError(f"{OP}: {name} must be on the device of query, {tensors.query.device}, got {x.device}")
-    if not torch.compiler.is_compiling():  # there all operators look at the shapes
+    if torch.compiler.is_compiling():  # there the operators that are called look at shapes
+        _, _, _, extra_key, extra_value, extra_mask = tensors
+        if (extra_key is None) != (extra_value is None) or (extra_key is None and extra_mask is not None):
+            raise RuntimeError(f"{OP}: extra_key and extra_value come together, and extra_mask with both")
+        if options.iterations < 1:
+            raise RuntimeError(f"{OP}: iterations must be at least 1, got {options.iterations}")
+    else:
         _plain(tensors.map(lambda x: torch.empty(x.shape, dtype=x.dtype, device="meta")), max(own, 1), options)
 
 
