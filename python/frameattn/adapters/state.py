@@ -226,7 +226,8 @@ class State:
     @property
     def together(self) -> Ulysses | str | None:
         """Who attends together under diffusers' context parallelism; why none can; None if every process for itself."""
-        config = self.installed[0][2]._parallel_config  # diffusers writes the same on all
+        # diffusers writes it on the model and on all processors that it finds, which may be others by then.
+        config = getattr(self.model, "_parallel_config", None) or self.installed[0][2]._parallel_config
         if config is not self._looked_at[0]:
             self._looked_at = config, look_at(self.model, config, self.adapter.joint)
         return self._looked_at[1]

@@ -309,3 +309,10 @@ def refuses_function_transforms(group, counts):
 def test_what_is_not_differentiable_is_an_error(processes, function):
     for counts in ((3, 2), (0, 2, 2)):
         processes.run(function, counts, ranks=len(counts))
+
+
+@pytest.mark.parametrize("counts, positions", [((1, 1), 1), ((2, 1, 0), 4), ((2, 1), 2)])
+def test_odd_widths_of_16_bits(processes, counts, positions):
+    """A statistic lies behind an odd number of 16-bit columns, and nothing of it may be there."""
+    sizes = dict(batch=1, heads=1, positions=positions, dim=4, value_dim=5)
+    equal(processes, counts, dtype=torch.bfloat16, sizes=sizes)

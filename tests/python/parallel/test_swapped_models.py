@@ -10,6 +10,7 @@ from adapters import tiny_models
 from adapters.tiny_models import FRAMES, output
 
 from frameattn.adapters import apply
+from frameattn.adapters.diffusers.cogvideox import CogVideoXProcessor
 from frameattn.adapters.processor import VMonarchProcessor
 from oracle import randn
 
@@ -245,3 +246,81 @@ def test_models_without_a_plan():
     assert model._cp_plan is not None and handle.swapped == ["transformer_blocks.1.attn1"]
     handle.remove()
     assert model._cp_plan is None and not any(isinstance(p, VMonarchProcessor) for p in model.attn_processors.values())
+
+
+# ---- Where a processor of others would attend within a part of the tokens --------------------------------------------
+
+
+def is_removed_before_a_call(group):
+    model, call = model_and_call("COGVIDEOX_CASE")
+    expected = results(model, call)
+    handle = apply(model)
+    enable(model, group)
+    handle.remove()
+    check(results(model, call, group), expected)
+
+
+def refuses_replaced_processors(group):
+    model, call = model_and_call("COGVIDEOX_CASE")
+    apply(model)
+    model.fuse_qkv_projections()
+    enable(model, group)
+    with pytest.raises(RuntimeError, match="2 video attention modules are not swapped, or not any more; each of these"):
+        output(model, call)
+
+
+def has_no_plan_beside_other_processors(group):
+    model, _ = model_and_call("COGVIDEOX_CASE")
+
+    class Other(type(model.transformer_blocks[1].attn1.processor)):
+        pass
+
+    model.transformer_blocks[1].attn1.processor = Other()
+    handle = apply(model)
+    assert len(handle.swapped) == 1 and model._cp_plan is None
+    with pytest.raises(ValueError, match="cp_plan"):
+        enable(model, group)
+    with torch.no_grad():  # every process for itself
+        output(model, model_and_call("COGVIDEOX_CASE")[1])
+    assert handle.counts.vmonarch == 1
+
+
+def takes_a_plan_of_the_user(group):
+    model, call = model_and_call("COGVIDEOX_CASE")
+    plan = CogVideoXProcessor.parallel_plan(model)
+    with mock.patch.object(CogVideoXProcessor, "parallel_plan", return_value=None):
+        dense = results(model, call)
+        handle = apply(model, dense_layers=1)
+        expected = results(model, call)
+        enable(model, group, cp_plan=plan)
+        check(results(model, call, group), expected)
+        handle.remove()
+        check(results(model, call, group), dense)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        is_removed_before_a_call,
+        refuses_replaced_processors,
+        has_no_plan_beside_other_processors,
+        takes_a_plan_of_the_user,
+    ],
+)
+def test_nobody_attends_within_a_part(processes, case):
+    processes.run(case)
+
+
+def is_alike_under_autocast(group, name):
+    model, call = model_and_call(name)
+    apply(model)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        expected = output(model, call)
+        enable(model, group)
+        assert relative(output(model, call), expected) < 1e-3
+
+
+@pytest.mark.parametrize("name", ["WAN_CASE", "HUNYUAN_CASE"])
+def test_autocast(processes, name):
+    """Some norms give float32 there, and queries come beside values of 16 bits."""
+    processes.run(is_alike_under_autocast, name)

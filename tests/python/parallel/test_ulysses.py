@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from frameattn import parallel
 from oracle import randn
@@ -37,3 +38,20 @@ def is_as_in_one_process(group, tokens, heads, given):
 @pytest.mark.parametrize("tokens", [(5, 5), (7, 4), (0, 3), (3, 1, 0, 6)])
 def test_is_as_in_one_process(processes, tokens, heads, given):
     processes.run(is_as_in_one_process, tokens, heads, given, ranks=len(tokens))
+
+
+def is_checkpointed(group):
+    """A process without heads saves nothing for backward in attention, and still has to run all of it again."""
+    rank = dist.get_rank(group)
+    parts = [own(randn(1, 1, 6, 4, seed=i), (3, 3), rank) for i in range(3)]
+
+    def attend(*parts):
+        return parallel.ulysses(*parts, dense, group=group, tokens_per_rank=(3, 3)) * 2.0
+
+    expected = torch.autograd.grad(attend(*parts).sum(), parts)
+    actual = torch.autograd.grad(checkpoint(attend, *parts, use_reentrant=False).sum(), parts)
+    torch.testing.assert_close(actual, expected)
+
+
+def test_checkpoint_with_fewer_heads_than_processes(processes):
+    processes.run(is_checkpointed)
