@@ -1,7 +1,7 @@
 """VMonarch attention by several processes: of one video by frames and by heads, and in a swapped model of diffusers.
 
 docs/several_gpus.md says which to take. One process for each GPU, or without GPUs on CPU. The model, a small Wan with
-random weights, needs diffusers; every process has all of its weights.
+random weights, needs diffusers and transformers; every process has all of its weights.
 
     torchrun --nproc_per_node 2 examples/several_gpus.py
 """
@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=9)
     frames = parser.parse_args().frames
 
-    on_gpu = bool(frameattn.cuda_devices())
+    on_gpu = torch.cuda.is_available()
     dist.init_process_group("nccl" if on_gpu else "gloo")
     if on_gpu:
         torch.cuda.set_device(dist.get_node_local_rank())
@@ -53,6 +53,7 @@ def main() -> None:
 
 def run_model(device: torch.device) -> None:
     try:
+        import transformers  # noqa: F401  diffusers warns by a logger that this adds to
         from diffusers import ContextParallelConfig, WanTransformer3DModel
     except ImportError:
         return
@@ -67,9 +68,8 @@ def run_model(device: torch.device) -> None:
         (expected,) = model(latent, **arguments)
         if device.type == "cpu":  # diffusers divides the rank by how many there are
             torch.accelerator.device_count = dist.get_world_size
-        model.enable_parallelism(
-            config=ContextParallelConfig(ulysses_degree=dist.get_world_size(), ulysses_anything=True)
-        )
+        uneven = {} if 5 * 4 * 6 % dist.get_world_size() == 0 else {"ulysses_anything": True}  # from diffusers 0.38 on
+        model.enable_parallelism(config=ContextParallelConfig(ulysses_degree=dist.get_world_size(), **uneven))
         (together,) = model(latent, **arguments)
     report("the model", together, expected)
     if dist.get_rank() == 0:

@@ -141,7 +141,7 @@ def apply(
     """Puts VMonarch attention in the place of a video model's self-attention over all tokens.
 
     Weights, their names and all other attention stay. A call that VMonarch cannot take (its grid does not match its
-    tokens, a mask over video tokens, context parallelism) runs what was there, with one warning for each reason.
+    tokens, a mask over video tokens, ring attention) runs what was there, with one warning for each reason.
 
     Args:
         model: a transformer of diffusers (see supported()) or of a class that was registered, as it is or as torch and

@@ -62,8 +62,13 @@ def check(actual, expected):
         assert error < TOLERANCE, f"{name}: {error:.2g}"
 
 
+def case_of(name):
+    """A constant of tiny_models, or by the model's class."""
+    return getattr(tiny_models, name, None) or next(case for case in tiny_models.CASES if case.model == name)
+
+
 def model_and_call(name, frames=FRAMES):
-    case = getattr(tiny_models, name)
+    case = case_of(name)
     return case.build(torch.float32), case.call(frames, torch.float32)
 
 
@@ -98,9 +103,9 @@ def test_tokens_that_do_not_divide(processes, name, ranks):
 LTX_TEXT = {"encoder_hidden_states": randn(2, 6, 16, seed=2, dtype=torch.float32), "encoder_attention_mask": None}
 
 
-@pytest.mark.parametrize("name", ["LTX_CASE", "LTX_CONDITION_CASE", "MINIMAX_H3_CASE"])
+@pytest.mark.parametrize("name", ["LTX_CASE", "LTX_CONDITION_CASE", "MINIMAX_H3_CASE", "ChronoEditTransformer3DModel"])
 def test_others_with_a_plan_of_diffusers(processes, name):
-    getattr(tiny_models, name).build()  # skips where diffusers is too old for it
+    case_of(name).build()  # skips where diffusers is too old for it
     changes = LTX_TEXT if name.startswith("LTX") else {}
     processes.run(is_as_in_one_process, name, FRAMES, {"call": changes}, name == "MINIMAX_H3_CASE", False, ranks=2)
 
