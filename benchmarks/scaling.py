@@ -22,6 +22,7 @@ from functools import cache
 from pathlib import Path
 
 from benchmarks.report import ROOT
+from frameattn._marks import put_between
 from frameattn.parallel import share
 
 RECORDS = ROOT / "benchmarks" / "results" / "nvidia-h100-80gb-hbm3"
@@ -327,11 +328,7 @@ def _lines(machine: Machine, counts: Sequence[int]) -> Iterator[str]:
 
 def renewed(page: str) -> str:
     """The page with the table of today between its marks."""
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"there is no {BEGIN} with {END} behind it")
-    return f"{before}{BEGIN}\n\n{table(Machine(), (4, 8, 16, 32))}\n\n{END}{after}"
+    return put_between(page, BEGIN, END, table(Machine(), (4, 8, 16, 32)))
 
 
 def write_plot(machine: Machine, path: Path) -> None:

@@ -7,6 +7,7 @@ python -m frameattn.adapters docs/adapters.md
 import sys
 from pathlib import Path
 
+from frameattn._marks import put_between
 from frameattn.adapters import supported
 
 BEGIN, END = "<!-- supported:begin -->", "<!-- supported:end -->"
@@ -29,11 +30,7 @@ def table() -> str:
 
 def renewed(page: str) -> str:
     """The page with the table of today between its marks."""
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"there is no {BEGIN} with {END} behind it")
-    return f"{before}{BEGIN}\n\n{table()}\n\n{END}{after}"
+    return put_between(page, BEGIN, END, table())
 
 
 def _name(model: str) -> str:

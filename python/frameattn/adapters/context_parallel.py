@@ -98,13 +98,11 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, part: Tensor, dim: int, group: Any) -> Tensor:
         from frameattn.parallel.agreement import agree
-        from frameattn.parallel.exchange import Reshard, send
+        from frameattn.parallel.exchange import gather
 
         sizes = agree("frameattn.adapters", part.size(dim), {}, None, part.device, group)
-        copies = part.unsqueeze(0).expand(len(sizes), *part.shape)  # one for each process
-        (whole,) = send(group, Reshard([copies], dim + 1, sizes, 0, [1] * len(sizes)))
         ctx.dim, ctx.start, ctx.size = dim, sum(sizes[: group.rank()]), part.size(dim)
-        return whole.squeeze(0)
+        return gather(part, dim, sizes, group)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from frameattn.adapters.attention import Streams, joint_attention, video_attention
-from frameattn.adapters.call import GRID_UNKNOWN, Call, ForeignModule, Grid, Layout, in_backward, running, shape
+from frameattn.adapters.call import GRID_UNKNOWN, ForeignModule, Grid, Layout, in_backward, running, shape
 from frameattn.adapters.state import State
 
 
@@ -109,7 +109,7 @@ class VMonarchProcessor:
         if call.sizes is None or not (self.state.active or (self.state.serving and running.kept)):
             return False
         reason, ulysses = None, self.state.ulysses
-        total = self._tokens(call)
+        total = self._tokens()
         given = [name for name, argument in absent.items() if argument is not None]
         if given:
             reason = f"{' and '.join(given)} given"
@@ -142,17 +142,17 @@ class VMonarchProcessor:
             for_video, for_others = joint_attention(video, others, frames, **self._options)
             return torch.cat([for_others[:, :, :ahead], for_video, for_others[:, :, ahead:]], dim=2)
 
-        return self._over_heads(attention, (query, key, value), (), ahead + frames * per_frame + behind)
+        return self._over_heads(attention, (query, key, value), (), self._tokens())
 
     def attend_jointly(self, video: Streams, text: Streams, text_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Query, key, value of the video, [B, N, H, D] each, and of the text, [B, L, H, D] -> [B, N, H * D] and
         [B, L, H * D]. text_mask [B, L] bool: the text tokens that are keys."""
-        frames, per_frame, ahead, behind = self._sizes()
+        frames = self._sizes()[0]
 
         def attention(video: Streams, text: Streams) -> tuple[Tensor, Tensor]:
             return joint_attention(video, text, frames, text_mask, **self._options)
 
-        return self._over_heads(attention, video, text, ahead + frames * per_frame + behind)
+        return self._over_heads(attention, video, text, self._tokens())
 
     # ---- What these need ---------------------------------------------------------------------------------------------
 
@@ -176,11 +176,9 @@ class VMonarchProcessor:
         result = attention(video, text) if ulysses is None else ulysses.attend(attention, video, text, total)
         return _merge_heads(result) if isinstance(result, Tensor) else _map(result, _merge_heads)
 
-    @staticmethod
-    def _tokens(call: Call) -> int:
+    def _tokens(self) -> int:
         """Of the whole sequence."""
-        assert call.sizes is not None
-        frames, per_frame, ahead, behind = call.sizes.shape[:4]
+        frames, per_frame, ahead, behind = self._sizes()
         return ahead + frames * per_frame + behind
 
     @torch.compiler.disable

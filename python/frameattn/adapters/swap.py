@@ -222,7 +222,6 @@ def _plan(
     ]
     for index, (name, attention) in enumerate(matching):
         original = getattr(attention, "processor", None)
-        parallel_config = getattr(original, "_parallel_config", None)  # an original may have no place for it
         while isinstance(original, VMonarchProcessor):  # of a swap that was removed, which a model brought back
             if original.state.serving:
                 raise RuntimeError(
@@ -244,9 +243,7 @@ def _plan(
             state.declined[name] = f"in the first {dense_layers} blocks"
             if not adapter.joint:
                 continue
-        processor = adapter(original, state, stays_dense)
-        processor._parallel_config = parallel_config
-        processors.append((name, attention, processor))
+        processors.append((name, attention, adapter(original, state, stays_dense)))
     return processors if any(not processor.stays_dense for _, _, processor in processors) else []
 
 

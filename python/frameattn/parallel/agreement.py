@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch.distributed import ProcessGroup
 
-from frameattn.parallel.exchange import Reshard, send
+from frameattn.parallel.exchange import gather
 
 Fact = int | float | torch.dtype | None
 
@@ -36,9 +36,7 @@ def agree(
     """
     numbers = [0.0] * len(facts) if problem else [_number(fact) for fact in facts.values()]
     mine = torch.tensor([problem is not None, size, *numbers], dtype=torch.float64, device=device)
-    ones = [1] * group.size()
-    (everyone,) = send(group, Reshard([mine.expand(group.size(), 1, -1)], 1, ones, 0, ones))  # a copy for each
-    answers = everyone[0].tolist()
+    answers = gather(mine.unsqueeze(0), 0, [1] * group.size(), group).tolist()
     if problem is not None:
         raise problem
     for rank, (failed, *_) in enumerate(answers):

@@ -120,6 +120,13 @@ def send(group: ProcessGroup, *parcels: Reshard) -> list[Tensor]:
     return [parcel.assemble(rank, x) for parcel, x in zip(parcels, by_parcel, strict=True)]
 
 
+def gather(x: Tensor, dim: int, sizes: Sequence[int], group: ProcessGroup) -> Tensor:
+    """The x of all processes, sizes[rank] long along a dimension, one behind the other, on every process."""
+    copies = x.expand(len(sizes), *x.shape)  # one for each
+    (whole,) = send(group, Reshard([copies], dim + 1, sizes, 0, [1] * len(sizes)))
+    return whole.squeeze(0)
+
+
 def all_sums(tensors: Sequence[Tensor], group: ProcessGroup, after: Tensor | None = None) -> list[Tensor]:
     """The sum of each over all processes: one collective, for the tensors have one dtype. It needs what came by the
     collective that it comes ``after``."""
