@@ -8,14 +8,17 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from frameattn._optional import require
 from frameattn.models.framedit import FrameDiT
-from frameattn.models.registry import create_model
+from frameattn.models.registry import create_model, is_text_to_video
+
+if TYPE_CHECKING:
+    from frameattn.models.text_to_video import FrameDiTHT2V
 
 _METADATA = "frameattn"
 _COMPILED_PREFIX = "_orig_mod."  # torch.compile puts it before every name
@@ -63,7 +66,9 @@ def load_checkpoint(model: nn.Module, path: str | Path, weights: str = "auto", s
     _load(model, _read_weights(path, weights), path, strict)
 
 
-def from_checkpoint(path: str | Path, name: str | None = None, weights: str = "auto", **overrides: Any) -> FrameDiT:
+def from_checkpoint(
+    path: str | Path, name: str | None = None, weights: str = "auto", **overrides: Any
+) -> "FrameDiT | FrameDiTHT2V":
     """The model of a checkpoint with its weights, in evaluation mode.
 
     Args:
@@ -79,7 +84,11 @@ def from_checkpoint(path: str | Path, name: str | None = None, weights: str = "a
     name = name or metadata.get("model")
     if name is None:
         raise ValueError(f"{path} does not say which model it is: give its name (frameattn.models.list_models())")
-    arguments = metadata.get("arguments") or _arguments_of(state, null_class=overrides.get("class_dropout_prob", 1) > 0)
+    arguments = metadata.get("arguments")
+    if not arguments and is_text_to_video(name):
+        arguments = _text_to_video_arguments_of(state)
+    elif not arguments:
+        arguments = _arguments_of(state, null_class=overrides.get("class_dropout_prob", 1) > 0)
     model = create_model(name, **{**arguments, **overrides})
     _load(model, state, path, strict=True)
     return model.eval()
@@ -160,4 +169,23 @@ def _arguments_of(state: Mapping[str, Tensor], null_class: bool) -> dict[str, An
         arguments |= {"extras": 2, "num_classes": len(table) - null_class}
     elif "text_embedding_projection.1.weight" in state:
         arguments["extras"] = 78
+    return arguments
+
+
+def _text_to_video_arguments_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Likewise of a FrameDiTHT2V. Nothing tells its heads and number of frames."""
+    try:
+        dim, in_channels, patch_size, _ = state["pos_embed.proj.weight"].shape
+        arguments = {
+            "in_channels": in_channels,
+            "out_channels": len(state["proj_out.bias"]) // patch_size**2,
+            "patch_size": patch_size,
+            "num_layers": sum(key.endswith("attn2.to_q.weight") for key in state),
+            "caption_channels": state["caption_projection.linear_1.weight"].size(1),
+            "cross_attention_dim": dim,
+        }
+    except KeyError:
+        return {}  # loading will say what is missing
+    if (u := state.get("temporal_transformer_blocks.0.attn1.matrix_attention.linear_q.u")) is not None:
+        arguments |= {"col_dim": len(u), "sample_size": round(len(u) ** 0.5) * patch_size}
     return arguments

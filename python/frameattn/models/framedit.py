@@ -107,6 +107,7 @@ class FrameDiT(nn.Module):
     Attributes:
         config: these arguments, all of them.
         num_frames: frames of a clip; may be set to fewer than the model was made for.
+        checkpointed_layers: with gradient_checkpointing so many first pairs of blocks; all of them from the start.
 
     Raises:
         ValueError: arguments do not fit together.
@@ -148,6 +149,7 @@ class FrameDiT(nn.Module):
         self.num_frames = num_frames
         self.out_channels = in_channels * (2 if learn_sigma else 1)
         self.gradient_checkpointing = gradient_checkpointing
+        self.checkpointed_layers = depth // 2
 
         self.x_embedder = PatchEmbed(patch_size, in_channels, hidden_size)
         self.t_embedder = TimestepEmbedder(hidden_size)
@@ -234,12 +236,12 @@ class FrameDiT(nn.Module):
         tokens = self.x_embedder(x.flatten(0, 1)).unflatten(0, x.shape[:2]) + self.pos_embed
         for i, block in enumerate(self.blocks):
             if i % 2 == 0:
-                tokens = self._run(block, tokens, condition, condition_of_frame)
+                tokens = self._run(i // 2, block, tokens, condition, condition_of_frame)
             elif video_frames:
                 video = tokens[:, :video_frames]
                 if i == 1:
                     video = video + self.temp_embed[:, :video_frames].unsqueeze(2)
-                video = self._run(block, video, video_condition, None)
+                video = self._run(i // 2, block, video, video_condition, None)
                 tokens = torch.cat([video, tokens[:, video_frames:]], dim=1) if use_image_num else video
         return self._unpatchify(self.final_layer(tokens, final_condition, condition_of_frame))
 
@@ -335,8 +337,8 @@ class FrameDiT(nn.Module):
         index = torch.arange(self.num_frames + use_image_num, device=t.device)
         return condition, condition, (index - max(0, self.num_frames - 1)).clamp(min=0)
 
-    def _run(self, block: nn.Module, *arguments: Tensor | None) -> Tensor:
-        if self.gradient_checkpointing and torch.is_grad_enabled():
+    def _run(self, layer: int, block: nn.Module, *arguments: Tensor | None) -> Tensor:
+        if self.gradient_checkpointing and layer < self.checkpointed_layers and torch.is_grad_enabled():
             return checkpoint(block, *arguments, use_reentrant=False)
         return block(*arguments)
 

@@ -1,11 +1,16 @@
-"""The names of FrameDiT's models: ``FrameDiT{G,H}[IMG]-SIZE/QK-V/PATCH[-softmax_u][-concat]``."""
+"""The names of FrameDiT's models: ``FrameDiT{G,H}[IMG]-SIZE/QK-V/PATCH[-softmax_u][-concat]``, and text to video."""
 
 import difflib
 import inspect
 import itertools
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
+from frameattn._optional import require
 from frameattn.models.framedit import FrameDiT, FrameDiTG, FrameDiTH
+
+if TYPE_CHECKING:
+    from frameattn.models.text_to_video import FrameDiTHT2V
 
 _SIZES = {
     "S": dict(depth=12, hidden_size=384, num_row_heads=6),
@@ -15,11 +20,11 @@ _SIZES = {
 }
 _COL_DIMS = {"64-256": dict(qk_col_dim=64, v_col_dim=256), "128-512": dict(qk_col_dim=128, v_col_dim=512)}
 _U_TYPES = {"": dict(), "-softmax_u": dict(u_type="softmax")}
-_TEXT_TO_VIDEO = "FrameDiTHT2V-XL/256-2-1-2-concat"
+_TEXT_TO_VIDEO = "FrameDiTHT2V-XL/256-2-1-2-concat"  # has the arguments that the class starts from
 
 
-def _build_registry() -> dict[str, tuple[type[FrameDiT], dict[str, Any]]]:
-    registry: dict[str, tuple[type[FrameDiT], dict[str, Any]]] = {}
+def _build_registry() -> dict[str, tuple[Callable[..., FrameDiT], dict[str, Any]]]:
+    registry: dict[str, tuple[Callable[..., FrameDiT], dict[str, Any]]] = {}
     # Image joint training (IMG) is an argument of forward, so these names build the same classes.
     for family, images in itertools.product("GH", ("", "IMG")):
         for (size, of_size), (dims, of_dims), (u, of_u) in itertools.product(
@@ -43,7 +48,7 @@ def list_models() -> list[str]:
     return [*_REGISTRY, _TEXT_TO_VIDEO]
 
 
-def create_model(name: str, **overrides: Any) -> FrameDiT:
+def create_model(name: str, **overrides: Any) -> "FrameDiT | FrameDiTHT2V":
     """Builds a registered model with fresh weights.
 
     Args:
@@ -54,26 +59,47 @@ def create_model(name: str, **overrides: Any) -> FrameDiT:
         KeyError: unknown name; the message says the nearest.
         TypeError: unknown argument; likewise.
         ValueError: arguments do not fit together.
-        NotImplementedError: the text-to-video model, which a later version brings.
+        MissingExtra: the text-to-video model needs diffusers.
 
     >>> create_model("FrameDiTG-S/64-256/2", input_size=32, num_frames=16, extras=2, num_classes=101).num_frames
     16
     """
-    if name == _TEXT_TO_VIDEO:
-        raise NotImplementedError(f"{name}: the text-to-video model comes in a later version of frameattn")
-    if name not in _REGISTRY:
-        raise KeyError(f"unknown model {name!r}: did you mean {_nearest(name, list_models())!r}?")
-    kind, options = _REGISTRY[name]
-    known = [k for k in inspect.signature(FrameDiT).parameters if not k.startswith("_")]
-    if kind is FrameDiTH:
-        known.append("fuse_mode")
+    if name not in list_models():
+        raise KeyError(f"unknown model {name!r}: did you mean {nearest(name, list_models())!r}?")
+    kind, options = (text_to_video_class(), {}) if is_text_to_video(name) else _REGISTRY[name]
+    known = argument_names(name)
     for key in overrides:
         if key not in known:
-            raise TypeError(f"{kind.__name__} has no argument {key!r}: did you mean {_nearest(key, known)!r}?")
+            raise TypeError(f"{name.split('-')[0]} has no argument {key!r}: did you mean {nearest(key, known)!r}?")
     return kind(**{**options, **overrides})
 
 
-def _nearest(name: str, known: list[str]) -> str:
+def is_text_to_video(name: str) -> bool:
+    """Whether the model called name is FrameDiTHT2V; others are FrameDiT."""
+    return name == _TEXT_TO_VIDEO
+
+
+def text_to_video_class() -> "type[FrameDiTHT2V]":
+    """FrameDiTHT2V, whose import needs diffusers.
+
+    Raises:
+        MissingExtra: it is not installed.
+    """
+    require("diffusers")
+    from frameattn.models.text_to_video import FrameDiTHT2V
+
+    return FrameDiTHT2V
+
+
+def argument_names(name: str) -> list[str]:
+    """The arguments of the model called name."""
+    if is_text_to_video(name):
+        return [k for k in inspect.signature(text_to_video_class().__init__).parameters if k != "self"]
+    names = [k for k in inspect.signature(FrameDiT).parameters if not k.startswith("_")]
+    return [*names, "fuse_mode"] if _REGISTRY[name][0] is FrameDiTH else names
+
+
+def nearest(name: str, known: list[str]) -> str:
     """One that begins with name (four official configs leave out ``-concat``), or else the most similar."""
     begins = [one for one in known if one.startswith(name)]
     return begins[0] if begins else difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]

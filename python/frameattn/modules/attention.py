@@ -14,6 +14,34 @@ SHORT = 64
 LARGEST_HEAD = 256  # of vmonarch_attention
 
 
+def attend_in_frames(query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> Tensor:
+    """Multi-head attention among the N tokens of each frame: [B, T, N, D] three times -> [B, T, N, D]."""
+    if query.size(2) <= SHORT:
+        query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+        out = functional.matrix_attention(query, key, value, row_heads=num_heads, col_heads=query.size(2))
+        return out.transpose(1, 2)
+
+    def heads(x: Tensor) -> Tensor:  # [B, T, N, D] -> [B T, heads, N, d]
+        return x.unflatten(-1, (num_heads, -1)).flatten(0, 1).transpose(1, 2)
+
+    q, k, v = heads(query), heads(key), heads(value)
+    # One frame of vmonarch_attention is dense attention, at 256 tokens on a Zen 5 twice (float32) and three times
+    # (bfloat16) as fast as torch's own.
+    if has_block_gemm(q) and q.size(-1) <= LARGEST_HEAD:
+        out = functional.vmonarch_attention(q, k, v, frames=1)
+    else:
+        out = F.scaled_dot_product_attention(q, k, v)
+    return out.transpose(1, 2).reshape(query.shape)
+
+
+def attend_over_time(query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> Tensor:
+    """Multi-head attention among the T frames at each position: [B, T, N, D] three times -> [B, T, N, D].
+
+    This is matrix attention whose heads are one token high, so it reads and writes [B, T, N, D] in place.
+    """
+    return functional.matrix_attention(query, key, value, row_heads=num_heads, col_heads=query.size(2))
+
+
 class Projections(nn.Module):
     """qkv and proj, around an attention. The packed qkv is (query, key, value) x heads x channels of a head."""
 
@@ -58,31 +86,14 @@ class SpatialAttention(_SelfAttention):
     """
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        if query.size(2) <= SHORT:
-            query, key, value = (x.transpose(1, 2) for x in (query, key, value))
-            out = functional.matrix_attention(query, key, value, row_heads=self.num_heads, col_heads=query.size(2))
-            return out.transpose(1, 2)
-
-        def heads(x: Tensor) -> Tensor:  # [B, T, N, D] -> [B T, heads, N, d]
-            return x.unflatten(-1, (self.num_heads, -1)).flatten(0, 1).transpose(1, 2)
-
-        q, k, v = heads(query), heads(key), heads(value)
-        # One frame of vmonarch_attention is dense attention, at 256 tokens on a Zen 5 twice (float32) and three times
-        # (bfloat16) as fast as torch's own.
-        if has_block_gemm(q) and q.size(-1) <= LARGEST_HEAD:
-            out = functional.vmonarch_attention(q, k, v, frames=1)
-        else:
-            out = F.scaled_dot_product_attention(q, k, v)
-        return out.transpose(1, 2).reshape(query.shape)
+        return attend_in_frames(query, key, value, self.num_heads)
 
 
 class TemporalAttention(_SelfAttention):
     """Attention among the T frames, at each of the N positions for itself ("local factorized" attention).
 
-    This is matrix attention whose heads are one token high, so it reads and writes [B, T, N, D] in place.
-
     Args and shapes as in SpatialAttention.
     """
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return functional.matrix_attention(query, key, value, row_heads=self.num_heads, col_heads=query.size(2))
+        return attend_over_time(query, key, value, self.num_heads)

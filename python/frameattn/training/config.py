@@ -54,6 +54,8 @@ class Config:
     model: Named = field(default_factory=lambda: Named("FrameDiTG-XL/128-512/2"))
     diffusion: Diffusion = field(default_factory=Diffusion)
     init: str | None = None  # a checkpoint whose weights training starts from
+    latte: str | None = None  # text to video: the Latte that the model starts from, a folder or a name on the hub
+    freeze_latte: bool = True  # train what Matrix Attention adds to it alone
     seed: int = 0
 
     stages: list[Stage] | None = None
@@ -72,10 +74,12 @@ class Config:
     clip_norm: float | None = 0.1
     clip_start: int = 20_000  # first step whose gradient is clipped
     ema_decay: float = 0.9999
+    ema_every: int = 1  # steps between two updates of the average
 
     precision: Literal["fp32", "bf16"] = "fp32"
     device: str = "auto"
     compile: bool = False
+    checkpoint_blocks: int = 0  # so many first pairs of blocks are computed again in backward
     workers: int = 0  # processes that prepare data
 
     log_every: int = 100
@@ -85,9 +89,10 @@ class Config:
 
     def __post_init__(self) -> None:
         requirements = {
-            "at least 0": [("seed", self.seed >= 0), ("images", self.images >= 0), ("warmup", self.warmup >= 0)],
+            "at least 0": [(key, getattr(self, key) >= 0) for key in ("seed", "images", "warmup", "checkpoint_blocks")],
             "at least 1": [
-                (key, getattr(self, key) >= 1) for key in ("steps", "batch", "accumulation", "log_every", "save_every")
+                (key, getattr(self, key) >= 1)
+                for key in ("steps", "batch", "accumulation", "ema_every", "log_every", "save_every")
             ],
             "more than 0": [
                 ("learning_rate", self.learning_rate > 0),
