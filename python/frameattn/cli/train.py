@@ -9,6 +9,9 @@ examples:
   frameattn train --data clips/ --model FrameDiTG-XL/128-512/2 --out runs/clips --precision bf16
   frameattn train --out runs/digits                      # go on where it stopped
 
+text to video, from a Latte and clips that were encoded (frameattn.data.save_latents):
+  frameattn train --model FrameDiTHT2V-XL/256-2-1-2-concat --latte DIR --data latents/ --out runs/text
+
 files in --out:
   checkpoint.safetensors   averaged weights, for frameattn sample
   state.pt                 everything to resume from
@@ -23,7 +26,14 @@ from frameattn._optional import require
 from frameattn.cli.devices import choose_device
 from frameattn.cli.overrides import parse_overrides
 from frameattn.training import create_trainer
-from frameattn.training.config_io import build_config, config_values, load_yaml, merge, save_config
+from frameattn.training.config_io import (
+    build_config,
+    config_values,
+    load_yaml,
+    merge,
+    save_config,
+    with_saved_arguments,
+)
 from frameattn.training.files import check_same_run, load_state
 
 
@@ -38,8 +48,9 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     state = load_state(options.out / "state.pt")
     saved = state["config"] if state else {}
     values = load_yaml(options.config) if options.config else saved
-    config = build_config(merge(values, parse_overrides(overrides)))
-    trainer = create_trainer(config, options.out, choose_device(config.device))
+    values = merge(values, parse_overrides(overrides))
+    config = build_config(with_saved_arguments(values, saved))
+    trainer = create_trainer(config, options.out, choose_device(config.device), resuming=bool(state))
     if state:
         check_same_run(config_values(trainer.config), saved, options.out)
         trainer.load(state)

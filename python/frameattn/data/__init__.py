@@ -2,7 +2,8 @@
 
 A data set has ``channels``, ``size`` (side of a frame), ``num_classes`` (0: without classes) and
 ``draw(count, frames, generator)``, which returns clips [count, frames, channels, size, size] in -1..1 and their labels
-[count]. All that is random is taken from the generator: the same state gives the same bits.
+[count]. All that is random is taken from the generator: the same state gives the same bits. Encoded clips (latents.py)
+have ``text_channels``, and their ``draw`` returns texts and masks in the place of labels.
 """
 
 from pathlib import Path
@@ -11,12 +12,22 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from frameattn.data.latents import EncodedClip, LatentClips, save_latents
 from frameattn.data.moving_digits import MovingDigits
 from frameattn.data.video_folder import VideoFolder
 
 DATASETS = {"moving_digits": MovingDigits}
 
-__all__ = ["DATASETS", "MovingDigits", "VideoDataset", "VideoFolder", "create_dataset"]
+__all__ = [
+    "DATASETS",
+    "EncodedClip",
+    "LatentClips",
+    "MovingDigits",
+    "VideoDataset",
+    "VideoFolder",
+    "create_dataset",
+    "save_latents",
+]
 
 
 class VideoDataset(Protocol):
@@ -29,14 +40,17 @@ class VideoDataset(Protocol):
     def draw(self, count: int, frames: int, generator: torch.Generator) -> tuple[Tensor, Tensor]: ...
 
 
-def create_dataset(name: str, **arguments: Any) -> VideoDataset:
-    """The data set called name, or the videos of the folder name (``./moving_digits`` is a folder of that name).
+def create_dataset(name: str, **arguments: Any) -> VideoDataset | LatentClips:
+    """The data set called name, or the clips of the folder or file name (``./moving_digits`` is a folder of that name).
 
     Raises:
         ValueError: name is neither, or an argument does not fit.
     """
     if name in DATASETS:
         return DATASETS[name](**arguments)
-    if not Path(name).is_dir():
-        raise ValueError(f"{name} is neither a folder of videos nor a data set ({', '.join(DATASETS)})")
+    path = Path(name)
+    if path.is_file() or (path.is_dir() and any(path.glob("*.safetensors"))):
+        return LatentClips(path, **arguments)
+    if not path.is_dir():
+        raise ValueError(f"{name} is no folder of videos, no encoded clips and no data set ({', '.join(DATASETS)})")
     return VideoFolder(name, **arguments)

@@ -1,4 +1,4 @@
-"""FrameDiT-G, -H and -H T2V (arXiv 2603.09721), their registered names, and checkpoints of ours and of the official code.
+"""FrameDiT-G, -H and -H T2V (arXiv 2603.09721), their names, and checkpoints of ours and of the official code.
 
 FrameDiTHT2V is a model of diffusers, which is imported when the class is asked for.
 """

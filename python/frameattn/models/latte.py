@@ -1,12 +1,13 @@
-"""From Latte's configuration and weights to those of FrameDiTHT2V, which has all of them under the same names but one."""
+"""From Latte's configuration and weights to those of FrameDiTHT2V, which has them all under nearly the same names."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-LATTE_SUBFOLDER = "transformer"  # of a pipeline's folder
+if TYPE_CHECKING:
+    from frameattn.models.text_to_video import FrameDiTHT2V
 
 # What FrameDiTHT2V is made for and has no argument for.
 _FIXED = {
@@ -15,7 +16,7 @@ _FIXED = {
     "activation_fn": "gelu-approximate",
     "dropout": 0.0,
 }
-_MATRIX_OPTIONS = (
+OPTIONS = (  # of from_latte
     "num_col_attn_heads",
     "qk_col_attn_head_dim",
     "v_col_attn_head_dim",
@@ -24,6 +25,7 @@ _MATRIX_OPTIONS = (
     "u_type",
     "fuse_mode",
     "u_norm_eps_outside",
+    "video_length",  # of which Latte has no weights
 )
 _ADDED = "attn1."  # in a temporal block: all of it but the attention that was there
 _KEPT = "attn1.attention."
@@ -34,16 +36,16 @@ def is_added_to_latte(name: str) -> bool:
     return name.startswith("temporal_transformer_blocks.") and f".{_ADDED}" in name and f".{_KEPT}" not in name
 
 
-def latte_arguments(config: Mapping[str, Any], matrix_options: Mapping[str, Any]) -> dict[str, Any]:
+def latte_arguments(config: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of FrameDiTHT2V for the configuration of a Latte.
 
     Raises:
         ValueError: the configuration is not of such a Latte; the message names all that is not.
-        TypeError: an option that is none of the matrix branch.
+        TypeError: an option that is none of OPTIONS.
     """
-    for option in matrix_options:
-        if option not in _MATRIX_OPTIONS:
-            raise TypeError(f"from_latte has no option {option!r}; there are {', '.join(_MATRIX_OPTIONS)}")
+    for option in options:
+        if option not in OPTIONS:
+            raise TypeError(f"from_latte has no option {option!r}; there are {', '.join(OPTIONS)}")
     problems = [
         f"{key} is {config.get(key)!r}, not {value!r}" for key, value in _FIXED.items() if config.get(key) != value
     ]
@@ -68,12 +70,12 @@ def latte_arguments(config: Mapping[str, Any], matrix_options: Mapping[str, Any]
         "row_attn_head_dim": config["attention_head_dim"],
         "col_dim": tokens,
         "num_col_attn_heads": max(1, tokens // 2),  # 512 of 1024, as in the registered model
-        **matrix_options,
+        **options,
     }
 
 
 @torch.no_grad()
-def copy_latte(latte: Mapping[str, Tensor], model: nn.Module) -> None:
+def copy_latte(latte: Mapping[str, Tensor], model: "FrameDiTHT2V") -> None:
     """Copies the weights of a Latte into the model.
 
     Raises:

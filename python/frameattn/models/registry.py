@@ -3,7 +3,7 @@
 import difflib
 import inspect
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from frameattn._optional import require
@@ -65,13 +65,24 @@ def create_model(name: str, **overrides: Any) -> "FrameDiT | FrameDiTHT2V":
     16
     """
     if name not in list_models():
-        raise KeyError(f"unknown model {name!r}: did you mean {nearest(name, list_models())!r}?")
-    kind, options = (text_to_video_class(), {}) if is_text_to_video(name) else _REGISTRY[name]
-    known = argument_names(name)
-    for key in overrides:
-        if key not in known:
-            raise TypeError(f"{name.split('-')[0]} has no argument {key!r}: did you mean {nearest(key, known)!r}?")
+        raise KeyError(f"unknown model {name!r}: did you mean {_nearest(name, list_models())!r}?")
+    check_arguments(name, overrides)
+    if is_text_to_video(name):
+        return text_to_video_class()(**overrides)
+    kind, options = _REGISTRY[name]
     return kind(**{**options, **overrides})
+
+
+def check_arguments(name: str, arguments: Iterable[str]) -> None:
+    """Raises TypeError where the model called name does not have one of arguments; the message says the nearest."""
+    if is_text_to_video(name):
+        known = [k for k in inspect.signature(text_to_video_class().__init__).parameters if k != "self"]
+    else:
+        known = [k for k in inspect.signature(FrameDiT).parameters if not k.startswith("_")]
+        known += ["fuse_mode"] if _REGISTRY[name][0] is FrameDiTH else []
+    for key in arguments:
+        if key not in known:
+            raise TypeError(f"{name.split('-')[0]} has no argument {key!r}: did you mean {_nearest(key, known)!r}?")
 
 
 def is_text_to_video(name: str) -> bool:
@@ -91,15 +102,7 @@ def text_to_video_class() -> "type[FrameDiTHT2V]":
     return FrameDiTHT2V
 
 
-def argument_names(name: str) -> list[str]:
-    """The arguments of the model called name."""
-    if is_text_to_video(name):
-        return [k for k in inspect.signature(text_to_video_class().__init__).parameters if k != "self"]
-    names = [k for k in inspect.signature(FrameDiT).parameters if not k.startswith("_")]
-    return [*names, "fuse_mode"] if _REGISTRY[name][0] is FrameDiTH else names
-
-
-def nearest(name: str, known: list[str]) -> str:
+def _nearest(name: str, known: list[str]) -> str:
     """One that begins with name (four official configs leave out ``-concat``), or else the most similar."""
     begins = [one for one in known if one.startswith(name)]
     return begins[0] if begins else difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]

@@ -4,9 +4,11 @@ A model of diffusers, whose import takes seconds; frameattn.models therefore imp
 """
 
 from os import PathLike
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
+from diffusers import LatteTransformer3DModel
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.embeddings import PatchEmbed, PixArtAlphaTextProjection, get_1d_sincos_pos_embed_from_grid
@@ -16,10 +18,11 @@ from diffusers.models.normalization import AdaLayerNormSingle
 from torch import Tensor, nn
 
 from frameattn.functional import modulated_layer_norm
-from frameattn.models.latte import LATTE_SUBFOLDER, copy_latte, is_added_to_latte, latte_arguments
+from frameattn.models.latte import copy_latte, is_added_to_latte, latte_arguments
 from frameattn.models.text_to_video_blocks import FUSE_MODES, LatteMatrixAttention, SpatialBlock, TemporalBlock
 from frameattn.modules import Linear
 
+LATTE_SUBFOLDER = "transformer"  # in a pipeline's folder
 DROPPED = -10_000.0  # added to the logits of a text token that the mask drops
 
 
@@ -52,6 +55,7 @@ class FrameDiTHT2V(ModelMixin, ConfigMixin, PeftAdapterMixin):
     Attributes:
         config: these arguments.
         disable_matrix_attention: may be set at any time.
+        num_frames: T.
         checkpointed_layers: with enable_gradient_checkpointing() so many first pairs of blocks are computed again in
             backward; all of them from the start.
 
@@ -60,9 +64,9 @@ class FrameDiTHT2V(ModelMixin, ConfigMixin, PeftAdapterMixin):
     """
 
     _supports_gradient_checkpointing = True
-    _no_split_modules = ["SpatialBlock", "TemporalBlock"]
-    _repeated_blocks = ["SpatialBlock", "TemporalBlock"]
-    _skip_layerwise_casting_patterns = ["pos_embed", "norm"]
+    _no_split_modules: ClassVar = ["SpatialBlock", "TemporalBlock"]
+    _repeated_blocks: ClassVar = ["SpatialBlock", "TemporalBlock"]
+    _skip_layerwise_casting_patterns: ClassVar = ["pos_embed", "norm"]
 
     @register_to_config
     def __init__(
@@ -94,6 +98,7 @@ class FrameDiTHT2V(ModelMixin, ConfigMixin, PeftAdapterMixin):
         self._check_config()
         dim = num_row_attn_heads * row_attn_head_dim
         self.disable_matrix_attention = disable_matrix_attention
+        self.num_frames = video_length
         self.gradient_checkpointing = False
         self.checkpointed_layers = num_layers
 
@@ -138,35 +143,44 @@ class FrameDiTHT2V(ModelMixin, ConfigMixin, PeftAdapterMixin):
 
     @classmethod
     def from_latte(
-        cls, latte: nn.Module | str | PathLike, freeze: bool = True, **matrix_options: Any
+        cls, latte: LatteTransformer3DModel | str | PathLike, freeze: bool = True, **options: Any
     ) -> "FrameDiTHT2V":
         """Latte's sizes and weights, with Matrix Attention beside them that has yet to be trained.
 
         With ``disable_matrix_attention`` set to True the model computes what Latte computes.
 
         Args:
-            latte: diffusers' LatteTransformer3DModel; or what its from_pretrained takes, the folder of one or of a
-                pipeline that has one.
+            latte: diffusers' LatteTransformer3DModel, or what load_latte takes.
             freeze: what came from Latte has requires_grad False; the matrix branch, norm_local, norm_global,
                 output_linear and the gates are trained.
-            matrix_options: num_col_attn_heads (default: half of the tokens in a frame), qk_col_attn_head_dim,
-                v_col_attn_head_dim, use_bias, bias_type, u_type, fuse_mode, u_norm_eps_outside.
+            options: num_col_attn_heads (default: half of the tokens in a frame), qk_col_attn_head_dim,
+                v_col_attn_head_dim, use_bias, bias_type, u_type, fuse_mode, u_norm_eps_outside, video_length (default:
+                Latte's).
 
         Raises:
             ValueError: what in Latte's configuration or weights does not fit, all of it in one message.
+            TypeError: another option.
             OSError: no such folder.
         """
         if isinstance(latte, (str, PathLike)):
-            latte = load_latte(latte)
+            latte = cls.load_latte(latte)
         of_latte = next(latte.parameters())
         with of_latte.device:
-            model = cls(**latte_arguments(latte.config, matrix_options))
+            model = cls(**latte_arguments(latte.config, options))
         for tensor in model.state_dict(keep_vars=True).values():  # not the tables, whose rounding would stay
             tensor.data = tensor.data.to(of_latte.dtype)
         copy_latte(latte.state_dict(), model)
         if freeze:
             model.freeze_latte()
         return model
+
+    @staticmethod
+    def load_latte(path: str | PathLike) -> LatteTransformer3DModel:
+        """LatteTransformer3DModel from its folder, from that of a pipeline, or from the hub."""
+        folder = Path(path)
+        if folder.exists() and not (folder / LATTE_SUBFOLDER).is_dir():
+            return LatteTransformer3DModel.from_pretrained(path)
+        return LatteTransformer3DModel.from_pretrained(path, subfolder=LATTE_SUBFOLDER)
 
     def freeze_latte(self) -> None:
         """requires_grad of what Matrix Attention adds to Latte, and of nothing else."""
@@ -321,16 +335,6 @@ class FrameDiTHT2V(ModelMixin, ConfigMixin, PeftAdapterMixin):
             )
         if mask is not None and mask.shape != text.shape[:-1]:
             raise ValueError(f"{name}: encoder_attention_mask must be {list(text.shape[:-1])}, got {list(mask.shape)}")
-
-
-def load_latte(path: str | PathLike) -> nn.Module:
-    """LatteTransformer3DModel from its folder, or from that of a pipeline, or from the hub."""
-    from diffusers import LatteTransformer3DModel
-
-    try:
-        return LatteTransformer3DModel.from_pretrained(path, subfolder=LATTE_SUBFOLDER)
-    except OSError:
-        return LatteTransformer3DModel.from_pretrained(path)
 
 
 def _initialize_linear(module: nn.Module) -> None:

@@ -50,6 +50,12 @@ def merge(values: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def with_saved_arguments(values: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
+    """values with the model's arguments of a saved run under them: those that its data or Latte decided."""
+    same = saved and values.get("model", {}).get("name") == saved["model"]["name"]
+    return {**values, "model": {**saved["model"], **values["model"]}} if same else dict(values)
+
+
 def build_config(values: dict[str, Any]) -> Config:
     """A Config from plain values, every one of them checked."""
     if "data" not in values:

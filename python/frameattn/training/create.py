@@ -1,56 +1,137 @@
 """A trainer from a configuration: the data set, the model, and what each asks of the other."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from frameattn._errors import UsageError, as_usage_error
-from frameattn.data import VideoDataset, create_dataset
+from frameattn.data import LatentClips, VideoDataset, create_dataset
 from frameattn.models import create_model, load_checkpoint
-from frameattn.training.config import Config
+from frameattn.models.latte import OPTIONS, latte_arguments
+from frameattn.models.registry import check_arguments, is_text_to_video, text_to_video_class
+from frameattn.training.config import Config, Sampling
 from frameattn.training.trainer import Trainer
 
+TEXT_SAMPLING = Sampling(steps=50, method="ddim", cfg=7.5)  # as Latte's pipeline
 
-def create_trainer(config: Config, folder: Path, device: torch.device) -> Trainer:
-    """The trainer at step 0; its config names every argument of the model that the data decided."""
+
+def create_trainer(config: Config, folder: Path, device: torch.device, resuming: bool = False) -> Trainer:
+    """The trainer at step 0; its config names every argument of the model that the data or Latte decided.
+
+    Args:
+        resuming: the weights will be those of the run's state: init and latte are not read.
+    """
     with as_usage_error(f"data {config.data.name}"):
         dataset = create_dataset(config.data.name, **config.data.arguments)
-    arguments = complete_model_arguments(config, dataset)
-    config = dataclasses.replace(config, model=dataclasses.replace(config.model, arguments=arguments))
+    create = _create_text_to_video if is_text_to_video(config.model.name) else _create_framedit
     torch.manual_seed(config.seed)
-    with as_usage_error(f"model {config.model.name}"):
-        model = create_model(config.model.name, **arguments)
-    if config.init:
+    model, arguments = create(config, dataset, resuming)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, arguments=arguments))
+    if create is _create_text_to_video and config.sampling == Sampling():
+        config = dataclasses.replace(config, sampling=TEXT_SAMPLING)
+    if config.init and not resuming:
         with as_usage_error(f"init {config.init}"):
             load_checkpoint(model, config.init)
+    if config.checkpoint_blocks:
+        model.checkpointed_layers = config.checkpoint_blocks
     for i, stage in enumerate(config.plan(model.num_frames)):
         if stage.frames > model.num_frames:
             raise UsageError(
                 f"stages[{i}].frames is {stage.frames}, but the model is made for {model.num_frames} frames: "
-                f"set model.num_frames"
+                f"set model.{'video_length' if 'video_length' in arguments else 'num_frames'}"
             )
     return Trainer(config, model, dataset, folder, device)
+
+
+def _create_framedit(config: Config, dataset: Any, resuming: bool) -> tuple[Any, dict[str, Any]]:
+    """A FrameDiT and its arguments."""
+    if config.latte:
+        raise UsageError(f"latte is of text to video: model {config.model.name} cannot start from it")
+    if isinstance(dataset, LatentClips):
+        raise UsageError(f"data {config.data.name} has texts, but model {config.model.name} takes videos")
+    arguments = complete_model_arguments(config, dataset)
+    with as_usage_error(f"model {config.model.name}"):
+        model = create_model(config.model.name, **arguments)
+    if config.checkpoint_blocks:
+        model.gradient_checkpointing = True
+    return model, arguments
 
 
 def complete_model_arguments(config: Config, dataset: VideoDataset) -> dict[str, Any]:
     """The model's arguments, with those that follow from data, stages and diffusion filled in or checked."""
     arguments = dict(config.model.arguments)
-    derived = {
-        "in_channels": dataset.channels,
-        "input_size": dataset.size,
-        "learn_sigma": config.diffusion.learn_sigma,
-    }
     extras = arguments.setdefault("extras", 2 if dataset.num_classes else 1)
     if extras not in (1, 2):
         raise UsageError(f"model.extras must be 1 (no condition) or 2 (classes) for frameattn train, got {extras}")
+    of_data = {"in_channels": dataset.channels, "input_size": dataset.size}
     if extras == 2:
-        derived["num_classes"] = dataset.num_classes
-    for name, value in derived.items():
-        if arguments.setdefault(name, value) != value:
-            source = "diffusion" if name == "learn_sigma" else "data"
-            raise UsageError(f"model.{name} is {arguments[name]}, but {source} needs {value}: leave it out")
+        of_data["num_classes"] = dataset.num_classes
+    arguments = _complete(arguments, data=of_data, diffusion={"learn_sigma": config.diffusion.learn_sigma})
     if config.stages:
         arguments.setdefault("num_frames", max(1, *(stage.frames for stage in config.stages)))
+    return arguments
+
+
+def _create_text_to_video(config: Config, dataset: Any, resuming: bool) -> tuple[Any, dict[str, Any]]:
+    """A FrameDiTHT2V and its arguments."""
+    if not isinstance(dataset, LatentClips):
+        raise UsageError(
+            f"model {config.model.name} takes encoded clips with texts (frameattn.data.save_latents), but data "
+            f"{config.data.name} has none"
+        )
+    if any(stage.frames < 1 for stage in config.stages or []):
+        raise UsageError(f"stages: model {config.model.name} needs at least 1 frame beside the images")
+    given = dict(config.model.arguments)
+    if config.stages:
+        given.setdefault("video_length", max(stage.frames for stage in config.stages))
+    of_data = {"in_channels": dataset.channels, "sample_size": dataset.size, "caption_channels": dataset.text_channels}
+    of_diffusion = {"out_channels": dataset.channels * (2 if config.diffusion.learn_sigma else 1)}
+    model: Any
+    if config.latte and not resuming:
+        with as_usage_error(f"model {config.model.name}"):
+            check_arguments(config.model.name, given)
+        with as_usage_error(f"latte {config.latte}"):
+            kind = text_to_video_class()
+            latte = kind.load_latte(config.latte)
+            options = {key: value for key, value in given.items() if key in OPTIONS}
+            of_latte = latte_arguments(latte.config, options)
+        arguments = _complete(given, latte=of_latte, data=of_data, diffusion=of_diffusion)
+        with as_usage_error(f"latte {config.latte}"):
+            model = kind.from_latte(latte, freeze=config.freeze_latte, **options)
+    else:
+        arguments = _complete(given, data=of_data, diffusion=of_diffusion)
+        _add_products(arguments)
+        with as_usage_error(f"model {config.model.name}"):
+            model = create_model(config.model.name, **arguments)
+        if config.latte and config.freeze_latte:
+            model.freeze_latte()
+    if not any(p.requires_grad for p in model.parameters()):
+        raise UsageError(f"nothing is left to train: freeze_latte with model.fuse_mode {model.config.fuse_mode}")
+    if config.checkpoint_blocks:
+        model.enable_gradient_checkpointing()
+    return model, arguments
+
+
+def _add_products(arguments: dict[str, Any]) -> None:
+    """The two arguments that follow from others."""
+    defaults = {"patch_size": 2, "num_row_attn_heads": 16, "row_attn_head_dim": 72}
+    patch_size, heads, head_dim = (arguments.get(key, default) for key, default in defaults.items())
+    arguments.setdefault("col_dim", (arguments["sample_size"] // patch_size) ** 2)
+    arguments.setdefault("cross_attention_dim", heads * head_dim)
+
+
+def _complete(given: Mapping[str, Any], **sources: Mapping[str, Any]) -> dict[str, Any]:
+    """The model's arguments given, with those of sources, which may not contradict them nor one another."""
+    arguments, origins = dict(given), dict.fromkeys(given, "model")
+    for source, values in sources.items():
+        for name, value in values.items():
+            if arguments.setdefault(name, value) == value:
+                origins.setdefault(name, source)
+            elif origins[name] == "model":
+                raise UsageError(f"model.{name} is {arguments[name]}, but {source} needs {value}: leave it out")
+            else:
+                raise UsageError(f"{origins[name]} has {name} {arguments[name]}, but {source} needs {value}")
     return arguments

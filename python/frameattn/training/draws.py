@@ -6,23 +6,22 @@ not, and worker processes may prepare steps ahead in any order.
 
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from frameattn.data import VideoDataset
+from frameattn.data import LatentClips, VideoDataset
 from frameattn.training.config import Config, Stage
 
 
 class Draw(NamedTuple):
-    """One micro-batch. The last ``images`` frames of x are still images with labels of their own."""
+    """One micro-batch. The last ``images`` frames of x are still images with conditions of their own."""
 
-    x: Tensor  # [B, frames + images, C, H, W] in -1..1
-    labels: Tensor  # [B]
-    image_labels: Tensor  # [B, images]
+    x: Tensor  # [B, frames + images, C, H, W], for text to video [B, C, frames + images, H, W]
+    conditions: dict[str, Tensor]  # arguments of the model
     t: Tensor  # [B]
     noise: Tensor  # like x
 
@@ -41,36 +40,66 @@ def stage_at(stages: Sequence[Stage], step: int) -> Stage:
 
 
 class Draws(Dataset):
-    """Item i is micro-batch i % accumulation of step i // accumulation."""
+    """Item i is micro-batch i % accumulation of step i // accumulation.
 
-    def __init__(self, dataset: VideoDataset, config: Config, stages: Sequence[Stage], num_timesteps: int):
-        self.dataset = dataset
+    with_labels: the model is conditioned on the classes of the data set.
+    """
+
+    def __init__(
+        self,
+        dataset: VideoDataset | LatentClips,
+        config: Config,
+        stages: Sequence[Stage],
+        num_timesteps: int,
+        with_labels: bool = False,
+    ):
+        self.dataset: Any = dataset
         self.seed = config.seed
         self.accumulation = config.accumulation
         self.stratified = config.stratified_timesteps
         self.stages = stages
         self.num_timesteps = num_timesteps
+        self.with_labels = with_labels
 
     def __getitem__(self, index: int) -> Draw:
         step, micro = divmod(index, self.accumulation)
         stage = stage_at(self.stages, step)
         generator = torch.Generator().manual_seed(seed_of(self.seed, step, micro))
-        x, labels, image_labels = self._clips(stage, generator)
+        x, conditions = self._clips(stage, generator)
         t = draw_timesteps(stage.batch, self.num_timesteps, self.stratified, generator)
         noise = torch.randn(x.shape, generator=generator)
-        return Draw(x, labels, image_labels, t, noise)
+        return Draw(x, conditions, t, noise)
 
-    def _clips(self, stage: Stage, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        parts, labels = [], torch.zeros(stage.batch, dtype=torch.int64)
-        image_labels = torch.zeros(stage.batch, 0, dtype=torch.int64)
+    def _clips(self, stage: Stage, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        parts, conditions = [], {}
         if stage.frames:
-            video, labels = self.dataset.draw(stage.batch, stage.frames, generator)
+            video, conditions["y"] = self.dataset.draw(stage.batch, stage.frames, generator)
             parts.append(video)
         if stage.images:
-            images, image_labels = self.dataset.draw(stage.batch * stage.images, 1, generator)
+            images, labels = self.dataset.draw(stage.batch * stage.images, 1, generator)
             parts.append(images.view(stage.batch, stage.images, *images.shape[2:]))
-            image_labels = image_labels.view(stage.batch, stage.images)
-        return torch.cat(parts, 1), labels, image_labels
+            conditions["y_image"] = labels.view(stage.batch, stage.images)
+        return torch.cat(parts, 1), conditions if self.with_labels else {}
+
+
+class TextDraws(Draws):
+    """The same for FrameDiTHT2V, of encoded clips with texts."""
+
+    def _clips(self, stage: Stage, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        x, text, mask = self.dataset.draw(stage.batch, stage.frames, generator)
+        if stage.images:
+
+            def of_clip(drawn: Tensor) -> Tensor:
+                return drawn.view(stage.batch, stage.images, *drawn.shape[1:])
+
+            images, *of_images = self.dataset.draw(stage.batch * stage.images, 1, generator)
+            x = torch.cat([x, of_clip(images.squeeze(1))], 1)
+            text, mask = (
+                torch.cat([video.unsqueeze(1), of_clip(image)], 1)
+                for video, image in zip((text, mask), of_images, strict=True)
+            )
+        conditions = {"encoder_hidden_states": text, "encoder_attention_mask": mask}
+        return x.transpose(1, 2).contiguous(), conditions
 
 
 def draw_timesteps(count: int, total: int, stratified: bool, generator: torch.Generator) -> Tensor:

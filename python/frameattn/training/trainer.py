@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,30 +16,46 @@ from torch.utils.data import DataLoader
 
 from frameattn._errors import UsageError
 from frameattn._optional import require
-from frameattn.data import VideoDataset
+from frameattn.data import LatentClips, VideoDataset
 from frameattn.diffusion import GaussianDiffusion
 from frameattn.models import save_checkpoint
 from frameattn.models.framedit import FrameDiT
-from frameattn.training.config import Config, Stage
+from frameattn.training.config import Config
 from frameattn.training.config_io import config_values
-from frameattn.training.draws import Draw, Draws, seed_of, stage_at
+from frameattn.training.draws import Draw, Draws, TextDraws, seed_of, stage_at
 from frameattn.training.files import replacing
 from frameattn.training.log import Log
 from frameattn.training.signals import leave_signals_to_parent, stop_signals
 
+if TYPE_CHECKING:
+    from frameattn.models import FrameDiTHT2V
+
 
 class Trainer:
-    """Trains model on dataset as config says and keeps its files in folder."""
+    """Trains model on dataset as config says and keeps its files in folder.
 
-    def __init__(self, config: Config, model: FrameDiT, dataset: VideoDataset, folder: Path, device: torch.device):
+    A FrameDiT takes clips [B, T, C, H, W] and the labels of its data set; FrameDiTHT2V takes [B, C, T, H, W] and texts.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        model: "FrameDiT | FrameDiTHT2V",
+        dataset: VideoDataset | LatentClips,
+        folder: Path,
+        device: torch.device,
+    ):
         self.config = config
         self.model = model.to(device).train()
         self.folder = folder
         self.device = device
+        takes_text = not isinstance(model, FrameDiT)
         self.stages = config.plan(model.num_frames)
         self.total_steps = sum(stage.steps for stage in self.stages)
-        self.diffusion = GaussianDiffusion(**vars(config.diffusion))
-        self.draws = Draws(dataset, config, self.stages, self.diffusion.num_timesteps)
+        self.diffusion = GaussianDiffusion(**vars(config.diffusion), channel_dim=1 if takes_text else 2)
+        kind = TextDraws if takes_text else Draws
+        with_labels = not takes_text and model.config["extras"] == 2
+        self.draws = kind(dataset, config, self.stages, self.diffusion.num_timesteps, with_labels)
         self.parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         self.ema = {name: p.detach().clone() for name, p in self.parameters.items()}
         self.optimizer = torch.optim.AdamW(
@@ -141,14 +157,14 @@ class Trainer:
     def _train_step(self, batches: Iterator[Draw]) -> tuple[Tensor, Tensor]:
         """One step of the optimizer. Returns the means of the losses and the norm of the gradient before clipping."""
         config, stage = self.config, stage_at(self.stages, self.step)
-        self.model.num_frames = stage.frames
+        self.model.num_frames = stage.frames  # which FrameDiT asks for
         totals = torch.zeros(len(self._loss_names()), device=self.device)
         for micro in range(config.accumulation):
-            batch = Draw(*(part.to(self.device, non_blocking=True) for part in next(batches)))
+            x, conditions, t, noise = self._moved(next(batches))
+            if stage.images:
+                conditions["use_image_num"] = stage.images
             torch.manual_seed(seed_of(config.seed, self.step, micro, 1))  # for what the model draws: dropped labels
-            losses = self.diffusion.training_losses(
-                self._autocast_model, batch.x, batch.t, self._conditions(batch, stage), batch.noise
-            )
+            losses = self.diffusion.training_losses(self._autocast_model, x, t, conditions, noise)
             means = torch.stack([losses[name].mean() for name in self._loss_names()]) / config.accumulation
             means[0].backward()
             totals = totals + means.detach()
@@ -168,19 +184,20 @@ class Trainer:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
             return self.forward(x, t, **kwargs)
 
-    def _conditions(self, batch: Draw, stage: Stage) -> dict[str, Any]:
-        conditions: dict[str, Any] = {"use_image_num": stage.images} if stage.images else {}
-        if self.config.model.arguments.get("extras") == 2:
-            if stage.frames:
-                conditions["y"] = batch.labels
-            if stage.images:
-                conditions["y_image"] = batch.image_labels
-        return conditions
+    def _moved(self, batch: Draw) -> tuple[Tensor, dict[str, Any], Tensor, Tensor]:
+        def moved(tensor: Tensor) -> Tensor:
+            return tensor.to(self.device, non_blocking=True)
+
+        conditions = {name: moved(tensor) for name, tensor in batch.conditions.items()}
+        return moved(batch.x), conditions, moved(batch.t), moved(batch.noise)
 
     @torch.no_grad()
     def _update_average(self) -> None:
         # A young average follows faster: the first weights would otherwise stay in it for 1 / (1 - decay) steps.
-        decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
+        every = self.config.ema_every
+        if self.step % every:
+            return
+        decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step)) ** every
         torch._foreach_lerp_(list(self.ema.values()), list(self.parameters.values()), 1 - decay)
 
     def _loss_names(self) -> list[str]:

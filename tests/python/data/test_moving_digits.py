@@ -127,6 +127,6 @@ def test_rejects_unknown_labels():
 
 def test_unknown_name():
     with pytest.raises(
-        ValueError, match=r"rolling_digits is neither a folder of videos nor a data set \(moving_digits\)"
+        ValueError, match=r"rolling_digits is no folder of videos, no encoded clips and no data set \(moving_digits\)"
     ):
         create_dataset("rolling_digits")

@@ -29,9 +29,13 @@ def test_output_and_gradients_are_the_official_ones(case):
 
 @pytest.mark.parametrize("case", [case for case in official.CASES if case != "mask-empty"])
 def test_output_and_gradients_are_the_official_ones_in_float32(case):
-    """Not where a mask drops a whole text: scores of -10000 keep three digits in float32."""
+    """Not where a mask drops a whole text: scores of -10000 keep three digits in float32.
+
+    With patches of 33 x 33 the official code's own gradients are off by 8e-5 in float32.
+    """
     model = official.fill(create(case)).float()
-    check(official.results(model, case, torch.float32), case, 1e-4, gradient_tolerance=1e-3)
+    gradient_tolerance = 1e-3 if case == "interpolation" else 1e-4
+    check(official.results(model, case, torch.float32), case, 1e-4, gradient_tolerance)
 
 
 @pytest.mark.parametrize("case", ["default", "mask", "no-matrix"])

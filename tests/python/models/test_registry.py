@@ -117,10 +117,13 @@ def test_an_unknown_argument_is_told_the_nearest(name, key, message):
         create_model(name, **{key: 1})
 
 
-def test_text_to_video_comes_later():
+def test_text_to_video():
+    pytest.importorskip("diffusers")
     assert TEXT_TO_VIDEO in list_models()
-    with pytest.raises(NotImplementedError, match="text-to-video model comes in a later version of frameattn"):
-        create_model(TEXT_TO_VIDEO)
+    model = create_on_meta(TEXT_TO_VIDEO)
+    assert round(sum(p.numel() for p in model.parameters()) / 1e6) == 1372
+    with pytest.raises(TypeError, match="FrameDiTHT2V has no argument 'num_frames': did you mean 'num_layers'"):
+        create_model(TEXT_TO_VIDEO, num_frames=16)
 
 
 def test_arguments_that_do_not_fit():

@@ -19,13 +19,19 @@ class Ramp:
 
 def test_draws_depend_on_seed_and_step_alone():
     stages = [Stage(steps=2, batch=3, frames=0, images=2), Stage(steps=2, batch=2, frames=4, images=1)]
-    draws = Draws(Ramp(), Config(data=Named("x"), stages=stages, accumulation=2), stages, 1000)
-    other = Draws(Ramp(), Config(data=Named("x"), stages=stages, accumulation=2, seed=1), stages, 1000)
+    draws = Draws(Ramp(), Config(data=Named("x"), stages=stages, accumulation=2), stages, 1000, with_labels=True)
+    other = Draws(
+        Ramp(), Config(data=Named("x"), stages=stages, accumulation=2, seed=1), stages, 1000, with_labels=True
+    )
     images, video = draws[0], draws[5]
-    assert images.x.shape == (3, 2, 1, 2, 2) and images.image_labels.shape == (3, 2) and images.t.shape == (3,)
-    assert video.x.shape == (2, 5, 1, 2, 2) and video.labels.shape == (2,) and video.image_labels.shape == (2, 1)
+    assert images.x.shape == (3, 2, 1, 2, 2) and images.t.shape == (3,)
+    assert {name: tuple(label.shape) for name, label in images.conditions.items()} == {"y_image": (3, 2)}
+    assert video.x.shape == (2, 5, 1, 2, 2) and video.t.shape == (2,)
+    assert {name: tuple(label.shape) for name, label in video.conditions.items()} == {"y": (2,), "y_image": (2, 1)}
     assert (video.x[:, 0] == video.x[:, 3]).all() and (video.x[:, 0] != video.x[:, 4]).all()
-    assert all(torch.equal(a, b) for a, b in zip(draws[5], video, strict=True))
+    again = draws[5]
+    assert all(torch.equal(getattr(again, part), getattr(video, part)) for part in ("x", "t", "noise"))
+    assert all(torch.equal(label, video.conditions[name]) for name, label in again.conditions.items())
     for different in (draws[4], draws[6], draws[7], other[5]):
         assert not torch.equal(different.noise, video.noise)
 

@@ -25,7 +25,7 @@ def test_accumulated_micro_batches_have_the_mean_gradient(tiny_config, tmp_path)
     first, second = trainer.draws[0], trainer.draws[1]
     assert not torch.equal(first.x, second.x)
     losses = [
-        trainer.diffusion.training_losses(trainer.model, d.x, d.t, {"y": d.labels}, d.noise)["loss"].mean()
+        trainer.diffusion.training_losses(trainer.model, d.x, d.t, d.conditions, d.noise)["loss"].mean()
         for d in (first, second)
     ]
     expected = torch.autograd.grad(sum(losses) / 2, list(trainer.parameters.values()), allow_unused=True)
