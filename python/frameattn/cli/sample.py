@@ -8,6 +8,7 @@ examples:
   frameattn sample --ckpt runs/digits/checkpoint.safetensors --out samples --classes 3,7 --count 8 --cfg 3
   frameattn sample --ckpt clips.safetensors --out samples --method ddim --steps 50 --format mp4
   frameattn sample --ckpt ucf.pt --out samples --model FrameDiTG-XL/128-512/2 --model.extras 2 --model.num_classes 101
+  frameattn sample --ckpt runs/text/checkpoint.safetensors --out samples --pipe LATTE --prompt "a cat runs over grass"
 
 files in --out:
   0000_class_7.mp4, .gif   every video (0000.mp4 for a model without classes)
@@ -22,19 +23,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from frameattn._errors import UsageError, as_usage_error
 from frameattn._optional import require
+from frameattn.cli import sample_text
 from frameattn.cli.arguments import positive
 from frameattn.cli.devices import choose_device
 from frameattn.cli.overrides import parse_overrides
 from frameattn.diffusion import METHODS, GaussianDiffusion, classifier_free_guidance
 from frameattn.models import from_checkpoint, read_metadata
 from frameattn.models.framedit import FrameDiT
-from frameattn.training.config import Sampling
+from frameattn.training.config import TEXT_SAMPLING, Sampling
 from frameattn.training.draws import seed_of
 
 FORMATS = ("gif", "mp4", "png")
@@ -49,7 +52,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--method", choices=METHODS, help="ddpm: 250 steps; ddim: 50; dpm (DPM-Solver++): 20")
     add("--cfg", type=float, metavar="SCALE", help="classifier-free guidance; 1 is none")
     add("--classes", type=_classes, metavar="3,7", help="labels, taken in turn (default: all)")
-    add("--count", type=positive, help="number of videos (default: one of each of --classes, else 4)")
+    add("--prompt", action="append", metavar="TEXT", help="text of a video, more than once for more (FrameDiTHT2V)")
+    add(
+        "--pipe", metavar="DIR", help="LattePipeline whose text encoder and VAE are used, a folder or a name on the hub"
+    )
+    add("--count", type=positive, help="number of videos (default: one of each of --classes or --prompt, else 4)")
     add("--batch", type=positive, default=4, help="videos at once (default 4)")
     add("--seed", type=int, default=0, help="of the noise; a video depends on seed and index (default 0)")
     add("--format", type=_formats, default=FORMATS, metavar="gif,mp4,png", help="what to write (default: all)")
@@ -62,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 class Checkpoint:
     """A model and what its file says about sampling from it."""
 
-    model: FrameDiT
+    model: Any  # FrameDiT or FrameDiTHT2V
     diffusion: GaussianDiffusion
     sampling: Sampling
 
@@ -78,10 +85,21 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         raise UsageError(f"--steps must be in 2..{GaussianDiffusion.num_timesteps}, got {checkpoint.sampling.steps}")
     if options.seed < 0:
         raise UsageError(f"--seed must be at least 0, got {options.seed}")
-    labels = choose_labels(model, options.classes, options.count, checkpoint.sampling.cfg)
 
-    started = time.monotonic()
-    videos = generate(checkpoint, labels, options.seed, options.batch, options.precision, device)
+    if isinstance(model, FrameDiT):
+        if options.prompt or options.pipe:
+            raise UsageError("the model knows no texts: leave out --prompt and --pipe")
+        labels = choose_labels(model, options.classes, options.count, checkpoint.sampling.cfg)
+        started = time.monotonic()
+        videos = generate(checkpoint, labels, options.seed, options.batch, options.precision, device)
+    else:
+        prompts = sample_text.choose_prompts(options)
+        pipe = sample_text.load_pipeline(options.pipe, model, checkpoint.sampling.method, options.precision, device)
+        started = time.monotonic()
+        videos = sample_text.generate(pipe, prompts, checkpoint.sampling, options.seed, options.batch)
+        labels = [None] * len(prompts)
+        for i, prompt in enumerate(prompts):
+            print(f"{i:04d}  {prompt}")
     seconds = time.monotonic() - started
 
     options.out.mkdir(parents=True, exist_ok=True)
@@ -112,12 +130,10 @@ def load(path: Path, name: str | None, overrides: Sequence[str], device: torch.d
     with as_usage_error(f"--ckpt {path}"):
         metadata = read_metadata(path)
         model = from_checkpoint(path, name, **values.get("model", {}))
-    diffusion = metadata.get("diffusion", {"learn_sigma": model.config["learn_sigma"]})
-    return Checkpoint(
-        model.to(device).eval(),
-        GaussianDiffusion(**diffusion),
-        Sampling(**metadata.get("sampling", {})),
-    )
+    is_framedit = isinstance(model, FrameDiT)
+    diffusion = metadata.get("diffusion", {"learn_sigma": model.config["learn_sigma"]} if is_framedit else {})
+    sampling = metadata.get("sampling", {} if is_framedit else vars(TEXT_SAMPLING))
+    return Checkpoint(model.to(device).eval(), GaussianDiffusion(**diffusion), Sampling(**sampling))
 
 
 def choose_labels(model: FrameDiT, classes: list[int] | None, count: int | None, cfg: float) -> list[int | None]:

@@ -36,6 +36,9 @@ class Sampling:
     cfg: float = 1.0
 
 
+TEXT_SAMPLING = Sampling(steps=50, method="ddim", cfg=7.5)  # of text to video, as Latte's pipeline
+
+
 @dataclass
 class Stage:
     """A part of the training: ``steps`` steps on ``batch`` clips of ``frames`` frames and ``images`` still images."""

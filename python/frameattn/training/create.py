@@ -12,10 +12,8 @@ from frameattn.data import LatentClips, VideoDataset, create_dataset
 from frameattn.models import create_model, load_checkpoint
 from frameattn.models.latte import OPTIONS, latte_arguments
 from frameattn.models.registry import check_arguments, is_text_to_video, text_to_video_class
-from frameattn.training.config import Config, Sampling
+from frameattn.training.config import TEXT_SAMPLING, Config, Sampling
 from frameattn.training.trainer import Trainer
-
-TEXT_SAMPLING = Sampling(steps=50, method="ddim", cfg=7.5)  # as Latte's pipeline
 
 
 def create_trainer(config: Config, folder: Path, device: torch.device, resuming: bool = False) -> Trainer:

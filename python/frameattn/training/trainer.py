@@ -195,7 +195,7 @@ class Trainer:
     def _update_average(self) -> None:
         # A young average follows faster: the first weights would otherwise stay in it for 1 / (1 - decay) steps.
         every = self.config.ema_every
-        if self.step % every:
+        if (self.step + 1) % every:
             return
         decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step)) ** every
         torch._foreach_lerp_(list(self.ema.values()), list(self.parameters.values()), 1 - decay)

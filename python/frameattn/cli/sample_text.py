@@ -1,0 +1,65 @@
+"""``frameattn sample`` for FrameDiTHT2V: the videos of texts, by the pipeline of the Latte that it came from."""
+
+import argparse
+from collections.abc import Sequence
+from itertools import cycle, islice
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from frameattn._errors import UsageError, as_usage_error
+from frameattn._optional import require
+from frameattn.training.config import Sampling
+from frameattn.training.draws import seed_of
+
+if TYPE_CHECKING:
+    from frameattn.models import FrameDiTHT2V
+
+SCHEDULERS = {"ddpm": "DDPMScheduler", "ddim": "DDIMScheduler", "dpm": "DPMSolverMultistepScheduler"}
+
+
+def choose_prompts(options: argparse.Namespace) -> list[str]:
+    """The text of every video."""
+    if options.classes:
+        raise UsageError("the model is guided by texts: use --prompt instead of --classes")
+    if not options.prompt:
+        raise UsageError('the model makes videos of texts: give one or more --prompt "TEXT"')
+    if not options.pipe:
+        raise UsageError(
+            "--pipe is missing: the folder, or the name on the hub, of a LattePipeline, of which tokenizer, text "
+            "encoder, VAE and scheduler are used (maxin-cn/Latte-1)"
+        )
+    return list(islice(cycle(options.prompt), options.count or len(options.prompt)))
+
+
+def load_pipeline(source: str, model: "FrameDiTHT2V", method: str, precision: str, device: torch.device) -> Any:
+    """LattePipeline of source with our model in the place of its own, and the scheduler of method."""
+    diffusers = require("diffusers")
+    require("transformers", extra="text")
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    with as_usage_error(f"--pipe {source}"):
+        pipe = diffusers.LattePipeline.from_pretrained(source, transformer=model.to(dtype), torch_dtype=dtype)
+    pipe.scheduler = getattr(diffusers, SCHEDULERS[method]).from_config(pipe.scheduler.config)
+    return pipe.to(device)
+
+
+def generate(pipe: Any, prompts: Sequence[str], sampling: Sampling, seed: int, batch: int) -> Tensor:
+    """Videos [count, T, 3, H, W] in -1..1 on the CPU. A video depends on its prompt, the seed and its index."""
+    config = pipe.transformer.config
+    side = config.sample_size * pipe.vae_scale_factor
+    videos = []
+    for start in range(0, len(prompts), batch):
+        part = list(prompts[start : start + batch])
+        frames = pipe(
+            part,
+            num_inference_steps=sampling.steps,
+            guidance_scale=sampling.cfg,
+            video_length=config.video_length,
+            height=side,
+            width=side,
+            generator=[torch.Generator().manual_seed(seed_of(seed, start + i)) for i in range(len(part))],
+            output_type="pt",
+        ).frames
+        videos.append(frames.float().cpu() * 2 - 1)
+    return torch.cat(videos)

@@ -1,0 +1,124 @@
+"""Encoded clips: which frames and texts a draw takes, and files that are refused."""
+
+import re
+import warnings
+
+import pytest
+import torch
+
+from frameattn.data import EncodedClip, LatentClips, create_dataset, save_latents
+
+CHANNELS, SIZE, TEXT = 4, 6, 5
+
+
+def clip(number: int, frames: int, tokens: int, padding: int = 0) -> EncodedClip:
+    """Latents are 100 * number + frame everywhere; the text is the number, then padding of -1."""
+    latents = (100.0 * number + torch.arange(frames)).view(-1, 1, 1, 1).expand(-1, CHANNELS, SIZE, SIZE)
+    mask = torch.tensor([1] * tokens + [0] * padding)
+    text = torch.where(mask.bool(), number, -1.0).view(-1, 1).expand(-1, TEXT)
+    return EncodedClip(latents.half(), text.half(), mask)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    save_latents(tmp_path / "b.safetensors", {"third": clip(3, 2, 3)}, scaling_factor=0.25)
+    save_latents(tmp_path / "a.safetensors", {"one": clip(1, 9, 2), "two": clip(2, 5, 4, padding=3)}, 0.5)
+    return tmp_path
+
+
+def draw(data, count=40, frames=2, seed=0):
+    return data.draw(count, frames, torch.Generator().manual_seed(seed))
+
+
+def test_a_draw_is_a_stretch_of_a_clip_with_its_text(folder):
+    data = create_dataset(str(folder))
+    assert isinstance(data, LatentClips)
+    assert (data.channels, data.size, data.text_channels, data.text_tokens, data.num_classes) == (4, 6, 5, 7, 0)
+    latents, text, mask = draw(data)
+    assert latents.shape == (40, 2, 4, 6, 6) and text.shape == (40, 7, 5) and mask.shape == (40, 7)
+    assert {x.dtype for x in (latents, text, mask)} == {torch.float32}
+    starts = set()
+    for x, words, here in zip(latents, text, mask, strict=True):
+        number = int(words[0, 0])
+        assert here.tolist() == [[], [1] * 2 + [0] * 5, [1] * 4 + [0] * 3, [1] * 3 + [0] * 4][number]
+        assert (words[here.bool()] == number).all()
+        first, second = (x / (0.25 if number == 3 else 0.5)).flatten(1).unique(dim=1).squeeze(1).tolist()
+        assert second == first + 1 and first // 100 == number
+        starts.add(first)
+    assert starts >= {100, 107, 200, 203, 300} and max(s for s in starts if s < 200) == 107
+
+
+def test_the_same_state_gives_the_same_bits(folder):
+    first, again, other = draw(LatentClips(folder)), draw(LatentClips(folder)), draw(LatentClips(folder), seed=1)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(first[0], other[0])
+
+
+def test_frame_interval_and_clips_that_are_too_short(folder):
+    data = LatentClips(folder / "a.safetensors", frame_interval=4)
+    with pytest.warns(UserWarning, match=re.escape("two in ") + ".* has 5 frames, but a clip spans 9"):
+        latents, _, _ = draw(data, frames=3)
+    assert (latents[:, :, 0, 0, 0] == torch.tensor([50.0, 52.0, 54.0])).all()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # once is enough
+        draw(data, frames=3)
+    with pytest.raises(ValueError, match="a clip spans 13 frames, but the longest has 9: ask for fewer frames or"):
+        draw(data, frames=4)
+
+
+def write(path, tensors, metadata='{"scaling_factor": 1.0}'):
+    from safetensors.torch import save_file
+
+    save_file(tensors, path, metadata={"frameattn": metadata})
+
+
+@pytest.mark.parametrize(
+    ("tensors", "metadata", "message"),
+    [
+        ({"x": torch.ones(1)}, "{}", "does not hold encoded clips: its metadata have no scaling_factor"),
+        ({"a.latents": torch.ones(2, 4, 6, 6)}, None, "clip a needs a.latents, a.text and a.mask"),
+        (
+            {"a.latents": torch.ones(2, 4, 6), "a.text": torch.ones(3, 5), "a.mask": torch.ones(3)},
+            None,
+            "clip a must have latents [T, C, H, W], text [L, D] and mask [L], got [2, 4, 6], [3, 5] and [3]",
+        ),
+        (
+            {"a.latents": torch.ones(2, 4, 6, 6), "a.text": torch.ones(3, 5), "a.mask": torch.ones(2)},
+            None,
+            "clip a must have latents [T, C, H, W], text [L, D] and mask [L], got [2, 4, 6, 6], [3, 5] and [2]",
+        ),
+        (
+            {"a.latents": torch.ones(2, 4, 6, 8), "a.text": torch.ones(3, 5), "a.mask": torch.ones(3)},
+            None,
+            "the latents must be square, got 6x8",
+        ),
+    ],
+)
+def test_files_that_are_no_clips(tmp_path, tensors, metadata, message):
+    write(tmp_path / "x.safetensors", tensors, **({"metadata": metadata} if metadata else {}))
+    with pytest.raises(ValueError, match=re.escape(message)):
+        LatentClips(tmp_path / "x.safetensors")
+
+
+def test_clips_that_differ_are_named(folder):
+    save_latents(
+        folder / "c.safetensors", {"odd": EncodedClip(torch.ones(3, 8, 6, 6), torch.ones(1, 5), torch.ones(1))}, 1
+    )
+    with pytest.raises(
+        ValueError, match=r"c.safetensors: latents \[C, H, W\] of odd is \[8, 6, 6\], that of one in .*a.sa"
+    ):
+        LatentClips(folder)
+
+
+def test_other_errors(folder, tmp_path_factory):
+    empty = tmp_path_factory.mktemp("empty")
+    with pytest.raises(ValueError, match="holds no encoded clips"):
+        LatentClips(empty)
+    (empty / "x.safetensors").write_bytes(b"no")
+    with pytest.raises(ValueError, match=r"x.safetensors is not a safetensors file"):
+        create_dataset(str(empty))
+    for interval in (0, 1.5):
+        with pytest.raises(ValueError, match=f"frame_interval must be a whole number of at least 1, got {interval}"):
+            LatentClips(folder, frame_interval=interval)
+    with pytest.raises(ValueError, match="the name of a clip may not have a dot, got 'a.b'"):
+        save_latents(folder / "d.safetensors", {"a.b": clip(1, 1, 1)}, 1.0)
