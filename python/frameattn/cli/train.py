@@ -3,10 +3,15 @@
 Every key of the configuration is an option: --key value or --section.key value. With --config they replace
 values of the file. Keys and defaults: frameattn/training/config.py and config.yaml in the output folder.
 
+--config official.yaml: the training files of the official FrameDiT repository are taken as they are. Their values
+are those of our keys (local_batch_size is batch, max_train_steps is steps, ...), which options replace; --data is
+needed where data_path is empty. What has no effect here is printed, and why.
+
 examples:
   frameattn train --config demo/moving_digits.yaml --out runs/digits
   frameattn train --config demo/moving_digits.yaml --out runs/slow --learning_rate 1e-3 --model.depth 4
   frameattn train --data clips/ --model FrameDiTG-XL/128-512/2 --out runs/clips --precision bf16
+  frameattn train --config FrameDiTG-XL-128-512_train.yaml --data latents/ --out runs/sky     # an official file
   frameattn train --out runs/digits                      # go on where it stopped
 
 files in --out:
@@ -25,6 +30,7 @@ from frameattn.cli.overrides import parse_overrides
 from frameattn.training import create_trainer
 from frameattn.training.config_io import build_config, config_values, load_yaml, merge, save_config
 from frameattn.training.files import check_same_run, load_state
+from frameattn.training.official import is_official, translate
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +44,11 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     state = load_state(options.out / "state.pt")
     saved = state["config"] if state else {}
     values = load_yaml(options.config) if options.config else saved
-    config = build_config(merge(values, parse_overrides(overrides)))
+    replaced = parse_overrides(overrides)
+    if is_official(values):
+        values, notes = translate(values, options.config, replaced.get("data", {}).get("name"))
+        print(f"config {options.config} is an official one:", *notes, sep="\n  ", flush=True)
+    config = build_config(merge(values, replaced))
     trainer = create_trainer(config, options.out, choose_device(config.device))
     if state:
         check_same_run(config_values(trainer.config), saved, options.out)
