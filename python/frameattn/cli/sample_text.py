@@ -37,9 +37,12 @@ def load_pipeline(source: str, model: "FrameDiTHT2V", method: str, precision: st
     """LattePipeline of source with our model in the place of its own, and the scheduler of method."""
     diffusers = require("diffusers")
     require("transformers", extra="text")
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    options: dict[str, Any] = {}
+    if precision == "bf16":
+        options["torch_dtype"] = torch.bfloat16
+        torch.nn.Module.to(model, torch.bfloat16)  # that of diffusers warns of modules that there are not
     with as_usage_error(f"--pipe {source}"):
-        pipe = diffusers.LattePipeline.from_pretrained(source, transformer=model.to(dtype), torch_dtype=dtype)
+        pipe = diffusers.LattePipeline.from_pretrained(source, transformer=model, **options)
     pipe.scheduler = getattr(diffusers, SCHEDULERS[method]).from_config(pipe.scheduler.config)
     return pipe.to(device)
 

@@ -3,6 +3,10 @@
 Every key of the configuration is an option: --key value or --section.key value. With --config they replace
 values of the file. Keys and defaults: frameattn/training/config.py and config.yaml in the output folder.
 
+--config official.yaml: the training files of the official FrameDiT repository are taken as they are. Their values
+are those of our keys (local_batch_size is batch, max_train_steps is steps, ...), which options replace; --data is
+needed where data_path is empty. What has no effect here is printed, and why.
+
 examples:
   frameattn train --config demo/moving_digits.yaml --out runs/digits
   frameattn train --config demo/moving_digits.yaml --out runs/slow --learning_rate 1e-3 --model.depth 4
@@ -11,6 +15,7 @@ examples:
 
 text to video, from a Latte and clips that were encoded (frameattn.data.save_latents):
   frameattn train --model FrameDiTHT2V-XL/256-2-1-2-concat --latte DIR --data latents/ --out runs/text
+  frameattn train --config FrameDiTHT2V-XL-256-2-concat_train.yaml --data latents/ --out runs/text   # an official file
 
 files in --out:
   checkpoint.safetensors   averaged weights, for frameattn sample
@@ -35,6 +40,7 @@ from frameattn.training.config_io import (
     with_saved_arguments,
 )
 from frameattn.training.files import check_same_run, load_state
+from frameattn.training.official import is_official, translate
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,8 +54,11 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     state = load_state(options.out / "state.pt")
     saved = state["config"] if state else {}
     values = load_yaml(options.config) if options.config else saved
-    values = merge(values, parse_overrides(overrides))
-    config = build_config(with_saved_arguments(values, saved))
+    replaced = parse_overrides(overrides)
+    if is_official(values):
+        values, notes = translate(values, options.config, replaced.get("data", {}).get("name"))
+        print(f"config {options.config} is an official one:", *notes, sep="\n  ", flush=True)
+    config = build_config(with_saved_arguments(merge(values, replaced), saved))
     trainer = create_trainer(config, options.out, choose_device(config.device), resuming=bool(state))
     if state:
         check_same_run(config_values(trainer.config), saved, options.out)

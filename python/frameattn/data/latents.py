@@ -108,7 +108,7 @@ class LatentClips:
         Raises:
             ValueError: every clip is shorter.
         """
-        places = self._long_enough((frames - 1) * self.frame_interval + 1)
+        places = self.long_enough(frames)
         clips = [self._draw_clip(places, frames, generator) for _ in range(count)]
         latents, texts, masks = map(torch.stack, zip(*clips, strict=True))
         return latents, texts, masks
@@ -131,7 +131,13 @@ class LatentClips:
             F.pad(mask.float(), (0, padding)),
         )
 
-    def _long_enough(self, span: int) -> list[_Place]:
+    def long_enough(self, frames: int) -> list[_Place]:
+        """The entries that a clip of so many frames can be drawn from; others are named in a warning, once.
+
+        Raises:
+            ValueError: there is none.
+        """
+        span = (frames - 1) * self.frame_interval + 1
         places = [place for place in self.places if place.frames >= span]
         if not places:
             longest = max(place.frames for place in self.places)

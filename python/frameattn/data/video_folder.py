@@ -76,7 +76,7 @@ class VideoFolder:
         Raises:
             ValueError: every video is shorter than such a clip.
         """
-        videos = self._long_enough(self._span(frames))
+        videos = self.long_enough(frames)
         clips, labels = zip(*(self._draw_clip(videos, frames, generator) for _ in range(count)), strict=True)
         return torch.stack(clips), torch.tensor(labels)
 
@@ -101,7 +101,13 @@ class VideoFolder:
         """Frames of the file from the first to the last of a clip."""
         return (frames - 1) * self.frame_interval + 1
 
-    def _long_enough(self, span: int) -> list[Video]:
+    def long_enough(self, frames: int) -> list[Video]:
+        """The videos that a clip of so many frames can be drawn from; others are named in a warning, once.
+
+        Raises:
+            ValueError: there is none.
+        """
+        span = self._span(frames)
         videos = [video for video in self.videos if video.frames >= span]
         if not videos:
             longest = max(video.frames for video in self.videos)

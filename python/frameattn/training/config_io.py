@@ -82,10 +82,10 @@ def _build(kind: type, values: dict[str, Any], prefix: str) -> Any:
     required = [f.name for f in dataclasses.fields(kind) if f.default is f.default_factory is dataclasses.MISSING]
     if missing := [key for key in required if key not in values]:
         raise UsageError(f"{prefix}{missing[0]} is missing")
-    return kind(**{key: _convert(value, types[key], prefix + key) for key, value in values.items()})
+    return kind(**{key: convert(value, types[key], prefix + key) for key, value in values.items()})
 
 
-def _convert(value: Any, kind: Any, key: str) -> Any:
+def convert(value: Any, kind: Any, key: str) -> Any:
     """value as kind, or an error that says what key expects."""
     if kind is Named and isinstance(value, dict):
         if "name" not in value:
@@ -95,13 +95,13 @@ def _convert(value: Any, kind: Any, key: str) -> Any:
         return _build(kind, value, key + ".")
     origin, arguments = get_origin(kind), get_args(kind)
     if origin in (UnionType, Union):  # int | None is the second from Python 3.14 on
-        return None if value is None else _convert(value, arguments[0], key)
+        return None if value is None else convert(value, arguments[0], key)
     if origin is Literal and value in arguments:
         return value
     if origin is list and isinstance(value, list):
-        return [_convert(v, arguments[0], f"{key}[{i}]") for i, v in enumerate(value)]
+        return [convert(v, arguments[0], f"{key}[{i}]") for i, v in enumerate(value)]
     if origin is tuple and isinstance(value, (list, tuple)) and len(value) == len(arguments):
-        return tuple(_convert(v, a, key) for v, a in zip(value, arguments, strict=True))
+        return tuple(convert(v, a, key) for v, a in zip(value, arguments, strict=True))
     if kind is str and not isinstance(value, (dict, list)) and value is not None:
         return str(value)
     if kind is bool and isinstance(value, bool):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from frameattn._errors import UsageError, as_usage_error
-from frameattn.data import LatentClips, VideoDataset, create_dataset
+from frameattn.data import LatentClips, VideoDataset, VideoFolder, create_dataset
 from frameattn.models import create_model, load_checkpoint
 from frameattn.models.latte import OPTIONS, latte_arguments
 from frameattn.models.registry import check_arguments, is_text_to_video, text_to_video_class
@@ -36,6 +36,9 @@ def create_trainer(config: Config, folder: Path, device: torch.device, resuming:
     if config.checkpoint_blocks:
         model.checkpointed_layers = config.checkpoint_blocks
     for i, stage in enumerate(config.plan(model.num_frames)):
+        if isinstance(dataset, (VideoFolder, LatentClips)):
+            with as_usage_error(f"data {config.data.name}"):
+                dataset.long_enough(max(1, stage.frames))
         if stage.frames > model.num_frames:
             raise UsageError(
                 f"stages[{i}].frames is {stage.frames}, but the model is made for {model.num_frames} frames: "
