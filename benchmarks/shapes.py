@@ -5,7 +5,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class MatrixShape:
-    """One Matrix Attention layer of FrameDiT at 256 px: B clips of T frames, a frame is N tokens x D channels."""
+    """One Matrix Attention layer of FrameDiT: B clips of T frames, a frame is N tokens x D channels.
+
+    S and XL are models of 256 px, T2V the text-to-video model of 512 px: 8,192 heads of 1 x 72.
+    """
 
     name: str
     dim: int  # D
@@ -23,6 +26,7 @@ MATRIX_SHAPES = {
     for shape in (
         MatrixShape("S", dim=384, row_heads=6),
         MatrixShape("XL", dim=1152, row_heads=16),
+        MatrixShape("T2V", dim=1152, row_heads=16, tokens=1024, col_heads=512, qk_col_dim=512, v_col_dim=1024),
         MatrixShape("tiny", 8, 2, batch=2, frames=3, tokens=4, col_heads=2, qk_col_dim=4, v_col_dim=8),  # for tests
     )
 }

@@ -1,17 +1,20 @@
 """Matrix Attention: its core, its linear layers and the whole module, against the published formulas in eager PyTorch.
 
-The module maps x [B, T, N, D] to [B, T, N, D]: q, k, v = matrix_linear(x), attention over frames, matrix_linear.
+The module maps x [B, T, N, D] to [B, T, N, D]: q, k, v = matrix_linear(x), attention over frames, matrix_linear. The
+block is a temporal one of FrameDiTHT2V: this beside temporal attention, and a feed forward.
 """
 
 from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from benchmarks.cases import Case, Problem, every_case
 from benchmarks.shapes import MATRIX_SHAPES, MatrixShape
 from benchmarks.timing import Effort
 from frameattn.functional import matrix_attention, matrix_linear
+from frameattn.models.text_to_video_blocks import LatteMatrixAttention, TemporalBlock
 from frameattn.modules import MatrixAttention
 
 SHAPES = MATRIX_SHAPES
@@ -46,6 +49,43 @@ def eager_module(x: Tensor, parameters: dict[str, Tensor], row_heads: int, col_h
 
     q, k, v = linear(x, "linear_q"), linear(x, "linear_k"), linear(x, "linear_v")
     return linear(eager_attention(q, k, v, row_heads, col_heads), "proj_v")
+
+
+def eager_block(x: Tensor, step: Tensor, parameters: dict[str, Tensor], row_heads: int, col_heads: int) -> Tensor:
+    batch, _, tokens, dim = x.shape
+
+    def dense(x: Tensor, name: str) -> Tensor:
+        return F.linear(x, parameters[f"{name}.weight"], parameters[f"{name}.bias"])
+
+    def norm(x: Tensor, name: str) -> Tensor:
+        return F.layer_norm(x, (dim,), parameters[f"{name}.weight"], parameters[f"{name}.bias"])
+
+    def temporal(x: Tensor) -> Tensor:
+        def to_heads(name: str) -> Tensor:  # B T N (h d) -> (B N) h T d
+            y = dense(x.transpose(1, 2).flatten(0, 1), f"attn1.attention.{name}")
+            return y.unflatten(-1, (row_heads, -1)).transpose(1, 2)
+
+        out = F.scaled_dot_product_attention(to_heads("to_q"), to_heads("to_k"), to_heads("to_v"))
+        out = dense(out.transpose(1, 2).flatten(2), "attn1.attention.to_out.0")
+        return out.unflatten(0, (batch, tokens)).transpose(1, 2)
+
+    def matrix(x: Tensor) -> Tensor:
+        def linear(x: Tensor, name: str) -> Tensor:
+            u, w, col, row = (
+                parameters[f"attn1.matrix_attention.{name}.{part}"] for part in ("u", "w", "bias_col", "bias_row")
+            )
+            return eager_linear(x, torch.softmax(u, dim=0), w, col @ row)
+
+        q, k, v = linear(x, "linear_q"), linear(x, "linear_k"), linear(x, "linear_v")
+        return linear(eager_attention(q, k, v, row_heads, col_heads), "proj_v")
+
+    parts = (parameters["scale_shift_table"] + step).unsqueeze(2).chunk(6, dim=1)
+    shift, scale, gate, shift_ff, scale_ff, gate_ff = parts
+    y = F.layer_norm(x, (dim,), eps=1e-6) * (1 + scale) + shift
+    both = torch.cat([norm(temporal(y), "attn1.norm_local"), norm(matrix(y), "attn1.norm_global")], dim=-1)
+    x = x + gate * dense(both, "attn1.output_linear")
+    y = F.layer_norm(x, (dim,), eps=1e-6) * (1 + scale_ff) + shift_ff
+    return x + gate_ff * dense(F.gelu(dense(y, "ff.net.0.proj"), approximate="tanh"), "ff.net.2")
 
 
 def with_each_einsum(eager: Callable[[], Tensor]) -> dict[str, Callable[[], Tensor]]:
@@ -107,6 +147,30 @@ def module(shape: MatrixShape, dtype: torch.dtype, device: torch.device) -> Prob
     return Problem({"x": x, **parameters}, {**candidates, "frameattn": lambda: layer(x)}, frozenset({"linear_k.bias"}))
 
 
+def block(shape: MatrixShape, dtype: torch.dtype, device: torch.device) -> Problem:
+    attention = LatteMatrixAttention(
+        shape.dim,
+        shape.tokens,
+        shape.qk_col_dim,
+        shape.v_col_dim,
+        shape.row_heads,
+        shape.col_heads,
+        attention_bias=True,
+        fuse_mode="concat",
+        bias_type="col_row",
+        u_type="pure-softmax",
+    )
+    layer = TemporalBlock(shape.dim, attention, eps=1e-6).to(device, dtype)
+    x = _leaf(torch.randn(shape.batch, shape.frames, shape.tokens, shape.dim), dtype, device)
+    step = _leaf(torch.randn(shape.batch, 6, shape.dim), dtype, device)
+    parameters = dict(layer.named_parameters())
+    candidates = with_each_einsum(lambda: eager_block(x, step, parameters, shape.row_heads, shape.col_heads))
+    without = frozenset(name for name in parameters if "linear_k.bias" in name or "attention.to_k.bias" in name)
+    return Problem(
+        {"x": x, "step": step, **parameters}, {**candidates, "frameattn": lambda: layer(x, step, False)}, without
+    )
+
+
 def _leaf(values: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
     return values.to(device, dtype).requires_grad_()
 
@@ -119,4 +183,6 @@ def cases(shapes: Iterable[MatrixShape]) -> list[Case]:
         "linear_proj": linear("v_col_dim", "tokens"),
         "module": module,
     }
-    return every_case(operations, shapes)
+    shapes = list(shapes)
+    of_text_to_video = [shape for shape in shapes if shape.name in ("T2V", "tiny")]
+    return every_case(operations, shapes) + every_case({"block": block}, of_text_to_video)

@@ -138,4 +138,4 @@ for factor in (1, 1.001):
 def test_names_the_shapes_there_are():
     result = run("matrix_attention", "--shapes", "M")
     assert result.returncode == 1
-    assert "no shape M; there are S, XL, tiny" in result.stderr
+    assert "no shape M; there are S, XL, T2V, tiny" in result.stderr
