@@ -1,5 +1,8 @@
 // Autograd of matrix_linear. Saves the inputs and the first of the two products, which the gradient of w or of u needs.
 // matrix_linear itself only chooses: the differentiable way or, where no gradient is asked for, one that saves nothing.
+// Gradients that are to be differentiated again (create_graph) are products by matrix_linear, and so on to any order.
+#include <ATen/Functions.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
@@ -16,6 +19,29 @@ using at::Tensor;
 using OptionalTensor = std::optional<at::Tensor>;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
+
+Tensor times(const Tensor& x, const Tensor& w) { return matrix_linear(x, std::nullopt, w); }
+
+// The gradients that matrix_linear_backward computes, from differentiable operations. With G = grad_output:
+//   grad_x = u G w^T   grad_u = sum over frames of x (G w^T)^T   grad_w = sum over frames of (u^T x)^T G
+variable_list differentiable_backward(const Tensor& grad_output, const Tensor& x, const OptionalTensor& u,
+                                      const Tensor& w, const OptionalTensor& bias, std::array<bool, 4> wanted) {
+  // backward() inside an autocast block: the tensors have the forward's dtype already.
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
+  const auto [want_x, want_u, want_w, want_bias] = wanted;
+  variable_list gradients(4);
+  if (want_x) gradients[0] = matrix_linear(grad_output, u ? OptionalTensor(u->t()) : u, w.t());
+  if (want_u) {  // frames side by side, so that one product sums over them
+    const Tensor g_wt = times(grad_output, w.t());
+    gradients[1] = times(x.movedim(-2, 0).flatten(1), g_wt.movedim(-2, 0).flatten(1).t());
+  }
+  if (want_w) {
+    const Tensor ut_x = u ? times(x.mT(), *u).mT() : x;
+    gradients[2] = times(ut_x.flatten(0, -2).t(), grad_output.flatten(0, -2));
+  }
+  if (want_bias) gradients[3] = grad_output.sum_to_size_symint(bias->sym_sizes());
+  return gradients;
+}
 
 struct MatrixLinear : torch::autograd::Function<MatrixLinear> {
   static constexpr bool is_traceable = true;  // compiled autograd may look inside
@@ -38,6 +64,8 @@ struct MatrixLinear : torch::autograd::Function<MatrixLinear> {
     const size_t w_at = u_saved ? 2 : 1;
     const std::array<bool, 4> wanted{ctx->needs_input_grad(0), u_saved && ctx->needs_input_grad(1),
                                      ctx->needs_input_grad(w_at), bias && ctx->needs_input_grad(w_at + 1)};
+    if (at::GradMode::is_enabled())
+      return differentiable_backward(grad_outputs[0], saved[0], u_saved, saved[2], bias, wanted);
     auto [x, u, w, b] = matrix_linear_backward(grad_outputs[0], saved[0], u_saved, saved[2], bias, product, wanted);
     if (wanted[0]) gradients[0] = x;
     if (wanted[1]) gradients[1] = u;

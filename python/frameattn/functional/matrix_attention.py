@@ -17,8 +17,8 @@ def matrix_linear(x: Tensor, u: Tensor | None, w: Tensor, bias: Tensor | None = 
         [..., M, E] in the dtype of x, contiguous.
 
     All tensors share one dtype (float64, float32, bfloat16, float16) and device. Each of the two products is summed in
-    float32 or better. The order of the products is the one with fewer multiply-adds. Differentiable once in every
-    input; deterministic.
+    float32 or better. The order of the products is the one with fewer multiply-adds. Differentiable in every
+    input any number of times (``create_graph``), but not by torch.func or in forward mode; deterministic.
 
     Raises:
         RuntimeError: ranks, sizes, dtypes or devices do not fit; the message names what came.

@@ -27,6 +27,7 @@ from frameattn.modules import Linear, LocalGlobalAttention, MatrixAttention, Spa
 
 NO_CONDITION, CLASSES, TEXT = 1, 2, 78  # values of `extras`
 TEXT_TOKENS, TEXT_CHANNELS = 77, 768  # CLIP
+TEMPORAL_MLP_RATIO = 4.0
 
 
 class Mlp(nn.Module):
@@ -97,6 +98,8 @@ class FrameDiT(nn.Module):
         qk_col_dim, v_col_dim, num_col_heads, num_row_heads: of MatrixAttention; num_row_heads also of the spatial and
             local temporal attention.
         depth: number of blocks, even.
+        mlp_ratio: hidden channels of the spatial blocks' MLPs are so many times D. Those of the temporal blocks are 4 D
+            whatever it is, as in the official code.
         num_frames: T.
         class_dropout_prob: how often a label becomes the null class in training; 0: there is none.
         learn_sigma: predict a variance too, in as many channels again.
@@ -165,7 +168,7 @@ class FrameDiT(nn.Module):
         for _ in range(0, depth, 2):
             spatial = SpatialAttention(hidden_size, num_row_heads)
             temporal = _temporal_attention(hidden_size, side * side, **matrix_options)
-            self.blocks += [Block(hidden_size, attention, mlp_ratio) for attention in (spatial, temporal)]
+            self.blocks += [Block(hidden_size, spatial, mlp_ratio), Block(hidden_size, temporal, TEMPORAL_MLP_RATIO)]
         self.final_layer = FinalLayer(hidden_size, patch_size**2 * self.out_channels)
         self._initialize()
 

@@ -7,6 +7,7 @@ product for the weight's gradient. Compiled code is torch's there: inductor join
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from frameattn import functional
 from frameattn.modules.block_gemm import has_block_gemm
@@ -32,20 +33,25 @@ def _dtypes_that_torch_multiplies_slowly() -> frozenset[torch.dtype]:
 _SLOW = _dtypes_that_torch_multiplies_slowly()
 
 
-def _are_plain(*tensors: Tensor) -> bool:
-    """No subclasses, as of DTensor, and not within a transform of torch.func: what a C++ operator knows nothing of."""
-    return all(type(t) in (Tensor, nn.Parameter) for t in tensors) and not torch._C._functorch.peek_interpreter_stack()
+def _are_plain(*tensors: Tensor | None) -> bool:
+    """No subclasses (DTensor, quantized weights), torch.func or forward mode, of which a C++ operator knows nothing."""
+    return (
+        all(t is None or type(t) in (Tensor, nn.Parameter) for t in tensors)
+        # Neither a truth value nor `is None`: dynamo knows of what peek_interpreter_stack returns only the type.
+        and not isinstance(torch._C._functorch.peek_interpreter_stack(), torch._C._functorch.CInterpreter)
+        and forward_ad._current_level < 0
+    )
 
 
 class Linear(nn.Linear):
     """y = x W^T + b with the parameters, arguments and results of torch.nn.Linear.
 
-    What matrix_linear takes is differentiable once; torch.func and subclasses of Tensor get torch's layer.
+    Within torch.func, in forward mode, and where x or a parameter is of a subclass of Tensor it is torch's layer.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         takes = self._sums_bias_on_cuda if x.is_cuda else self._multiplies_slowly
-        if not (x.dim() > 1 and takes(x) and (torch.compiler.is_compiling() or _are_plain(x, self.weight))):
+        if not (x.dim() > 1 and takes(x) and _are_plain(x, self.weight, self.bias)):
             return super().forward(x)
         return functional.matrix_linear(x, None, self.weight.t(), None if self.bias is None else self.bias.unsqueeze(0))
 

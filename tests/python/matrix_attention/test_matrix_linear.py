@@ -250,11 +250,79 @@ def test_deterministic():
     assert all(torch.equal(a, b) for a, b in zip(run(), run(), strict=True))
 
 
-def test_second_derivative_is_refused():
-    x, u, w = inputs_of(SHAPES[0], requires_grad=True)
-    (grad,) = torch.autograd.grad(functional.matrix_linear(x, u, w).square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match=r"differentiated once.*frameattn\.reference"):
-        grad.sum().backward()
+@pytest.mark.parametrize("bias", [None, "matrix", "row", "col"])
+def test_gradgradcheck_float64(bias):
+    for shape in (((2, 1), 3, 2, 4, 2), ((), 2, 3, 1, 2)):
+        for make, form in ((inputs_of, lambda op: op), (linear_inputs, without_u)):
+            inputs = [t.mT.contiguous().mT.requires_grad_() for t in make(shape, bias)]
+            assert torch.autograd.gradgradcheck(form(functional.matrix_linear), inputs)
+
+
+@pytest.mark.parametrize("bias", ["matrix", "row", "col"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_higher_derivatives_are_those_of_the_reference(shape, bias):
+    def third(op, inputs):
+        total = op(*inputs).pow(3).sum()
+        for _ in range(3):
+            gradients = torch.autograd.grad(total, inputs, create_graph=True)
+            total = sum(g.square().mean() for g in gradients)
+        return gradients
+
+    for make, form in ((inputs_of, lambda op: op), (linear_inputs, without_u)):
+        inputs = [t.mul(0.3).detach().requires_grad_() for t in make(shape, bias)]
+        ours, theirs = (third(form(op), inputs) for op in (functional.matrix_linear, reference.matrix_linear))
+        for a, b in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gradients_with_a_graph_are_those_without(dtype):
+    """Also of frames that lie on one another, with gaps, and of none."""
+    x, u, w, bias = inputs_of(((3, 5), 6, 8, 4, 10), "matrix", dtype)
+    for strided in (x, x[:, :1].expand(3, 5, 6, 8), torch.stack([x, x], -1)[..., 0], x[:0]):
+        inputs = [t.requires_grad_() for t in (strided.detach(), u.mT.contiguous().mT, w, bias)]
+        out = functional.matrix_linear(*inputs)
+        grad = randn(*out.shape, dtype=dtype, seed=9)
+        plain = torch.autograd.grad(out, inputs, grad, retain_graph=True)
+        for ours, theirs in zip(torch.autograd.grad(out, inputs, grad, create_graph=True), plain, strict=True):
+            assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape)
+            if ours.numel():
+                assert (ours - theirs).abs().max() <= 8 * torch.finfo(dtype).eps * theirs.abs().max()
+
+
+def test_second_derivatives_only_where_they_are_asked_for():
+    for wanted in itertools.product([False, True], repeat=4):
+        inputs = [t.requires_grad_(w) for t, w in zip(inputs_of(SHAPES[0], "row"), wanted, strict=True)]
+        leaves = [t for t in inputs if t.requires_grad]
+        if not leaves:
+            continue
+
+        def second(op, inputs=inputs, leaves=leaves):
+            gradients = torch.autograd.grad(op(*inputs).pow(3).sum(), leaves, create_graph=True)
+            return torch.autograd.grad(sum(g.square().sum() for g in gradients), leaves)
+
+        for a, b in zip(second(functional.matrix_linear), second(reference.matrix_linear), strict=True):
+            torch.testing.assert_close(a, b)
+
+
+def test_gradients_with_a_graph_are_not_rounded_inside_autocast():
+    inputs = inputs_of(SHAPES[1], "matrix", torch.float32, requires_grad=True)
+    out = functional.matrix_linear(*inputs).square().sum()
+    outside = torch.autograd.grad(out, inputs, create_graph=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = torch.autograd.grad(out, inputs, create_graph=True)
+    assert all(torch.equal(a, b) for a, b in zip(inside, outside, strict=True))
+
+
+def test_backward_is_one_operator_unless_it_makes_a_graph():
+    inputs = inputs_of(SHAPES[0], "matrix", requires_grad=True)
+    for create_graph in (False, True):
+        out = functional.matrix_linear(*inputs).sum()
+        with torch.profiler.profile() as profile:
+            torch.autograd.grad(out, inputs, create_graph=create_graph)
+        names = [event.name for event in profile.events()]
+        assert names.count("frameattn::matrix_linear_backward") == (not create_graph)
+        assert names.count("frameattn::matrix_linear_forward") == (5 if create_graph else 0)
 
 
 def test_func_transforms_are_an_error_and_not_a_wrong_number():

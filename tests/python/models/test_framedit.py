@@ -77,6 +77,16 @@ def test_config_rebuilds_the_model(kind):
         assert kind(depth=2).config["hidden_size"] == 1152
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_mlp_ratio_is_of_spatial_blocks(kind):
+    """As in the official code, whose temporal blocks are made without it and have 4."""
+    model = create(kind, mlp_ratio=1.5)
+    hidden = [[block.mlp.fc1.out_features, block.mlp.fc2.in_features] for block in model.blocks]
+    assert hidden == [[12, 12], [32, 32]] * 2 and D == 8
+    assert model(videos(), steps()).shape == (2, FRAMES, 8, 4, 4)
+    assert [block.mlp.fc1.out_features for block in create(kind).blocks] == [32] * 4
+
+
 # ---- Fresh models ----------------------------------------------------------------------------------------------------
 
 
