@@ -7,9 +7,11 @@ from frameattn._errors import UsageError
 from frameattn._optional import require
 from frameattn.training.config_io import OPEN_SECTIONS, merge
 
+SWITCHES = ("compile", "shard")  # without a value they are true
+
 
 def parse_overrides(tokens: Sequence[str]) -> dict[str, Any]:
-    """``--key value``, ``--key=value`` and ``--section.key value`` as a nested dictionary."""
+    """``--key value``, ``--key=value``, ``--switch`` and ``--section.key value`` as a nested dictionary."""
     yaml = require("yaml")
     values: dict[str, Any] = {}
     remaining = list(tokens)
@@ -19,9 +21,12 @@ def parse_overrides(tokens: Sequence[str]) -> dict[str, Any]:
             raise UsageError(f"unexpected argument {token!r}: options are written --key value")
         key, has_value, value = token[2:].partition("=")
         if not has_value:
-            if not remaining or remaining[0].startswith("--"):
+            if remaining and not remaining[0].startswith("--"):
+                value = remaining.pop(0)
+            elif key in SWITCHES:
+                value = "true"
+            else:
                 raise UsageError(f"--{key} needs a value")
-            value = remaining.pop(0)
         section, _, inner = key.replace("-", "_").partition(".")
         if section in OPEN_SECTIONS and not inner:
             inner, parsed = "name", value

@@ -17,6 +17,12 @@ text to video, from a Latte and clips that were encoded (frameattn.data.save_lat
   frameattn train --model FrameDiTHT2V-XL/256-2-1-2-concat --latte DIR --data latents/ --out runs/text
   frameattn train --config FrameDiTHT2V-XL-256-2-concat_train.yaml --data latents/ --out runs/text   # an official file
 
+several processes, on one machine or more, which share every batch and give what one process does:
+  torchrun --nproc_per_node 8 -m frameattn train --config demo/moving_digits.yaml --out runs/digits
+  torchrun --nproc_per_node 8 -m frameattn train ... --shard    # each keeps an eighth of model and optimizer (FSDP2)
+batch is that of all of them together (local_batch_size of an official file that of each); any number of them, or one
+alone, goes on with a run. One writes, and a folder takes one run at a time.
+
 files in --out:
   checkpoint.safetensors   averaged weights, for frameattn sample
   state.pt                 everything to resume from
@@ -24,9 +30,13 @@ files in --out:
 """
 
 import argparse
+import os
+import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
+from frameattn._errors import UsageError
 from frameattn._optional import require
 from frameattn.cli.devices import choose_device
 from frameattn.cli.overrides import parse_overrides
@@ -39,8 +49,9 @@ from frameattn.training.config_io import (
     save_config,
     with_saved_arguments,
 )
-from frameattn.training.files import check_same_run, load_state
+from frameattn.training.files import check_same_run, load_state, lock
 from frameattn.training.official import is_official, translate
+from frameattn.training.processes import PeerLost, Processes, joined
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,6 +60,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    try:
+        with joined() as processes, lock(options.out) if processes.first else nullcontext():
+            return _train(options, overrides, processes)
+    except PeerLost as error:
+        saved = f"; resume with: frameattn train --out {options.out}" if (options.out / "state.pt").exists() else ""
+        print(f"frameattn train: {error}{saved}", file=sys.stderr, flush=True)
+        os._exit(1)  # a GPU's collective that nobody answers would keep the process
+
+
+def _train(options: argparse.Namespace, overrides: Sequence[str], processes: Processes) -> int:
     for module in ("diffusers", "safetensors", "yaml", "tqdm", "matplotlib"):
         require(module)  # before hours of training, not at their end
     state = load_state(options.out / "state.pt")
@@ -56,22 +77,24 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     values = load_yaml(options.config) if options.config else saved
     replaced = parse_overrides(overrides)
     if is_official(values):
-        values, notes = translate(values, options.config, replaced.get("data", {}).get("name"))
-        print(f"config {options.config} is an official one:", *notes, sep="\n  ", flush=True)
+        values, notes = translate(values, options.config, replaced.get("data", {}).get("name"), processes.count)
+        processes.say(f"config {options.config} is an official one:", *(f"  {note}" for note in notes))
     config = build_config(with_saved_arguments(merge(values, replaced), saved))
-    trainer = create_trainer(config, options.out, choose_device(config.device), resuming=bool(state))
+    device = processes.device(choose_device(config.device))
+    trainer = create_trainer(config, options.out, device, resuming=bool(state), processes=processes)
     if state:
         check_same_run(config_values(trainer.config), saved, options.out)
         trainer.load(state)
-        print(f"resuming {options.out} at step {trainer.step} of {trainer.total_steps}", flush=True)
-    options.out.mkdir(parents=True, exist_ok=True)
-    save_config(trainer.config, options.out / "config.yaml")
+        processes.say(f"resuming {options.out} at step {trainer.step} of {trainer.total_steps}")
+    if processes.largest(trainer.step) > trainer.step:
+        raise UsageError(f"{options.out} has no state.pt of the others' step: all machines must see the same folder")
+    if processes.first:
+        save_config(trainer.config, options.out / "config.yaml")
 
     number = trainer.run()
+    step, steps = trainer.step, trainer.total_steps
     if number is not None:
-        print(
-            f"stopped at step {trainer.step} of {trainer.total_steps}; resume with: frameattn train --out {options.out}"
-        )
+        processes.say(f"stopped at step {step} of {steps}; resume with: frameattn train --out {options.out}")
         return 128 + number
-    print(f"trained {trainer.total_steps} steps: {options.out / 'checkpoint.safetensors'}")
+    processes.say(f"trained {steps} steps: {options.out / 'checkpoint.safetensors'}")
     return 0

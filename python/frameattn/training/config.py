@@ -63,7 +63,7 @@ class Config:
 
     stages: list[Stage] | None = None
     steps: int = 1_000_000
-    batch: int = 4
+    batch: int = 4  # clips of a micro-batch, of all processes together
     images: int = 0
     accumulation: int = 1  # micro-batches of a step
     stratified_timesteps: bool = False  # t spread evenly over the batch
@@ -82,6 +82,7 @@ class Config:
     precision: Literal["fp32", "bf16"] = "fp32"
     device: str = "auto"
     compile: bool = False
+    shard: bool = False  # of several processes each keeps a part of the model (FSDP2), not all of it (DDP)
     checkpoint_blocks: int = 0  # so many first pairs of blocks are computed again in backward
     workers: int = 0  # processes that prepare data
 

@@ -13,14 +13,18 @@ from frameattn.models import create_model, load_checkpoint
 from frameattn.models.latte import OPTIONS, latte_arguments
 from frameattn.models.registry import check_arguments, is_text_to_video, text_to_video_class
 from frameattn.training.config import TEXT_SAMPLING, Config, Sampling
+from frameattn.training.processes import ALONE, Processes
 from frameattn.training.trainer import Trainer
 
 
-def create_trainer(config: Config, folder: Path, device: torch.device, resuming: bool = False) -> Trainer:
+def create_trainer(
+    config: Config, folder: Path, device: torch.device, resuming: bool = False, processes: Processes = ALONE
+) -> Trainer:
     """The trainer at step 0; its config names every argument of the model that the data or Latte decided.
 
     Args:
         resuming: the weights will be those of the run's state: init and latte are not read.
+        processes: those that train together, all of which call this.
     """
     with as_usage_error(f"data {config.data.name}"):
         dataset = create_dataset(config.data.name, **config.data.arguments)
@@ -36,6 +40,9 @@ def create_trainer(config: Config, folder: Path, device: torch.device, resuming:
     if config.checkpoint_blocks:
         model.checkpointed_layers = config.checkpoint_blocks
     for i, stage in enumerate(config.plan(model.num_frames)):
+        if stage.batch < processes.count:
+            key = f"stages[{i}].batch" if config.stages else "batch"
+            raise UsageError(f"{key} is {stage.batch}: {processes.count} processes need at least a clip each")
         if isinstance(dataset, (VideoFolder, LatentClips)):
             with as_usage_error(f"data {config.data.name}"):
                 dataset.long_enough(max(1, stage.frames))
@@ -44,7 +51,7 @@ def create_trainer(config: Config, folder: Path, device: torch.device, resuming:
                 f"stages[{i}].frames is {stage.frames}, but the model is made for {model.num_frames} frames: "
                 f"set model.{'video_length' if 'video_length' in arguments else 'num_frames'}"
             )
-    return Trainer(config, model, dataset, folder, device)
+    return Trainer(config, model, dataset, folder, device, processes)
 
 
 def _create_framedit(config: Config, dataset: Any, resuming: bool) -> tuple[Any, dict[str, Any]]:

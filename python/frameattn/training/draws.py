@@ -1,7 +1,8 @@
 """What a training step draws: clips, labels, noise steps t and noise, from the seed and the step's number alone.
 
 Because nothing is taken from a running generator, step k draws the same whether training was interrupted before it or
-not, and worker processes may prepare steps ahead in any order.
+not, and worker processes may prepare steps ahead in any order. Every clip has a seed of its own, so that several
+processes that share a batch draw what one would, each its own clips alone.
 """
 
 from collections.abc import Sequence
@@ -18,7 +19,8 @@ from frameattn.training.config import Config, Stage
 
 
 class Draw(NamedTuple):
-    """One micro-batch. The last ``images`` frames of x are still images with conditions of their own."""
+    """One micro-batch, or a process's share of it. The last ``images`` frames of x are still images with conditions of
+    their own."""
 
     x: Tensor  # [B, frames + images, C, H, W], for text to video [B, C, frames + images, H, W]
     conditions: dict[str, Tensor]  # arguments of the model
@@ -40,9 +42,10 @@ def stage_at(stages: Sequence[Stage], step: int) -> Stage:
 
 
 class Draws(Dataset):
-    """Item i is micro-batch i % accumulation of step i // accumulation.
+    """Item i is micro-batch i % accumulation of step i // accumulation: clips rank, rank + count, ... of it.
 
-    with_labels: the model is conditioned on the classes of the data set.
+    classes: the model is conditioned on the classes of the data set; 0 is without.
+    dropout: how often the class of a clip, and of its images with it, becomes the null class ``classes``.
     """
 
     def __init__(
@@ -51,7 +54,10 @@ class Draws(Dataset):
         config: Config,
         stages: Sequence[Stage],
         num_timesteps: int,
-        with_labels: bool = False,
+        classes: int = 0,
+        dropout: float = 0.0,
+        rank: int = 0,
+        count: int = 1,
     ):
         self.dataset: Any = dataset
         self.seed = config.seed
@@ -59,47 +65,53 @@ class Draws(Dataset):
         self.stratified = config.stratified_timesteps
         self.stages = stages
         self.num_timesteps = num_timesteps
-        self.with_labels = with_labels
+        self.classes = classes
+        self.dropout = dropout
+        self.rank = rank
+        self.count = count
 
     def __getitem__(self, index: int) -> Draw:
         step, micro = divmod(index, self.accumulation)
         stage = stage_at(self.stages, step)
         generator = torch.Generator().manual_seed(seed_of(self.seed, step, micro))
-        x, conditions = self._clips(stage, generator)
         t = draw_timesteps(stage.batch, self.num_timesteps, self.stratified, generator)
-        noise = torch.randn(x.shape, generator=generator)
-        return Draw(x, conditions, t, noise)
+        clips, conditions, noises = [], [], []
+        for place in range(self.rank, stage.batch, self.count):
+            generator.manual_seed(seed_of(self.seed, step, micro, 1, place))
+            clip, condition = self._clip(stage, generator)
+            clips.append(clip)
+            conditions.append(condition)
+            noises.append(torch.randn(clip.shape, generator=generator, dtype=clip.dtype))
+        stacked = {name: torch.stack([condition[name] for condition in conditions]) for name in conditions[0]}
+        return Draw(torch.stack(clips), stacked, t[self.rank :: self.count], torch.stack(noises))
 
-    def _clips(self, stage: Stage, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    def _clip(self, stage: Stage, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """A clip as the model takes it, and its conditions, without the dimension of the batch."""
         parts, conditions = [], {}
         if stage.frames:
-            video, conditions["y"] = self.dataset.draw(stage.batch, stage.frames, generator)
+            (video,), (conditions["y"],) = self.dataset.draw(1, stage.frames, generator)
             parts.append(video)
         if stage.images:
-            images, labels = self.dataset.draw(stage.batch * stage.images, 1, generator)
-            parts.append(images.view(stage.batch, stage.images, *images.shape[2:]))
-            conditions["y_image"] = labels.view(stage.batch, stage.images)
-        return torch.cat(parts, 1), conditions if self.with_labels else {}
+            images, conditions["y_image"] = self.dataset.draw(stage.images, 1, generator)
+            parts.append(images.squeeze(1))
+        if not self.classes:
+            conditions = {}
+        elif torch.rand((), generator=generator) < self.dropout:
+            conditions = {name: torch.full_like(labels, self.classes) for name, labels in conditions.items()}
+        return torch.cat(parts), conditions
 
 
 class TextDraws(Draws):
     """The same for FrameDiTHT2V, of encoded clips with texts."""
 
-    def _clips(self, stage: Stage, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        x, text, mask = self.dataset.draw(stage.batch, stage.frames, generator)
+    def _clip(self, stage: Stage, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        (x,), (text,), (mask,) = self.dataset.draw(1, stage.frames, generator)
         if stage.images:
-
-            def of_clip(drawn: Tensor) -> Tensor:
-                return drawn.view(stage.batch, stage.images, *drawn.shape[1:])
-
-            images, *of_images = self.dataset.draw(stage.batch * stage.images, 1, generator)
-            x = torch.cat([x, of_clip(images.squeeze(1))], 1)
-            text, mask = (
-                torch.cat([video.unsqueeze(1), of_clip(image)], 1)
-                for video, image in zip((text, mask), of_images, strict=True)
-            )
+            images, texts, masks = self.dataset.draw(stage.images, 1, generator)
+            x = torch.cat([x, images.squeeze(1)])
+            text, mask = torch.cat([text.unsqueeze(0), texts]), torch.cat([mask.unsqueeze(0), masks])
         conditions = {"encoder_hidden_states": text, "encoder_attention_mask": mask}
-        return x.transpose(1, 2).contiguous(), conditions
+        return x.transpose(0, 1).contiguous(), conditions
 
 
 def draw_timesteps(count: int, total: int, stratified: bool, generator: torch.Generator) -> Tensor:

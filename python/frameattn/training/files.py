@@ -1,6 +1,9 @@
 """The files that a run resumes from: written whole or not at all, and read again."""
 
+import errno
 import os
+import socket
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +12,7 @@ from typing import Any
 
 import torch
 
-from frameattn._errors import UsageError
+from frameattn._errors import UsageError, as_usage_error
 
 
 @contextmanager
@@ -18,6 +21,41 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f"{path.stem}.partial{path.suffix}")
     yield temporary
     os.replace(temporary, path)
+
+
+@contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Keeps other runs out of folder, which is made, and removed again if nothing was written into it.
+
+    Raises:
+        UsageError: a run has it; the message says which.
+    """
+    import fcntl
+
+    path = folder / ".lock"
+    with as_usage_error(f"--out {folder}"):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+")
+    with file:
+        try:
+            # Of a process, not of an open file, which processes that prepare data would hold on to after a kill.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                warnings.warn(f"{folder} cannot be locked against a second run: {error.strerror}", stacklevel=3)
+            else:
+                file.seek(0)
+                holder = file.read().strip() or "another process"
+                raise UsageError(f"{holder} is training in {folder}: choose another --out, or wait") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        try:
+            yield
+        finally:
+            if os.listdir(folder) == [path.name]:
+                path.unlink()
+                folder.rmdir()
 
 
 def load_state(path: Path) -> dict[str, Any] | None:

@@ -68,13 +68,16 @@ def is_official(values: Mapping[str, Any]) -> bool:
     return "data" not in values and only_official > only_ours
 
 
-def translate(values: Mapping[str, Any], path: Path, data: str | None = None) -> tuple[dict[str, Any], list[str]]:
+def translate(
+    values: Mapping[str, Any], path: Path, data: str | None = None, processes: int = 1
+) -> tuple[dict[str, Any], list[str]]:
     """An official file in our keys, and lines that say what has no effect or another meaning here.
 
     Args:
         values: the file, as load_yaml reads it.
         path: where it is, for errors.
         data: the data set that replaces the file's.
+        processes: how many train together, each of which the file gives a batch of its own.
 
     Raises:
         UsageError: a value of a wrong type, or one that asks for what is not there; it names the official key.
@@ -113,6 +116,10 @@ def translate(values: Mapping[str, Any], path: Path, data: str | None = None) ->
     blocks = read("n_checkpointing_blocks", int)
     if read("gradient_checkpointing", bool):
         ours["checkpoint_blocks"] = ALL_BLOCKS if blocks is None else blocks
+
+    if processes > 1 and "batch" in ours:
+        ours["batch"] *= processes
+        notes.append(f"local_batch_size: batch is {ours['batch']}, of {processes} processes together")
 
     data = data or ours.get("data", {}).get("name")
     if data is None:

@@ -1,12 +1,14 @@
 """The training loop: AdamW on the diffusion loss, an exponential moving average of the weights, files to resume from.
 
 A run is a function of its configuration: state.pt holds weights, average, optimizer and the step's number, and all
-that is random is seeded by that number (draws.py). Stopped and resumed on a CPU it gives the same bits.
+that is random is seeded by that number (draws.py). Stopped and resumed on a CPU it gives the same bits, and several
+processes (processes.py) give what one does but for the order of sums: a batch is shared out among them.
 """
 
 import math
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +24,10 @@ from frameattn.models import save_checkpoint
 from frameattn.models.framedit import FrameDiT
 from frameattn.training.config import Config
 from frameattn.training.config_io import config_values
-from frameattn.training.draws import Draw, Draws, TextDraws, seed_of, stage_at
+from frameattn.training.draws import Draw, Draws, TextDraws, stage_at
 from frameattn.training.files import replacing
 from frameattn.training.log import Log
+from frameattn.training.processes import ALONE, Processes, gathered, local, scattered, whole, without_averaging
 from frameattn.training.signals import leave_signals_to_parent, stop_signals
 
 if TYPE_CHECKING:
@@ -44,18 +47,26 @@ class Trainer:
         dataset: VideoDataset | LatentClips,
         folder: Path,
         device: torch.device,
+        processes: Processes = ALONE,
     ):
         self.config = config
-        self.model = model.to(device).train()
+        self.model = model.train()
         self.folder = folder
         self.device = device
+        self.processes = processes
         takes_text = not isinstance(model, FrameDiT)
         self.stages = config.plan(model.num_frames)
         self.total_steps = sum(stage.steps for stage in self.stages)
         self.diffusion = GaussianDiffusion(**vars(config.diffusion), channel_dim=1 if takes_text else 2)
-        kind = TextDraws if takes_text else Draws
-        with_labels = not takes_text and model.config["extras"] == 2
-        self.draws = kind(dataset, config, self.stages, self.diffusion.num_timesteps, with_labels)
+        kind, classes, dropout = (TextDraws if takes_text else Draws), 0, 0.0
+        if not takes_text and model.config["extras"] == 2:
+            classes, dropout = model.config["num_classes"], model.config["class_dropout_prob"]
+            model.y_embedder.eval()  # labels are dropped when they are drawn, each clip's by its own seed
+        rank, count = processes.rank, processes.count
+        steps = self.diffusion.num_timesteps
+        self.draws = kind(dataset, config, self.stages, steps, classes, dropout, rank, count)
+        all_used = all(stage.frames for stage in self.stages)  # images pass no temporal block
+        self.forward = processes.distribute(self.model, device, config.shard, config.compile, all_used)
         self.parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         self.ema = {name: p.detach().clone() for name, p in self.parameters.items()}
         self.optimizer = torch.optim.AdamW(
@@ -65,18 +76,19 @@ class Trainer:
             weight_decay=config.weight_decay,
             fused=True,
         )
-        self.forward = torch.compile(self.model) if config.compile else self.model
         self.step = 0
         self.seconds = 0.0
 
     def run(self) -> int | None:
         """Trains to the last step or to a signal, whose number is returned."""
-        log = Log(self.folder, self.step)
+        processes = self.processes
+        log = Log(self.folder, self.step) if processes.first else None
         totals, steps_in_totals, started = None, 0, time.monotonic() - self.seconds
-        bar = require("tqdm").tqdm(total=self.total_steps, initial=self.step, unit="step", disable=None)
-        with stop_signals() as received, bar:
+        disable = None if processes.first else True
+        bar = require("tqdm").tqdm(total=self.total_steps, initial=self.step, unit="step", disable=disable)
+        with stop_signals(repeated=processes.count > 1) as received, bar:
             batches = self._batches()
-            stopping = False
+            stopping = 0  # the number of a signal
             while self.step < self.total_steps and not stopping:
                 losses, gradient_norm = self._train_step(batches)
                 self.step += 1
@@ -85,16 +97,18 @@ class Trainer:
                 steps_in_totals += 1
                 bar.update()
 
-                stopping = bool(received)  # once a step: a signal that comes later ends the next step
+                # Once a step: a signal that comes later ends the next step.
+                stopping = processes.largest(received[0] if received else 0)
                 saving = stopping or self.step == self.total_steps or self.step % self.config.save_every == 0
                 if saving or self.step % self.config.log_every == 0:
-                    means = dict(zip(self._loss_names(), (totals / steps_in_totals).tolist(), strict=True))
+                    means = processes.mean(totals / steps_in_totals).tolist()
                     totals, steps_in_totals = None, 0
-                    self._report(log, bar, means, gradient_norm.item())
+                    self._report(log, bar, dict(zip(self._loss_names(), means, strict=True)), gradient_norm.item())
                 if saving:  # after the report, which refuses weights that are not finite
                     self.save()
-                    log.plot()
-        return received[0] if stopping and self.step < self.total_steps else None
+                    if log:
+                        log.plot()
+        return stopping if self.step < self.total_steps else None
 
     def learning_rate(self, step: int) -> float:
         """The rate of step 0, 1, ...: linear warmup, then constant or cosine over the whole run."""
@@ -106,19 +120,23 @@ class Trainer:
         return rate
 
     def save(self) -> None:
-        """Writes state.pt, to resume from, and checkpoint.safetensors, the averaged weights to sample from."""
-        state = {
-            "model": self.model.state_dict(),
-            "ema": self.ema,
-            "optimizer": self.optimizer.state_dict(),
-            "step": self.step,
-            "seconds": self.seconds,
-            "config": config_values(self.config),
-        }
+        """Writes state.pt, to resume from, and checkpoint.safetensors, the averaged weights to sample from.
+
+        Several processes call it together and the first one writes. Where they shard the model, it gathers all of the
+        state in its own CPU memory: 16 bytes for each trained parameter. The files are those of a single process.
+        """
+        tensors = {"model": self.model.state_dict(), "ema": self.ema, "optimizer": self.optimizer.state_dict()}
+        state = gathered(tensors, keep=self.processes.first)
+        if self.processes.first:
+            self._write(state)
+        self.processes.largest(0)  # those that wait here do not wait in a collective of a GPU, which times out
+
+    def _write(self, tensors: dict[str, Any]) -> None:
+        state = {"step": self.step, "seconds": self.seconds, "config": config_values(self.config)}
         with replacing(self.folder / "state.pt") as path:
-            torch.save(state, path)
+            torch.save({**tensors, **state}, path)
         dtype = getattr(torch, self.config.checkpoint_dtype)
-        weights = {**self.model.state_dict(), **self.ema}
+        weights = {**tensors["model"], **tensors["ema"]}
         weights = {name: w.to(dtype) if w.is_floating_point() else w for name, w in weights.items()}
         with replacing(self.folder / "checkpoint.safetensors") as path:
             save_checkpoint(
@@ -133,11 +151,17 @@ class Trainer:
             )
 
     def load(self, state: dict[str, Any]) -> None:
-        """Continues from the contents of state.pt."""
-        self.model.load_state_dict(state["model"])
+        """Continues from the contents of state.pt, whatever number of processes wrote it."""
+        own = self.model.state_dict()
+        self.model.load_state_dict({k: scattered(v, own[k]) if k in own else v for k, v in state["model"].items()})
         for name, average in self.ema.items():
-            average.copy_(state["ema"][name])
-        self.optimizer.load_state_dict(state["optimizer"])
+            average.copy_(scattered(state["ema"][name], average))
+        parameters = list(self.parameters.values())
+        moments = {
+            i: {key: scattered(value, parameters[i]) for key, value in of_parameter.items()}
+            for i, of_parameter in state["optimizer"]["state"].items()
+        }
+        self.optimizer.load_state_dict({**state["optimizer"], "state": moments})
         self.step = state["step"]
         self.seconds = state["seconds"]
 
@@ -157,20 +181,24 @@ class Trainer:
     def _train_step(self, batches: Iterator[Draw]) -> tuple[Tensor, Tensor]:
         """One step of the optimizer. Returns the means of the losses and the norm of the gradient before clipping."""
         config, stage = self.config, stage_at(self.stages, self.step)
+        count = self.processes.count
         self.model.num_frames = stage.frames  # which FrameDiT asks for
         totals = torch.zeros(len(self._loss_names()), device=self.device)
         for micro in range(config.accumulation):
             x, conditions, t, noise = self._moved(next(batches))
             if stage.images:
                 conditions["use_image_num"] = stage.images
-            torch.manual_seed(seed_of(config.seed, self.step, micro, 1))  # for what the model draws: dropped labels
-            losses = self.diffusion.training_losses(self._autocast_model, x, t, conditions, noise)
-            means = torch.stack([losses[name].mean() for name in self._loss_names()]) / config.accumulation
-            means[0].backward()
+            last = micro == config.accumulation - 1
+            with nullcontext() if last else without_averaging(self.forward):
+                losses = self.diffusion.training_losses(self._autocast_model, x, t, conditions, noise)
+                sums = torch.stack([losses[name].sum() for name in self._loss_names()])
+                # The mean over processes is that of all clips, also where some have one more of them.
+                means = sums * (count / (stage.batch * config.accumulation))
+                means[0].backward()
             totals = totals + means.detach()
 
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
-        gradient_norm = nn.utils.get_total_norm(gradients)
+        gradient_norm = whole(nn.utils.get_total_norm(gradients))
         if config.clip_norm is not None and self.step >= config.clip_start:
             nn.utils.clip_grads_with_norm_(self.parameters.values(), config.clip_norm, gradient_norm)
         for group in self.optimizer.param_groups:
@@ -198,17 +226,20 @@ class Trainer:
         if (self.step + 1) % every:
             return
         decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step)) ** every
-        torch._foreach_lerp_(list(self.ema.values()), list(self.parameters.values()), 1 - decay)
+        averages, parameters = ([local(tensor) for tensor in d.values()] for d in (self.ema, self.parameters))
+        torch._foreach_lerp_(averages, parameters, 1 - decay)
 
     def _loss_names(self) -> list[str]:
         return ["loss", "mse", "vb"] if self.config.diffusion.learn_sigma else ["loss", "mse"]
 
-    def _report(self, log: Log, bar: Any, means: dict[str, float], gradient_norm: float) -> None:
+    def _report(self, log: Log | None, bar: Any, means: dict[str, float], gradient_norm: float) -> None:
         if not all(map(math.isfinite, [*means.values(), gradient_norm])):
             raise UsageError(
                 f"loss or gradient is not finite at step {self.step} (loss {means['loss']}, gradient norm "
                 f"{gradient_norm}): lower learning_rate or clip_norm; {self.folder / 'state.pt'} is of an earlier step"
             )
+        if log is None:
+            return
         rate = self.learning_rate(self.step - 1)
         log.append(step=self.step, **means, learning_rate=rate, gradient_norm=gradient_norm, seconds=self.seconds)
         text = " ".join(f"{name} {value:.4f}" for name, value in means.items())

@@ -42,3 +42,8 @@ def test_values_are_yaml():
 def test_rejects_bad_options(options, message):
     with pytest.raises(UsageError, match=message):
         parse_overrides(options)
+
+
+def test_switches_need_no_value():
+    assert parse_overrides(["--shard", "--steps", "3", "--compile"]) == dict(shard=True, steps=3, compile=True)
+    assert parse_overrides(["--shard", "false", "--compile=true"]) == dict(shard=False, compile=True)

@@ -39,7 +39,9 @@ def assert_same_bits(first, second):
 
 
 def test_files_of_a_run(trained):
-    assert {"checkpoint.safetensors", "state.pt", "config.yaml", "log.csv", "loss.png"} == set(os.listdir(trained))
+    assert {"checkpoint.safetensors", "state.pt", "config.yaml", "log.csv", "loss.png", ".lock"} == set(
+        os.listdir(trained)
+    )
     rows = list(csv.DictReader((trained / "log.csv").open()))
     assert [int(row["step"]) for row in rows] == [1, 2, 3, 4, 5, 6]
     for row in rows:

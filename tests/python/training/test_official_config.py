@@ -190,6 +190,12 @@ def test_lines_of_what_needs_attention(translate):
     assert not any("extras" in line for line in translate(VIDEO, data="moving_digits", extras=2)[1])
 
 
+def test_batch_of_each_process(tmp_path):
+    values = {"local_batch_size": 2}
+    ours, notes = official.translate(values, tmp_path / "official.yaml", "moving_digits", processes=3)
+    assert ours["batch"] == 6 and "local_batch_size: batch is 6, of 3 processes together" in notes
+
+
 def test_unknown_keys(translate):
     values = {key: value for key, value in VIDEO.items() if key != "local_batch_size"}
     config, lines = translate(values, local_bach_size=7, schedule="cosine", colour="red", empty=None)
