@@ -51,7 +51,7 @@ from frameattn.training.config_io import (
 )
 from frameattn.training.files import check_same_run, load_state, lock
 from frameattn.training.official import is_official, translate
-from frameattn.training.processes import PeerLost, Processes, joined
+from frameattn.training.processes import Processes, RunEnds, joined
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,16 +63,17 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     try:
         with joined() as processes, lock(options.out) if processes.first else nullcontext():
             return _train(options, overrides, processes)
-    except PeerLost as error:
-        saved = f"; resume with: frameattn train --out {options.out}" if (options.out / "state.pt").exists() else ""
-        print(f"frameattn train: {error}{saved}", file=sys.stderr, flush=True)
+    except RunEnds as error:
+        if str(error):
+            saved = f"; resume with: frameattn train --out {options.out}" if (options.out / "state.pt").exists() else ""
+            print(f"frameattn train: {error}{saved}", file=sys.stderr, flush=True)
         os._exit(1)  # a GPU's collective that nobody answers would keep the process
 
 
 def _train(options: argparse.Namespace, overrides: Sequence[str], processes: Processes) -> int:
     for module in ("diffusers", "safetensors", "yaml", "tqdm", "matplotlib"):
         require(module)  # before hours of training, not at their end
-    state = load_state(options.out / "state.pt")
+    state = load_state(options.out / "state.pt", mapped=processes.count > 1)
     saved = state["config"] if state else {}
     values = load_yaml(options.config) if options.config else saved
     replaced = parse_overrides(overrides)
@@ -85,6 +86,7 @@ def _train(options: argparse.Namespace, overrides: Sequence[str], processes: Pro
     if state:
         check_same_run(config_values(trainer.config), saved, options.out)
         trainer.load(state)
+        del state
         processes.say(f"resuming {options.out} at step {trainer.step} of {trainer.total_steps}")
     if processes.largest(trainer.step) > trainer.step:
         raise UsageError(f"{options.out} has no state.pt of the others' step: all machines must see the same folder")

@@ -3,7 +3,8 @@
 A data set has ``channels``, ``size`` (side of a frame), ``num_classes`` (0: without classes) and
 ``draw(count, frames, generator)``, which returns clips [count, frames, channels, size, size] in -1..1 and their labels
 [count]. All that is random is taken from the generator: the same state gives the same bits. Encoded clips (latents.py)
-have ``text_channels``, and their ``draw`` returns texts and masks in the place of labels.
+have ``text_channels``, and their ``draw`` returns texts and masks in the place of labels. Where many clips are made
+faster at once, ``draw_each(frames, generators)`` returns what ``draw(1, frames, generator)`` does of each generator.
 """
 
 from pathlib import Path

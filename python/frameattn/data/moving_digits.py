@@ -5,6 +5,7 @@ sub-pixel, so that slow movement is smooth. Frames are the canvas averaged over 
 The digits are those of scikit-learn (1,797 of 8x8 pixels), which come with it: nothing is downloaded.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from frameattn._optional import require
 
 SPLITS = ("train", "test")
+Generators = torch.Generator | Sequence[torch.Generator]  # one of all clips, or one of each
 
 
 class MovingDigits:
@@ -50,12 +52,17 @@ class MovingDigits:
         labels = torch.randint(self.num_classes, (count,), generator=generator)
         return self.draw_labelled(labels, frames, generator), labels
 
-    def draw_labelled(self, labels: Tensor, frames: int, generator: torch.Generator) -> Tensor:
+    def draw_each(self, frames: int, generators: Sequence[torch.Generator]) -> tuple[Tensor, Tensor]:
+        """A clip of each generator, as ``draw(1, frames, generator)`` gives it, and its label: all rendered at once."""
+        labels = torch.cat([torch.randint(self.num_classes, (1,), generator=g) for g in generators])
+        return self.draw_labelled(labels, frames, generators), labels
+
+    def draw_labelled(self, labels: Tensor, frames: int, generator: Generators) -> Tensor:
         """Clips [len(labels), frames, 1, size, size], one of each of labels [K]."""
         if len(labels) and not 0 <= labels.min() <= labels.max() < self.num_classes:
             raise ValueError(f"labels must be in 0..{self.num_classes - 1}, got {labels.tolist()}")
         counts = self.counts[labels]
-        within = (torch.rand(len(labels), generator=generator, dtype=torch.float64) * counts).long()
+        within = (_rand(len(labels), generator=generator, dtype=torch.float64) * counts).long()
         digits = self.digits[self.starts[labels] + within]
         if self.size > 8:
             digits = F.interpolate(digits[:, None], size=(self.size, self.size), mode="bicubic")[:, 0]
@@ -73,14 +80,20 @@ def load_digits(split: str) -> tuple[Tensor, Tensor]:
     return digits[chosen], labels[chosen]
 
 
-def draw_paths(count: int, frames: int, reach: int, speed: tuple[float, float], generator: torch.Generator) -> Tensor:
+def draw_paths(count: int, frames: int, reach: int, speed: tuple[float, float], generator: Generators) -> Tensor:
     """Top left corners [count, frames, 2], as x and y, that move at constant velocity and bounce within 0..reach."""
-    start = 2 * reach * torch.rand(count, 1, 2, generator=generator)
-    angle = 2 * torch.pi * torch.rand(count, 1, 1, generator=generator)
-    pace = speed[0] + (speed[1] - speed[0]) * torch.rand(count, 1, 1, generator=generator)
+    start = 2 * reach * _rand(count, 1, 2, generator=generator)
+    angle = 2 * torch.pi * _rand(count, 1, 1, generator=generator)
+    pace = speed[0] + (speed[1] - speed[0]) * _rand(count, 1, 1, generator=generator)
     velocity = pace * torch.cat([angle.cos(), angle.sin()], -1)
     unfolded = start + velocity * torch.arange(frames).view(1, frames, 1)
     return reach - (unfolded % (2 * reach) - reach).abs()  # there and back again: a path without walls, folded
+
+
+def _rand(count: int, *shape: int, generator: Generators, dtype: torch.dtype = torch.float32) -> Tensor:
+    if isinstance(generator, torch.Generator):
+        return torch.rand(count, *shape, generator=generator, dtype=dtype)
+    return torch.stack([torch.rand(shape, generator=g, dtype=dtype) for g in generator])
 
 
 def render(digits: Tensor, corners: Tensor) -> Tensor:

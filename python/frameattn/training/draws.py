@@ -75,43 +75,55 @@ class Draws(Dataset):
         stage = stage_at(self.stages, step)
         generator = torch.Generator().manual_seed(seed_of(self.seed, step, micro))
         t = draw_timesteps(stage.batch, self.num_timesteps, self.stratified, generator)
-        clips, conditions, noises = [], [], []
-        for place in range(self.rank, stage.batch, self.count):
-            generator.manual_seed(seed_of(self.seed, step, micro, 1, place))
-            clip, condition = self._clip(stage, generator)
-            clips.append(clip)
-            conditions.append(condition)
-            noises.append(torch.randn(clip.shape, generator=generator, dtype=clip.dtype))
-        stacked = {name: torch.stack([condition[name] for condition in conditions]) for name in conditions[0]}
-        return Draw(torch.stack(clips), stacked, t[self.rank :: self.count], torch.stack(noises))
+        places = range(self.rank, stage.batch, self.count)
+        generators = [torch.Generator().manual_seed(seed_of(self.seed, step, micro, 1, place)) for place in places]
+        x, conditions = self._clips(stage, generators)
+        noise = torch.stack([torch.randn(x.shape[1:], generator=g, dtype=x.dtype) for g in generators])
+        return Draw(x, conditions, t[self.rank :: self.count], noise)
 
-    def _clip(self, stage: Stage, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """A clip as the model takes it, and its conditions, without the dimension of the batch."""
+    def _clips(self, stage: Stage, generators: list[torch.Generator]) -> tuple[Tensor, dict[str, Tensor]]:
         parts, conditions = [], {}
         if stage.frames:
-            (video,), (conditions["y"],) = self.dataset.draw(1, stage.frames, generator)
+            video, conditions["y"] = draw_each(self.dataset, stage.frames, generators)
             parts.append(video)
         if stage.images:
-            images, conditions["y_image"] = self.dataset.draw(stage.images, 1, generator)
-            parts.append(images.squeeze(1))
+            images, conditions["y_image"] = self._images(stage, generators)
+            parts.append(images)
         if not self.classes:
-            conditions = {}
-        elif torch.rand((), generator=generator) < self.dropout:
-            conditions = {name: torch.full_like(labels, self.classes) for name, labels in conditions.items()}
-        return torch.cat(parts), conditions
+            return torch.cat(parts, 1), {}
+        dropped = torch.cat([torch.rand(1, generator=g) for g in generators]) < self.dropout
+        for name, labels in conditions.items():
+            conditions[name] = torch.where(dropped.view(-1, *[1] * (labels.dim() - 1)), self.classes, labels)
+        return torch.cat(parts, 1), conditions
+
+    def _images(self, stage: Stage, generators: list[torch.Generator]) -> list[Tensor]:
+        """The stage's images of every clip [B, images, C, H, W], and likewise what the data set has with them."""
+        of_clip = [torch.randint(2**62, (stage.images,), generator=g).tolist() for g in generators]
+        of_images = [torch.Generator().manual_seed(seed) for seeds in of_clip for seed in seeds]
+        images, *others = draw_each(self.dataset, 1, of_images)
+        return [drawn.unflatten(0, (len(generators), stage.images)) for drawn in (images.squeeze(1), *others)]
 
 
 class TextDraws(Draws):
     """The same for FrameDiTHT2V, of encoded clips with texts."""
 
-    def _clip(self, stage: Stage, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        (x,), (text,), (mask,) = self.dataset.draw(1, stage.frames, generator)
+    def _clips(self, stage: Stage, generators: list[torch.Generator]) -> tuple[Tensor, dict[str, Tensor]]:
+        x, text, mask = draw_each(self.dataset, stage.frames, generators)
         if stage.images:
-            images, texts, masks = self.dataset.draw(stage.images, 1, generator)
-            x = torch.cat([x, images.squeeze(1)])
-            text, mask = torch.cat([text.unsqueeze(0), texts]), torch.cat([mask.unsqueeze(0), masks])
+            images, *of_images = self._images(stage, generators)
+            x = torch.cat([x, images], 1)
+            text, mask = (
+                torch.cat([video.unsqueeze(1), image], 1) for video, image in zip((text, mask), of_images, strict=True)
+            )
         conditions = {"encoder_hidden_states": text, "encoder_attention_mask": mask}
-        return x.transpose(0, 1).contiguous(), conditions
+        return x.transpose(1, 2).contiguous(), conditions
+
+
+def draw_each(dataset: Any, frames: int, generators: Sequence[torch.Generator]) -> tuple[Tensor, ...]:
+    """A clip of each of generators, no two of which are one, and what the data set has with it."""
+    if hasattr(dataset, "draw_each"):
+        return dataset.draw_each(frames, generators)
+    return tuple(map(torch.cat, zip(*(dataset.draw(1, frames, generator) for generator in generators), strict=True)))
 
 
 def draw_timesteps(count: int, total: int, stratified: bool, generator: torch.Generator) -> Tensor:

@@ -58,11 +58,13 @@ def lock(folder: Path) -> Iterator[None]:
                 folder.rmdir()
 
 
-def load_state(path: Path) -> dict[str, Any] | None:
+def load_state(path: Path, mapped: bool = False) -> dict[str, Any] | None:
+    """The state of a run, None without one. mapped: tensors are read when they are used, and are not in memory once for
+    every process that loads them."""
     if not path.exists():
         return None
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except (OSError, EOFError, RuntimeError, UnpicklingError) as error:
         raise UsageError(f"{path} is not a state that frameattn wrote: move it away to start anew") from error
 

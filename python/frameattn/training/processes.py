@@ -23,8 +23,8 @@ from frameattn._errors import UsageError
 TIMEOUT = timedelta(minutes=30)  # a save of the first process, or a compilation, may take long
 
 
-class PeerLost(Exception):
-    """Another process ended, or did not answer in time."""
+class RunEnds(Exception):
+    """This process ends because of another one, and says the message. Where it is empty, another has said all."""
 
 
 @dataclass
@@ -69,7 +69,7 @@ class Processes:
 
     def mean(self, values: Tensor) -> Tensor:
         """The mean of values over the processes, on the CPU."""
-        values = values.cpu()
+        values = values.to("cpu", copy=True)
         if self.count > 1:
             dist.all_reduce(values)
         return values / self.count
@@ -172,10 +172,10 @@ def _is_sharded(value: Any) -> bool:
 
 @contextmanager
 def joined() -> Iterator[Processes]:
-    """The processes that torchrun started, or ALONE. Of an error in several, or in all, one process speaks.
+    """The processes that torchrun started, or ALONE. Of an error in several, or in all, the first to have it speaks.
 
     Raises:
-        PeerLost: in one process, which is to end; in others SystemExit.
+        RunEnds: one of the others ended or does not answer, or has spoken.
     """
     count = int(os.environ.get("WORLD_SIZE", 1))
     if count == 1:
@@ -191,9 +191,9 @@ def joined() -> Iterator[Processes]:
         dist.destroy_process_group()
     except Exception as error:
         if not _speaks(store, rank):
-            raise SystemExit(1) from None
+            raise RunEnds("") from error
         if is_of_peer(error):
-            raise PeerLost(f"one of the {count} processes ended or does not answer") from error
+            raise RunEnds(f"one of the {count} processes ended or does not answer") from error
         raise
 
 

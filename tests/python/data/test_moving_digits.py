@@ -42,6 +42,14 @@ def test_generator_decides_everything():
     assert not torch.equal(dataset.draw(4, 3, generator)[0], first)
 
 
+def test_draw_each_is_draw_of_each():
+    dataset = MovingDigits(size=12)
+    video, labels = dataset.draw_each(3, [seeded(i) for i in range(5)])
+    for i in range(5):
+        alone, (label,) = dataset.draw(1, 3, seeded(i))
+        assert torch.equal(video[i], alone[0]) and labels[i] == label
+
+
 def test_labels_name_the_digits(monkeypatch):
     shown = []
     monkeypatch.setattr("frameattn.data.moving_digits.render", lambda digits, _: shown.extend(digits) or digits)

@@ -15,10 +15,11 @@ import torch
 import torch.distributed as dist
 
 import processes as pool
+from frameattn._errors import UsageError
 from frameattn.cli.main import main
 from frameattn.training import Trainer, create_trainer, read_config
 from frameattn.training.config import Config, Named, Stage
-from frameattn.training.draws import Draws
+from frameattn.training.draws import Draws, draw_each
 from frameattn.training.files import load_state, lock
 from frameattn.training.processes import ALONE, Processes, gathered
 
@@ -29,7 +30,7 @@ STAGES = [  # odd batches, whose shares differ in size, and images alone, which 
     dict(frames=2, images=1, batch=3, steps=1),
     dict(frames=4, batch=5, steps=17),
 ]
-OPTIONS = dict(stages=STAGES, accumulation=2, checkpoint_blocks=1, warmup=0, schedule="constant")
+OPTIONS = dict(stages=STAGES, accumulation=2, checkpoint_blocks=1, warmup=0, schedule="constant", clip_norm=0.05)
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +46,8 @@ class InDtype:
     def __init__(self, dataset, dtype):
         self.dataset, self.dtype = dataset, dtype
 
-    def draw(self, count, frames, generator):
-        clips, *others = self.dataset.draw(count, frames, generator)
+    def draw_each(self, frames, generators):
+        clips, *others = draw_each(self.dataset, frames, generators)
         return clips.to(self.dtype), *others
 
 
@@ -150,12 +151,14 @@ def test_frozen_text_to_video(two, tmp_path, shard):
 
 
 def test_each_process_draws_its_own_clips_alone():
-    class Counting(InDtype):
+    class Counting:
+        """Has ``draw`` alone, which loads the clips."""
+
         drawn = 0
 
         def draw(self, count, frames, generator):
             self.drawn += count
-            return super().draw(count, frames, generator)
+            return trainer.draws.dataset.draw(count, frames, generator)
 
     trainer = create_trainer(read_config(TINY, OPTIONS), Path(), CPU)
     arguments = (trainer.config, trainer.stages, 1000, 10, 0.5)
@@ -163,7 +166,7 @@ def test_each_process_draws_its_own_clips_alone():
     for item, batch, clips in ((0, 4, 2), (5, 3, 2), (6, 5, 1)):
         expected = whole[item]
         for rank in range(2):
-            dataset = Counting(trainer.draws.dataset, torch.float32)
+            dataset = Counting()
             share = Draws(dataset, *arguments, rank, 2)[item]
             assert dataset.drawn == clips * len(range(rank, batch, 2))
             for part in ("x", "t", "noise"):
@@ -180,6 +183,17 @@ def test_labels_are_dropped_with_their_probability():
     assert torch.equal(dropped, conditions["y_image"][:, 0] == 10)  # all of a clip together
     assert 0.05 < dropped.float().mean() < 0.16  # class_dropout_prob: 0.1
     assert conditions["y"][~dropped].max() == 9
+
+
+def test_each_process_has_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    assert Processes(5, 6, 1).device(torch.device("cuda")) == torch.device("cuda", 1)
+    assert Processes(1, 2, 1).device(CPU) == CPU and ALONE.device(torch.device("cuda", 1)) == torch.device("cuda", 1)
+    with pytest.raises(UsageError, match="this machine has 2: use torchrun --nproc_per_node 2"):
+        Processes(2, 3, 2).device(torch.device("cuda"))
+    with pytest.raises(UsageError, match="device cuda:0 is one GPU for 3 processes: use --device cuda"):
+        Processes(0, 3, 0).device(torch.device("cuda", 0))
 
 
 # Runs of the command, in processes that torchrun would start.
