@@ -88,8 +88,8 @@ def _train(options: argparse.Namespace, overrides: Sequence[str], processes: Pro
         trainer.load(state)
         del state
         processes.say(f"resuming {options.out} at step {trainer.step} of {trainer.total_steps}")
-    if processes.largest(trainer.step) > trainer.step:
-        raise UsageError(f"{options.out} has no state.pt of the others' step: all machines must see the same folder")
+    if processes.largest(trainer.step) != -processes.largest(-trainer.step):
+        raise UsageError(f"not all processes see the same state.pt: --out {options.out} must be one folder for all")
     if processes.first:
         save_config(trainer.config, options.out / "config.yaml")
 

@@ -187,7 +187,9 @@ def joined() -> Iterator[Processes]:
         raise UsageError(f"WORLD_SIZE is {count}, but the processes do not find one another: {error}") from error
     try:
         dist.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=TIMEOUT)
-        yield Processes(rank, count, int(os.environ.get("LOCAL_RANK", 0)))
+        processes = Processes(rank, count, int(os.environ.get("LOCAL_RANK", 0)))
+        yield processes
+        processes.largest(0)  # torchrun stops the others when one ends by a signal: the first has said its last
         dist.destroy_process_group()
     except Exception as error:
         if not _speaks(store, rank):

@@ -21,7 +21,7 @@ from frameattn.training import Trainer, create_trainer, read_config
 from frameattn.training.config import Config, Named, Stage
 from frameattn.training.draws import Draws, draw_each
 from frameattn.training.files import load_state, lock
-from frameattn.training.processes import ALONE, Processes, gathered
+from frameattn.training.processes import ALONE, Processes, gathered, local
 
 CPU = torch.device("cpu")
 TINY = Path(__file__).parent / "tiny.yaml"
@@ -60,11 +60,14 @@ def trainer_of(group, folder, dtype, shard, config=None) -> Trainer:
     return Trainer(alone.config, alone.model.to(dtype), dataset, folder, CPU, together)
 
 
-def after(group, folder, steps, *arguments):
+def after(group, folder, steps, dtype, shard):
     """All that a run has after so many steps, with the losses and the gradient's norm of the last of them."""
-    trainer = trainer_of(group, folder, *arguments)
+    trainer = trainer_of(group, folder, dtype, shard)
     if (folder / "state.pt").exists():
-        trainer.load(load_state(folder / "state.pt"))
+        trainer.load(load_state(folder / "state.pt", mapped=True))
+        for moments in trainer.optimizer.state.values() if shard and group else ():
+            part = local(moments["exp_avg"])
+            assert part.untyped_storage().nbytes() == part.nbytes  # no view of the whole
     batches = trainer._batches()
     while trainer.step < steps:
         losses, norm = trainer._train_step(batches)
@@ -223,15 +226,15 @@ def command(rank, port, arguments, output, killed_at):
 class Command:
     """``frameattn train`` by two processes."""
 
-    def __init__(self, folder, *options, killed_at=0):
+    def __init__(self, folder, *options, killed_at=0, other=None):
         context = multiprocessing.get_context("forkserver")
         self.store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         port = str(self.store.port)
         self.outputs = [folder.with_name(f"{folder.name}-{rank}") for rank in range(2)]
-        arguments = ["train", "--config", str(TINY), "--out", str(folder), "--device", "cpu", *options]
+        options = ["train", "--config", str(TINY), "--device", "cpu", *options, "--out"]
         self.processes = [
-            context.Process(target=command, args=(rank, port, arguments, output, killed_at))
-            for rank, output in enumerate(self.outputs)
+            context.Process(target=command, args=(rank, port, [*options, str(out)], output, killed_at))
+            for rank, (output, out) in enumerate(zip(self.outputs, (folder, other or folder), strict=True))
         ]
         for process in self.processes:
             process.start()
@@ -295,6 +298,14 @@ def test_error_of_both_is_said_once(two, tmp_path):
     assert sorted(codes) == [1, 2]
     assert err == "frameattn train: stages[0].batch is 1: 2 processes need at least a clip each\n"
     assert not (tmp_path / "run").exists()
+
+
+def test_machines_with_folders_of_their_own(two, tmp_path):
+    folder, other = tmp_path / "run", tmp_path / "other"
+    assert main(["train", "--config", str(TINY), "--out", str(folder), "--device", "cpu"]) == 0
+    codes, _, err = Command(folder, other=other).wait()
+    assert sorted(codes) == [1, 2] and err.count("\n") == 1
+    assert "frameattn train: not all processes see the same state.pt: --out" in err
 
 
 def test_torchrun_that_is_stopped_saves(tmp_path):

@@ -1,10 +1,13 @@
 """The trainer: gradients of micro-batches, rates, the average of the weights, and what a broken save leaves."""
 
+import signal
+
 import pytest
 import torch
 
 from frameattn.training import create_trainer, read_config
 from frameattn.training.files import load_state
+from frameattn.training.signals import stop_signals
 
 CPU = torch.device("cpu")
 
@@ -53,3 +56,16 @@ def test_average_follows_faster_in_the_beginning(tiny_config, tmp_path):
         trainer.parameters[name].add_(1.0)
     trainer._update_average()
     torch.testing.assert_close(trainer.ema[name], start + (1 - 1 / 10))
+
+
+def test_second_signal_acts_as_before_or_not_at_all():
+    with stop_signals() as received:
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert received == [signal.SIGINT]
+    with stop_signals(repeated=True) as received:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+    assert received == [signal.SIGINT] * 2
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
