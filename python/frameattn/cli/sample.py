@@ -14,7 +14,7 @@ files in --out:
   0000_class_7.mp4, .gif   every video (0000.mp4 for a model without classes)
   overview.mp4, .gif       all of them side by side
   contact_sheet.png        a row of frames for every video
-  latents.safetensors      instead of these, from a model of latents (4 channels)
+  latents.safetensors      instead of these, from a model of latents (4 channels) without --vae
 """
 
 import argparse
@@ -30,15 +30,17 @@ from torch import Tensor
 
 from frameattn._errors import UsageError, as_usage_error
 from frameattn._optional import require
-from frameattn.cli import sample_text
 from frameattn.cli.arguments import positive
 from frameattn.cli.devices import choose_device
 from frameattn.cli.overrides import parse_overrides
+from frameattn.cli.sample_text import choose_prompts, embed, load_pipeline, sample_with_pipeline
+from frameattn.data.encode import Vae, hash_of
 from frameattn.diffusion import METHODS, GaussianDiffusion, classifier_free_guidance
 from frameattn.models import from_checkpoint, read_metadata
-from frameattn.models.framedit import FrameDiT
+from frameattn.models.framedit import TEXT, FrameDiT
 from frameattn.training.config import TEXT_SAMPLING, Sampling
 from frameattn.training.draws import seed_of
+from frameattn.training.files import check_same_latents
 
 FORMATS = ("gif", "mp4", "png")
 
@@ -56,6 +58,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--pipe", metavar="DIR", help="LattePipeline whose text encoder and VAE are used, a folder or a name on the hub"
     )
+    add("--vae", metavar="DIR", help="AutoencoderKL that decodes latents: a folder, that of a pipeline, or a hub name")
+    add(
+        "--text-encoder",
+        metavar="DIR",
+        help="CLIP for --prompt of a FrameDiT-G or -H: a pipeline's folder, or a hub name",
+    )
     add("--count", type=positive, help="number of videos (default: one of each of --classes or --prompt, else 4)")
     add("--batch", type=positive, default=4, help="videos at once (default 4)")
     add("--seed", type=int, default=0, help="of the noise; a video depends on seed and index (default 0)")
@@ -72,6 +80,7 @@ class Checkpoint:
     model: Any  # FrameDiT or FrameDiTHT2V
     diffusion: GaussianDiffusion
     sampling: Sampling
+    encoded: dict[str, Any]  # what the latents are that it was trained on
 
 
 def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
@@ -86,21 +95,33 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     if options.seed < 0:
         raise UsageError(f"--seed must be at least 0, got {options.seed}")
 
+    prompts: list[str] = []
+    labels: list[int | None]
     if isinstance(model, FrameDiT):
-        if options.prompt or options.pipe:
-            raise UsageError("the model knows no texts: leave out --prompt and --pipe")
-        labels = choose_labels(model, options.classes, options.count, checkpoint.sampling.cfg)
+        texts = None
+        if model.config["extras"] == TEXT:
+            prompts = choose_prompts(options, "--text-encoder", "the CLIP that embeds them")
+            texts = embed(prompts, options.text_encoder, device)
+            labels = [None] * len(prompts)
+        elif options.prompt or options.pipe or options.text_encoder:
+            raise UsageError("the model knows no texts: leave out --prompt, --pipe and --text-encoder")
+        else:
+            labels = choose_labels(model, options.classes, options.count, checkpoint.sampling.cfg)
+        vae = load_vae(options.vae, checkpoint, device) if options.vae else None
         started = time.monotonic()
-        videos = generate(checkpoint, labels, options.seed, options.batch, options.precision, device)
+        videos = generate(checkpoint, labels, options.seed, options.batch, options.precision, device, texts)
+        if vae:
+            videos = vae.decode(videos)
     else:
-        prompts = sample_text.choose_prompts(options)
-        pipe = sample_text.load_pipeline(options.pipe, model, checkpoint.sampling.method, options.precision, device)
+        prompts = choose_prompts(options, "--pipe", "a LattePipeline, whose text encoder and VAE are used")
+        pipe = load_pipeline(options.pipe, model, checkpoint.sampling.method, options.precision, device)
+        check_vae(pipe.vae, checkpoint.encoded, f"--pipe {options.pipe}")
         started = time.monotonic()
-        videos = sample_text.generate(pipe, prompts, checkpoint.sampling, options.seed, options.batch)
+        videos = sample_with_pipeline(pipe, prompts, checkpoint.sampling, options.seed, options.batch)
         labels = [None] * len(prompts)
-        for i, prompt in enumerate(prompts):
-            print(f"{i:04d}  {prompt}")
     seconds = time.monotonic() - started
+    for i, prompt in enumerate(prompts):
+        print(f"{i:04d}  {prompt}")
 
     options.out.mkdir(parents=True, exist_ok=True)
     if videos.shape[2] in (1, 3):
@@ -109,8 +130,8 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     else:
         print(write_latents(videos, labels, options.out))
         print(
-            f"The model makes latents of {videos.shape[2]} channels: decode them with the VAE it was trained with "
-            "(official FrameDiT checkpoints: AutoencoderKL stabilityai/sd-vae-ft-ema on latents / 0.18215)."
+            f"The model makes latents of {videos.shape[2]} channels: --vae DIR decodes them, with the one it was trained "
+            "with (official FrameDiT checkpoints: stabilityai/sd-vae-ft-ema)."
         )
     sampling = checkpoint.sampling
     print(
@@ -133,13 +154,30 @@ def load(path: Path, name: str | None, overrides: Sequence[str], device: torch.d
     is_framedit = isinstance(model, FrameDiT)
     diffusion = metadata.get("diffusion", {"learn_sigma": model.config["learn_sigma"]} if is_framedit else {})
     sampling = metadata.get("sampling", {} if is_framedit else vars(TEXT_SAMPLING))
-    return Checkpoint(model.to(device).eval(), GaussianDiffusion(**diffusion), Sampling(**sampling))
+    encoded = metadata.get("encoded", {})
+    return Checkpoint(model.to(device).eval(), GaussianDiffusion(**diffusion), Sampling(**sampling), encoded)
+
+
+def load_vae(source: str, checkpoint: Checkpoint, device: torch.device) -> Vae:
+    """The VAE of --vae, if it belongs to the checkpoint's latents."""
+    with as_usage_error(f"--vae {source}"):
+        vae = Vae(source, device=device)
+    if vae.channels != checkpoint.model.config["in_channels"]:
+        raise UsageError(
+            f"--vae {source} has latents of {vae.channels} channels, the model of "
+            f"{checkpoint.model.config['in_channels']}"
+        )
+    check_vae(vae.model, checkpoint.encoded, f"--vae {source}")
+    return vae
+
+
+def check_vae(vae: Any, encoded: dict[str, Any], source: str) -> None:
+    now = {"scaling_factor": vae.config.scaling_factor, "vae": {"name": source, "hash": hash_of(vae.config)}}
+    check_same_latents(now, encoded, "the model was trained")
 
 
 def choose_labels(model: FrameDiT, classes: list[int] | None, count: int | None, cfg: float) -> list[int | None]:
     """The class of every video; None for a model without classes."""
-    if model.config["extras"] == 78:
-        raise UsageError("the model is guided by text embeddings: call frameattn.diffusion from Python")
     if model.config["extras"] != 2:
         if classes or cfg != 1:
             raise UsageError("the model knows no classes: leave out --classes and --cfg")
@@ -154,9 +192,18 @@ def choose_labels(model: FrameDiT, classes: list[int] | None, count: int | None,
 
 
 def generate(
-    checkpoint: Checkpoint, labels: list[int | None], seed: int, batch: int, precision: str, device: torch.device
+    checkpoint: Checkpoint,
+    labels: list[int | None],
+    seed: int,
+    batch: int,
+    precision: str,
+    device: torch.device,
+    texts: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """Videos [count, T, C, H, W] on the CPU. The noise that a video starts from depends on seed and its index alone."""
+    """Videos [count, T, C, H, W] on the CPU. The noise that a video starts from depends on seed and its index alone.
+
+    texts: embeddings [count, L, D] instead of labels, and that of no text [L, D].
+    """
     model, sampling = checkpoint.model, checkpoint.sampling
     shape = (model.num_frames, model.config["in_channels"], model.config["input_size"], model.config["input_size"])
 
@@ -173,6 +220,11 @@ def generate(
         if part[0] is not None:
             y = torch.tensor(part, device=device)
             guided = classifier_free_guidance(autocast_model, y, model.config["num_classes"], sampling.cfg)
+        elif texts:
+            of_part = texts[0][start : start + batch]
+            guided = classifier_free_guidance(
+                autocast_model, of_part, texts[1], sampling.cfg, argument="text_embedding"
+            )
         generator = torch.Generator().manual_seed(seed_of(seed, start, 1))
         video = checkpoint.diffusion.sample(guided, noise, sampling.steps, sampling.method, generator=generator)
         videos.append(video.cpu())

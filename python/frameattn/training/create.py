@@ -9,10 +9,12 @@ import torch
 
 from frameattn._errors import UsageError, as_usage_error
 from frameattn.data import LatentClips, VideoDataset, VideoFolder, create_dataset
-from frameattn.models import create_model, load_checkpoint
+from frameattn.models import create_model, load_checkpoint, read_metadata
+from frameattn.models.framedit import CLASSES, NO_CONDITION, TEXT, TEXT_CHANNELS, TEXT_TOKENS
 from frameattn.models.latte import OPTIONS, latte_arguments
 from frameattn.models.registry import check_arguments, is_text_to_video, text_to_video_class
 from frameattn.training.config import TEXT_SAMPLING, Config, Sampling
+from frameattn.training.files import check_same_latents
 from frameattn.training.trainer import Trainer
 
 
@@ -33,6 +35,8 @@ def create_trainer(config: Config, folder: Path, device: torch.device, resuming:
     if config.init and not resuming:
         with as_usage_error(f"init {config.init}"):
             load_checkpoint(model, config.init)
+            encoded = read_metadata(config.init).get("encoded", {})
+        check_same_latents(getattr(dataset, "facts", {}), encoded, f"init {config.init} was trained")
     if config.checkpoint_blocks:
         model.checkpointed_layers = config.checkpoint_blocks
     for i, stage in enumerate(config.plan(model.num_frames)):
@@ -51,8 +55,6 @@ def _create_framedit(config: Config, dataset: Any, resuming: bool) -> tuple[Any,
     """A FrameDiT and its arguments."""
     if config.latte:
         raise UsageError(f"latte is of text to video: model {config.model.name} cannot start from it")
-    if isinstance(dataset, LatentClips):
-        raise UsageError(f"data {config.data.name} has texts, but model {config.model.name} takes videos")
     arguments = complete_model_arguments(config, dataset)
     with as_usage_error(f"model {config.model.name}"):
         model = create_model(config.model.name, **arguments)
@@ -61,14 +63,21 @@ def _create_framedit(config: Config, dataset: Any, resuming: bool) -> tuple[Any,
     return model, arguments
 
 
-def complete_model_arguments(config: Config, dataset: VideoDataset) -> dict[str, Any]:
+def complete_model_arguments(config: Config, dataset: VideoDataset | LatentClips) -> dict[str, Any]:
     """The model's arguments, with those that follow from data, stages and diffusion filled in or checked."""
     arguments = dict(config.model.arguments)
-    extras = arguments.setdefault("extras", 2 if dataset.num_classes else 1)
-    if extras not in (1, 2):
-        raise UsageError(f"model.extras must be 1 (no condition) or 2 (classes) for frameattn train, got {extras}")
+    text = (getattr(dataset, "text_tokens", 0), getattr(dataset, "text_channels", 0))
+    has_text = text == (TEXT_TOKENS, TEXT_CHANNELS)
+    extras = arguments.setdefault("extras", CLASSES if dataset.num_classes else TEXT if has_text else NO_CONDITION)
+    if extras == TEXT and not has_text:
+        raise UsageError(
+            f"model.extras 78 needs encoded clips with CLIP's texts of {TEXT_TOKENS} x {TEXT_CHANNELS}, data "
+            f"{config.data.name} has {f'{text[0]} x {text[1]}' if text[1] else 'no texts'}"
+        )
+    if extras == CLASSES and not dataset.num_classes:
+        raise UsageError(f"model.extras 2 needs classes, data {config.data.name} has none: --data.classes true?")
     of_data = {"in_channels": dataset.channels, "input_size": dataset.size}
-    if extras == 2:
+    if extras == CLASSES:
         of_data["num_classes"] = dataset.num_classes
     arguments = _complete(arguments, data=of_data, diffusion={"learn_sigma": config.diffusion.learn_sigma})
     if config.stages:
@@ -78,9 +87,9 @@ def complete_model_arguments(config: Config, dataset: VideoDataset) -> dict[str,
 
 def _create_text_to_video(config: Config, dataset: Any, resuming: bool) -> tuple[Any, dict[str, Any]]:
     """A FrameDiTHT2V and its arguments."""
-    if not isinstance(dataset, LatentClips):
+    if not isinstance(dataset, LatentClips) or not dataset.text_channels:
         raise UsageError(
-            f"model {config.model.name} takes encoded clips with texts (frameattn.data.save_latents), but data "
+            f"model {config.model.name} takes encoded clips with texts (frameattn encode --text-encoder), but data "
             f"{config.data.name} has none"
         )
     if any(stage.frames < 1 for stage in config.stages or []):

@@ -14,7 +14,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from frameattn.data import LatentClips, VideoDataset
+from frameattn.models.framedit import CLASSES, NO_CONDITION, TEXT
 from frameattn.training.config import Config, Stage
+
+
+ARGUMENTS = {NO_CONDITION: (), CLASSES: ("y", "y_image"), TEXT: ("text_embedding",)}  # of FrameDiT
 
 
 class Draw(NamedTuple):
@@ -42,7 +46,7 @@ def stage_at(stages: Sequence[Stage], step: int) -> Stage:
 class Draws(Dataset):
     """Item i is micro-batch i % accumulation of step i // accumulation.
 
-    with_labels: the model is conditioned on the classes of the data set.
+    extras: what the model is conditioned on: NO_CONDITION, CLASSES or TEXT.
     """
 
     def __init__(
@@ -51,7 +55,7 @@ class Draws(Dataset):
         config: Config,
         stages: Sequence[Stage],
         num_timesteps: int,
-        with_labels: bool = False,
+        extras: int = NO_CONDITION,
     ):
         self.dataset: Any = dataset
         self.seed = config.seed
@@ -59,7 +63,7 @@ class Draws(Dataset):
         self.stratified = config.stratified_timesteps
         self.stages = stages
         self.num_timesteps = num_timesteps
-        self.with_labels = with_labels
+        self.extras = extras
 
     def __getitem__(self, index: int) -> Draw:
         step, micro = divmod(index, self.accumulation)
@@ -72,27 +76,30 @@ class Draws(Dataset):
 
     def _clips(self, stage: Stage, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         parts, conditions = [], {}
-        if stage.frames:
+        if stage.frames and self.extras == TEXT:
+            video, conditions["text_embedding"], _ = self.dataset.draw_with_text(stage.batch, stage.frames, generator)
+            parts.append(video)
+        elif stage.frames:
             video, conditions["y"] = self.dataset.draw(stage.batch, stage.frames, generator)
             parts.append(video)
         if stage.images:
             images, labels = self.dataset.draw(stage.batch * stage.images, 1, generator)
             parts.append(images.view(stage.batch, stage.images, *images.shape[2:]))
             conditions["y_image"] = labels.view(stage.batch, stage.images)
-        return torch.cat(parts, 1), conditions if self.with_labels else {}
+        return torch.cat(parts, 1), {name: x for name, x in conditions.items() if name in ARGUMENTS[self.extras]}
 
 
 class TextDraws(Draws):
     """The same for FrameDiTHT2V, of encoded clips with texts."""
 
     def _clips(self, stage: Stage, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        x, text, mask = self.dataset.draw(stage.batch, stage.frames, generator)
+        x, text, mask = self.dataset.draw_with_text(stage.batch, stage.frames, generator)
         if stage.images:
 
             def of_clip(drawn: Tensor) -> Tensor:
                 return drawn.view(stage.batch, stage.images, *drawn.shape[1:])
 
-            images, *of_images = self.dataset.draw(stage.batch * stage.images, 1, generator)
+            images, *of_images = self.dataset.draw_with_text(stage.batch * stage.images, 1, generator)
             x = torch.cat([x, of_clip(images.squeeze(1))], 1)
             text, mask = (
                 torch.cat([video.unsqueeze(1), of_clip(image)], 1)

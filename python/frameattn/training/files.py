@@ -38,6 +38,16 @@ def check_same_run(values: dict[str, Any], saved: dict[str, Any], folder: Path) 
             )
 
 
+def check_same_latents(now: dict[str, Any], before: dict[str, Any], who: str) -> None:
+    """Weights belong to the latents that they were trained on: those of one VAE, at one scale."""
+    for key, value in {"scaling_factor": before.get("scaling_factor"), "vae": before.get("vae")}.items():
+        differs = now.get(key) != value
+        if key == "vae" and value and now.get(key):
+            differs = now[key]["hash"] != value["hash"]
+        if before and now and value is not None and differs:
+            raise UsageError(f"{who} on latents of {key} {value}, these are of {now.get(key)}")
+
+
 def _difference(old: Any, new: Any) -> str:
     if not isinstance(old, dict):
         return f"{old} there, {new} now"

@@ -23,7 +23,7 @@ from frameattn.models.framedit import FrameDiT
 from frameattn.training.config import Config
 from frameattn.training.config_io import config_values
 from frameattn.training.draws import Draw, Draws, TextDraws, seed_of, stage_at
-from frameattn.training.files import replacing
+from frameattn.training.files import check_same_latents, replacing
 from frameattn.training.log import Log
 from frameattn.training.signals import leave_signals_to_parent, stop_signals
 
@@ -53,9 +53,12 @@ class Trainer:
         self.stages = config.plan(model.num_frames)
         self.total_steps = sum(stage.steps for stage in self.stages)
         self.diffusion = GaussianDiffusion(**vars(config.diffusion), channel_dim=1 if takes_text else 2)
-        kind = TextDraws if takes_text else Draws
-        with_labels = not takes_text and model.config["extras"] == 2
-        self.draws = kind(dataset, config, self.stages, self.diffusion.num_timesteps, with_labels)
+        timesteps = self.diffusion.num_timesteps
+        if takes_text:
+            self.draws: Draws = TextDraws(dataset, config, self.stages, timesteps)
+        else:
+            self.draws = Draws(dataset, config, self.stages, timesteps, model.config["extras"])
+        self.encoded: dict[str, Any] = getattr(dataset, "facts", {})  # what the latents are
         self.parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         self.ema = {name: p.detach().clone() for name, p in self.parameters.items()}
         self.optimizer = torch.optim.AdamW(
@@ -114,6 +117,7 @@ class Trainer:
             "step": self.step,
             "seconds": self.seconds,
             "config": config_values(self.config),
+            "encoded": self.encoded,
         }
         with replacing(self.folder / "state.pt") as path:
             torch.save(state, path)
@@ -130,10 +134,16 @@ class Trainer:
                 data=self.config.data.flat(),
                 sampling=vars(self.config.sampling),
                 step=self.step,
+                encoded=self.encoded,
             )
 
     def load(self, state: dict[str, Any]) -> None:
-        """Continues from the contents of state.pt."""
+        """Continues from the contents of state.pt.
+
+        Raises:
+            UsageError: the run was trained on latents of another VAE.
+        """
+        check_same_latents(self.encoded, state.get("encoded", {}), f"{self.folder} was trained")
         self.model.load_state_dict(state["model"])
         for name, average in self.ema.items():
             average.copy_(state["ema"][name])

@@ -174,7 +174,7 @@ def test_sampling_by_the_pipeline(folder, trained, tmp_path, capsys):
 def test_sampling_is_latte_s_pipeline_with_our_model(folder, trained):
     from diffusers import LattePipeline
 
-    from frameattn.cli.sample_text import generate, load_pipeline
+    from frameattn.cli.sample_text import load_pipeline, sample_with_pipeline
     from frameattn.models import from_checkpoint
     from frameattn.training.config import Sampling
     from frameattn.training.draws import seed_of
@@ -182,7 +182,9 @@ def test_sampling_is_latte_s_pipeline_with_our_model(folder, trained):
     model = from_checkpoint(trained / "checkpoint.safetensors")
     pipe = load_pipeline(str(folder / "latte"), model, "dpm", "fp32", torch.device("cpu"))
     assert type(pipe.scheduler).__name__ == "DPMSolverMultistepScheduler"
-    videos = generate(pipe, ["a cat runs", "the sea", "a cat runs"], Sampling(3, "dpm", 2.0), seed=5, batch=2)
+    videos = sample_with_pipeline(
+        pipe, ["a cat runs", "the sea", "a cat runs"], Sampling(3, "dpm", 2.0), seed=5, batch=2
+    )
     assert videos.shape == (3, 3, 3, 16, 16) and videos.abs().max() <= 1
     assert not torch.equal(videos[0], videos[2])  # another noise
 
@@ -198,7 +200,7 @@ def test_sampling_is_latte_s_pipeline_with_our_model(folder, trained):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--prompt", "a"], "--pipe is missing: the folder, or the name on the hub, of a LattePipeline"),
+        (["--prompt", "a"], "--pipe is missing: the folder, or the name on the hub, of a LattePipeline, whose text"),
         (["--pipe", "LATTE"], 'the model makes videos of texts: give one or more --prompt "TEXT"'),
         (["--pipe", "LATTE", "--prompt", "a", "--classes", "3"], "use --prompt instead of --classes"),
         (["--pipe", "nowhere/at/all", "--prompt", "a"], "--pipe nowhere/at/all: "),
@@ -217,7 +219,7 @@ def test_usage_errors_of_sampling(folder, trained, tmp_path, fails, options, mes
     [
         (
             ["--data", "moving_digits"],
-            "takes encoded clips with texts (frameattn.data.save_latents), but data moving_digits",
+            "takes encoded clips with texts (frameattn encode --text-encoder), but data moving_digits",
         ),
         (
             ["--model", "FrameDiTG-S/64-256/2"],
@@ -248,7 +250,7 @@ def test_videos_do_not_come_from_encoded_clips(folder, tmp_path, fails):
 
 def test_models_of_videos_know_no_texts(trained_digits, tmp_path, fails):
     message = fails("sample", "--ckpt", trained_digits, "--out", tmp_path / "out", "--prompt", "a cat")
-    assert "the model knows no texts: leave out --prompt and --pipe" in message
+    assert "the model knows no texts: leave out --prompt, --pipe and" in message
 
 
 @pytest.fixture
