@@ -130,8 +130,8 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     else:
         print(write_latents(videos, labels, options.out))
         print(
-            f"The model makes latents of {videos.shape[2]} channels: --vae DIR decodes them, with the one it was trained "
-            "with (official FrameDiT checkpoints: stabilityai/sd-vae-ft-ema)."
+            f"The model makes latents of {videos.shape[2]} channels: --vae DIR decodes them, with the one it was "
+            "trained with (official FrameDiT checkpoints: stabilityai/sd-vae-ft-ema)."
         )
     sampling = checkpoint.sampling
     print(

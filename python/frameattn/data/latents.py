@@ -1,9 +1,9 @@
 """Clips that were encoded before: latents of a VAE, and embeddings of their texts, in safetensors files.
 
-A file holds for every clip NAME the tensor ``NAME.latents`` [T, C, H, W] and, where there are such, ``NAME.std`` like it
-(the VAE's standard deviation around these means), ``NAME.text`` [L, D] with ``NAME.mask`` [L] (1 for a token, 0 for
+A file holds for every clip NAME the tensor ``NAME.latents`` [T, C, H, W] and, where there are such, ``NAME.std`` like
+it (the VAE's standard deviation around these means), ``NAME.text`` [L, D] with ``NAME.mask`` [L] (1 for a token, 0 for
 padding) and ``NAME.label`` []. Its metadata entry ``frameattn`` is a JSON object with ``scaling_factor``, what latents
-are multiplied by for the model, and more that the writer knows (``vae``, ``frame_rate``, ``class_names``, ``captions``).
+are multiplied by for the model, and more that the writer knows: ``vae``, ``frame_rate``, ``class_names``, ``captions``.
 """
 
 import json
