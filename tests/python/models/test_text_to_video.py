@@ -413,6 +413,9 @@ def test_save_pretrained_and_from_pretrained(tmp_path, u_type):
     for name, tensor in half.state_dict().items():
         assert torch.equal(tensor, model.state_dict()[name].bfloat16()), name
     assert torch.equal(half.temp_pos_embed, loaded.temp_pos_embed)  # no weight, so not rounded
+    placed = models.FrameDiTHT2V.from_pretrained(tmp_path, device_map="auto")
+    with torch.no_grad():
+        assert torch.equal(placed(**values).sample, expected)
 
 
 def test_save_checkpoint_and_from_checkpoint(tmp_path):
@@ -427,6 +430,15 @@ def test_save_checkpoint_and_from_checkpoint(tmp_path):
         models.load_checkpoint(model, official_file(tmp_path, {"x": torch.zeros(1)}))
     with pytest.raises(TypeError, match="FrameDiTHT2V has no argument 'depth'"):
         models.from_checkpoint(path, depth=2)
+
+
+def test_the_configuration_can_be_the_arguments_of_a_checkpoint(tmp_path):
+    """But for what diffusers notes in it, of a fresh model and of one that it read."""
+    path, model = tmp_path / "model.safetensors", create(**OTHER)
+    model.save_pretrained(tmp_path / "folder")
+    for one in (model, models.FrameDiTHT2V.from_pretrained(tmp_path / "folder")):
+        models.save_checkpoint(one.state_dict(), path, name=NAME, arguments=dict(one.config))
+        assert {**SMALL, **OTHER}.items() <= models.from_checkpoint(path).config.items()
 
 
 def official_file(folder, weights, ema=None):
