@@ -31,6 +31,7 @@ def save_checkpoint(
     require("safetensors")
     from safetensors.torch import save_file
 
+    arguments = {k: v for k, v in arguments.items() if not k.startswith("_")}  # what diffusers notes in a config
     metadata = json.dumps({"model": name, "arguments": arguments, **more})
     save_file({k: v.contiguous() for k, v in weights.items()}, path, metadata={_METADATA: metadata})
 

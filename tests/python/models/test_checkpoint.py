@@ -86,7 +86,7 @@ def test_overrides_go_before_what_the_file_says(tmp_path):
         from_checkpoint(path, num_frames=2)
     with pytest.raises(TypeError, match="FrameDiTG has no argument 'frames': did you mean 'num_frames'"):
         from_checkpoint(path, frames=2)
-    with pytest.raises(ValueError, match="does not fit FrameDiTH: missing blocks.1.attn.vanilla_attention"):
+    with pytest.raises(ValueError, match="does not fit FrameDiTH: missing blocks.1.attn.norm_local"):
         from_checkpoint(path, NAMES[FrameDiTH])  # the caller's name goes before the file's too
 
 
