@@ -17,7 +17,6 @@ from frameattn.data import LatentClips, VideoDataset
 from frameattn.models.framedit import CLASSES, NO_CONDITION, TEXT
 from frameattn.training.config import Config, Stage
 
-
 ARGUMENTS = {NO_CONDITION: (), CLASSES: ("y", "y_image"), TEXT: ("text_embedding",)}  # of FrameDiT
 
 

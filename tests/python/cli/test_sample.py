@@ -87,7 +87,7 @@ def test_latents_are_saved_as_tensors(trained, tmp_path, monkeypatch, capsys):
     assert os.listdir(tmp_path) == ["latents.safetensors"]
     tensors = load_file(tmp_path / "latents.safetensors")
     assert tensors["latents"].shape == (2, 4, 4, 8, 8) and tensors["labels"].tolist() == [3, 7]
-    assert "latents of 4 channels: decode them with the VAE" in capsys.readouterr().out
+    assert "latents of 4 channels: --vae DIR decodes them" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

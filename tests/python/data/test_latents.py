@@ -108,7 +108,11 @@ def test_files_that_are_no_clips(tmp_path, tensors, metadata, message):
 @pytest.mark.parametrize(
     ("clip", "factor", "message"),
     [
-        ((8, 6, 5), 0.5, r"c.safetensors: latents \[C, H, W\] of odd is \[8, 6, 6\], that of one in .*a.sa.* \[4, 6, 6\]"),
+        (
+            (8, 6, 5),
+            0.5,
+            r"c.safetensors: latents \[C, H, W\] of odd is \[8, 6, 6\], that of one in .*a.sa.* \[4, 6, 6\]",
+        ),
         ((4, 6, 7), 0.5, r"c.safetensors: text \[D\] of odd is \[7\], that of one in .*a.safetensors \[5\]"),
         ((4, 6, None), 0.5, r"c.safetensors: text \[D\] of odd is missing, that of one in .*a.safetensors \[5\]"),
         ((4, 6, 5), 0.25, r"c.safetensors: scaling_factor is 0.25, that of .*a.safetensors 0.5"),
