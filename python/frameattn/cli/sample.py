@@ -14,12 +14,13 @@ files in --out:
   0000_class_7.mp4, .gif   every video (0000.mp4 for a model without classes)
   overview.mp4, .gif       all of them side by side
   contact_sheet.png        a row of frames for every video
+  prompts.txt              the text of every video, of a model that takes texts
   latents.safetensors      instead of these, from a model of latents (4 channels) without --vae
 """
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
@@ -27,6 +28,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from frameattn._errors import UsageError, as_usage_error
 from frameattn._optional import require
@@ -43,6 +45,7 @@ from frameattn.training.draws import seed_of
 from frameattn.training.files import check_same_latents
 
 FORMATS = ("gif", "mp4", "png")
+LARGEST_TILE = 256  # side of a frame where many are side by side
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--cfg", type=float, metavar="SCALE", help="classifier-free guidance; 1 is none")
     add("--classes", type=_classes, metavar="3,7", help="labels, taken in turn (default: all)")
     add("--prompt", action="append", metavar="TEXT", help="text of a video, more than once for more (FrameDiTHT2V)")
+    add("--negative-prompt", default="", metavar="TEXT", help="what guidance leads away from (FrameDiTHT2V)")
     add(
         "--pipe", metavar="DIR", help="LattePipeline whose text encoder and VAE are used, a folder or a name on the hub"
     )
@@ -65,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="CLIP for --prompt of a FrameDiT-G or -H: a pipeline's folder, or a hub name",
     )
     add("--count", type=positive, help="number of videos (default: one of each of --classes or --prompt, else 4)")
-    add("--batch", type=positive, default=4, help="videos at once (default 4)")
+    add("--batch", type=positive, default=4, help="videos at once (default 4; FrameDiTHT2V: always 1)")
     add("--seed", type=int, default=0, help="of the noise; a video depends on seed and index (default 0)")
     add("--format", type=_formats, default=FORMATS, metavar="gif,mp4,png", help="what to write (default: all)")
     add("--fps", type=positive, default=8, help="frames a second (default 8)")
@@ -97,6 +101,7 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
 
     prompts: list[str] = []
     labels: list[int | None]
+    parts: Iterable[Tensor]
     if isinstance(model, FrameDiT):
         texts = None
         if model.config["extras"] == TEXT:
@@ -109,33 +114,38 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
             labels = choose_labels(model, options.classes, options.count, checkpoint.sampling.cfg)
         vae = load_vae(options.vae, checkpoint, device) if options.vae else None
         started = time.monotonic()
-        videos = generate(checkpoint, labels, options.seed, options.batch, options.precision, device, texts)
-        if vae:
-            videos = vae.decode(videos)
+        parts = generate(checkpoint, labels, options.seed, options.batch, options.precision, device, texts)
+        parts = map(vae.decode, parts) if vae else parts
     else:
         prompts = choose_prompts(options, "--pipe", "a LattePipeline, whose text encoder and VAE are used")
-        pipe = load_pipeline(options.pipe, model, checkpoint.sampling.method, options.precision, device)
+        pipe = load_pipeline(options.pipe, checkpoint, options.precision, device)
         check_vae(pipe.vae, checkpoint.encoded, f"--pipe {options.pipe}")
         started = time.monotonic()
-        videos = sample_with_pipeline(pipe, prompts, checkpoint.sampling, options.seed, options.batch)
+        parts = sample_with_pipeline(pipe, prompts, checkpoint.sampling, options.seed, options.negative_prompt)
         labels = [None] * len(prompts)
-    seconds = time.monotonic() - started
-    for i, prompt in enumerate(prompts):
-        print(f"{i:04d}  {prompt}")
-
     options.out.mkdir(parents=True, exist_ok=True)
-    if videos.shape[2] in (1, 3):
-        for path in write_videos(videos, labels, options):
+    if prompts:
+        (options.out / "prompts.txt").write_text("".join(f"{i:04d}  {text}\n" for i, text in enumerate(prompts)))
+    videos: list[Tensor] = []
+    for part in parts:
+        for video in part:
+            for path in write_video(video, len(videos), labels, options):
+                print(path, flush=True)  # a video is there as soon as it is made
+            videos.append(video)
+    seconds = time.monotonic() - started
+    together = torch.stack(videos)
+    if together.shape[2] in (1, 3):
+        for path in write_overviews(together, labels, options):
             print(path)
     else:
-        print(write_latents(videos, labels, options.out))
+        print(write_latents(together, labels, options.out))
         print(
-            f"The model makes latents of {videos.shape[2]} channels: --vae DIR decodes them, with the one it was "
+            f"The model makes latents of {together.shape[2]} channels: --vae DIR decodes them, with the one it was "
             "trained with (official FrameDiT checkpoints: stabilityai/sd-vae-ft-ema)."
         )
     sampling = checkpoint.sampling
     print(
-        f"{seconds / len(videos):.2f} s a video ({len(videos)} videos of {videos.shape[1]} frames, "
+        f"{seconds / len(videos):.2f} s a video ({len(videos)} videos of {together.shape[1]} frames, "
         f"{sampling.method}, {sampling.steps} steps, cfg {sampling.cfg:g}, {device})"
     )
     return 0
@@ -199,8 +209,8 @@ def generate(
     precision: str,
     device: torch.device,
     texts: tuple[Tensor, Tensor] | None = None,
-) -> Tensor:
-    """Videos [count, T, C, H, W] on the CPU. The noise that a video starts from depends on seed and its index alone.
+) -> Iterator[Tensor]:
+    """Videos [batch, T, C, H, W] on the CPU. The noise that one starts from depends on seed and its index alone.
 
     texts: embeddings [count, L, D] instead of labels, and that of no text [L, D].
     """
@@ -211,7 +221,6 @@ def generate(
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             return model(x, t, **kwargs)
 
-    videos = []
     for start in range(0, len(labels), batch):
         part = labels[start : start + batch]
         generators = [torch.Generator().manual_seed(seed_of(seed, start + i)) for i in range(len(part))]
@@ -227,24 +236,36 @@ def generate(
             )
         generator = torch.Generator().manual_seed(seed_of(seed, start, 1))
         video = checkpoint.diffusion.sample(guided, noise, sampling.steps, sampling.method, generator=generator)
-        videos.append(video.cpu())
-    return torch.cat(videos)
+        yield video.cpu()
 
 
-def write_videos(videos: Tensor, labels: list[int | None], options: argparse.Namespace) -> list[Path]:
-    """Writes what --format asks for and returns the paths."""
-    from frameattn.data.video_io import write_contact_sheet, write_gif, write_mp4
+def write_video(video: Tensor, index: int, labels: list[int | None], options: argparse.Namespace) -> list[Path]:
+    """Writes a video [T, C, H, W] as --format asks for it and returns the paths; none for latents."""
+    from frameattn.data.video_io import write_gif, write_mp4
 
-    names = [f"{i:04d}" if label is None else f"{i:04d}_class_{label}" for i, label in enumerate(labels)]
+    if video.shape[1] not in (1, 3):
+        return []
+    name = f"{index:04d}" if labels[index] is None else f"{index:04d}_class_{labels[index]}"
     paths = []
     for suffix, write in (("gif", write_gif), ("mp4", write_mp4)):
-        if suffix not in options.format:
-            continue
-        for name, video in zip(names, videos, strict=True):
+        if suffix in options.format:
             paths.append(options.out / f"{name}.{suffix}")
             write(paths[-1], video[None], options.fps)
-        paths.append(options.out / f"overview.{suffix}")
-        write(paths[-1], videos, options.fps)
+    return paths
+
+
+def write_overviews(videos: Tensor, labels: list[int | None], options: argparse.Namespace) -> list[Path]:
+    """Writes all videos side by side and a row of frames for each, large ones made smaller, and returns the paths."""
+    from frameattn.data.video_io import write_contact_sheet, write_gif, write_mp4
+
+    shrink = -(-max(videos.shape[-2:]) // LARGEST_TILE)
+    if shrink > 1:
+        videos = F.avg_pool3d(videos.transpose(1, 2), (1, shrink, shrink)).transpose(1, 2)
+    paths = []
+    for suffix, write in (("gif", write_gif), ("mp4", write_mp4)):
+        if suffix in options.format:
+            paths.append(options.out / f"overview.{suffix}")
+            write(paths[-1], videos, options.fps)
     if "png" in options.format:
         paths.append(options.out / "contact_sheet.png")
         write_contact_sheet(paths[-1], videos, labels)

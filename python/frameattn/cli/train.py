@@ -37,7 +37,7 @@ from frameattn.training.config_io import (
     load_yaml,
     merge,
     save_config,
-    with_saved_arguments,
+    with_saved,
 )
 from frameattn.training.files import check_same_run, load_state
 from frameattn.training.official import is_official, translate
@@ -56,13 +56,15 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     values = load_yaml(options.config) if options.config else saved
     replaced = parse_overrides(overrides)
     if is_official(values):
-        values, notes = translate(values, options.config, replaced.get("data", {}).get("name"))
+        data = replaced.get("data") or saved.get("data", {})
+        values, notes = translate(values, options.config, data.get("name"))
         print(f"config {options.config} is an official one:", *notes, sep="\n  ", flush=True)
-    config = build_config(with_saved_arguments(merge(values, replaced), saved))
+    config = build_config(with_saved(merge(values, replaced), saved))
     trainer = create_trainer(config, options.out, choose_device(config.device), resuming=bool(state))
     if state:
         check_same_run(config_values(trainer.config), saved, options.out)
         trainer.load(state)
+        del state
         print(f"resuming {options.out} at step {trainer.step} of {trainer.total_steps}", flush=True)
     options.out.mkdir(parents=True, exist_ok=True)
     save_config(trainer.config, options.out / "config.yaml")

@@ -10,6 +10,7 @@ import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ class EncodedClip:
 
     def tensors(self) -> dict[str, Tensor]:
         parts = {**vars(self), "label": None if self.label is None else torch.tensor(self.label)}
-        return {name: tensor.contiguous() for name, tensor in parts.items() if tensor is not None}
+        return {name: tensor for name, tensor in parts.items() if tensor is not None}
 
 
 def save_latents(
@@ -54,13 +55,23 @@ def save_latents(
         clips: by names, which may not have a dot.
         scaling_factor: ``vae.config.scaling_factor``, with which the latents were not multiplied yet.
         metadata: more JSON values for the file.
+
+    Raises:
+        ValueError: a name or the shapes of a clip do not fit.
     """
     require("safetensors")
     from safetensors.torch import save_file
 
     if dotted := [name for name in clips if "." in name]:
         raise ValueError(f"save_latents: the name of a clip may not have a dot, got {dotted[0]!r}")
-    tensors = {f"{name}.{part}": tensor for name, clip in clips.items() for part, tensor in clip.tensors().items()}
+    tensors: dict[str, Tensor] = {}
+    for name, clip in clips.items():
+        parts = clip.tensors()
+        _check_shapes(name, {part: tuple(tensor.shape) for part, tensor in parts.items()}, str(path))
+        # Copies, for clips may share a text, which the format does not know.
+        tensors |= {
+            f"{name}.{part}": tensor.clone(memory_format=torch.contiguous_format) for part, tensor in parts.items()
+        }
     text = json.dumps({"scaling_factor": scaling_factor, **metadata})
     save_file(tensors, path, metadata={_METADATA: text})
 
@@ -124,7 +135,7 @@ class LatentClips:
         self.text_tokens = max(place.shapes["text"][0] for place in self.places) if self.text_channels else 0
         self.class_names: list[str] = self.facts.get("class_names") or []
         self.num_classes = len(self.class_names)
-        self._warned: set[str] = set()
+        self._long_enough: dict[int, list[_Place]] = {}
 
     def _add(self, file: Path) -> None:
         metadata, places = _read(file)
@@ -166,23 +177,21 @@ class LatentClips:
     def _draw_clip(
         self, places: list[_Place], frames: int, generator: torch.Generator
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        from safetensors import safe_open
-
         place = places[int(torch.randint(len(places), (), generator=generator))]
         span = (frames - 1) * self.frame_interval + 1
         start = int(torch.randint(place.frames - span + 1, (), generator=generator))
-        with safe_open(place.path, framework="pt") as file:
+        file = _opened(place.path, place.path.stat().st_mtime_ns)
 
-            def stretch(part: str) -> Tensor:
-                return file.get_slice(f"{place.name}.{part}")[start : start + span][:: self.frame_interval].float()
+        def stretch(part: str) -> Tensor:
+            return file.get_slice(f"{place.name}.{part}")[start : start + span][:: self.frame_interval].float()
 
-            def whole(part: str, otherwise: tuple[int, ...]) -> Tensor:
-                return file.get_tensor(f"{place.name}.{part}") if part in place.shapes else torch.zeros(otherwise)
+        def whole(part: str, otherwise: tuple[int, ...]) -> Tensor:
+            return file.get_tensor(f"{place.name}.{part}") if part in place.shapes else torch.zeros(otherwise)
 
-            latents = stretch("latents")
-            if "std" in place.shapes:
-                latents = latents + stretch("std") * torch.randn(latents.shape, generator=generator)
-            label, text, mask = whole("label", ()).long(), whole("text", (0, 0)), whole("mask", (0,))
+        latents = stretch("latents")
+        if "std" in place.shapes:
+            latents = latents + stretch("std") * torch.randn(latents.shape, generator=generator)
+        label, text, mask = whole("label", ()).long(), whole("text", (0, 0)), whole("mask", (0,))
         padding = self.text_tokens - len(text)
         return (
             latents * self.facts["scaling_factor"],
@@ -198,6 +207,8 @@ class LatentClips:
             ValueError: there is none.
         """
         span = (frames - 1) * self.frame_interval + 1
+        if span in self._long_enough:
+            return self._long_enough[span]
         places = [place for place in self.places if place.frames >= span]
         if not places:
             longest = max(place.frames for place in self.places)
@@ -206,12 +217,12 @@ class LatentClips:
                 f"smaller frame_interval, now {self.frame_interval}"
             )
         for place in self.places:
-            if place.frames < span and place.name not in self._warned:
-                self._warned.add(place.name)
+            if place.frames < span:
                 warnings.warn(
                     f"clip skipped: {place.name} in {place.path} has {place.frames} frames, but a clip spans {span}",
                     stacklevel=3,
                 )
+        self._long_enough[span] = places
         return places
 
 
@@ -233,16 +244,26 @@ def _read(path: Path) -> tuple[dict[str, Any], list[_Place]]:
         name, _, part = key.rpartition(".")
         of_clips.setdefault(name, {})[part] = shape
     for name, parts in of_clips.items():
-        latents, text, mask = (parts.get(part, ()) for part in ("latents", "text", "mask"))
-        if len(latents) != 4 or ("text" in parts) != ("mask" in parts):
-            raise ValueError(f"{path}: clip {name} needs latents [T, C, H, W], and a mask where it has a text")
-        if "text" in parts and (len(text) != 2 or mask != text[:1]):
-            raise ValueError(
-                f"{path}: clip {name} must have text [L, D] and mask [L], got {list(text)} and {list(mask)}"
-            )
-        if parts.get("std", latents) != latents:
-            raise ValueError(f"{path}: std of clip {name} must be {list(latents)}, got {list(parts['std'])}")
+        _check_shapes(name, parts, str(path))
     return metadata, [_Place(path, name, parts) for name, parts in of_clips.items()]
+
+
+def _check_shapes(name: str, parts: Mapping[str, tuple[int, ...]], where: str) -> None:
+    latents, text, mask = (parts.get(part, ()) for part in ("latents", "text", "mask"))
+    if len(latents) != 4 or ("text" in parts) != ("mask" in parts):
+        raise ValueError(f"{where}: clip {name} needs latents [T, C, H, W], and a mask where it has a text")
+    if "text" in parts and (len(text) != 2 or mask != text[:1]):
+        raise ValueError(f"{where}: clip {name} must have text [L, D] and mask [L], got {list(text)} and {list(mask)}")
+    if parts.get("std", latents) != latents:
+        raise ValueError(f"{where}: std of clip {name} must be {list(latents)}, got {list(parts['std'])}")
+
+
+@lru_cache(maxsize=64)
+def _opened(path: Path, written: int) -> Any:
+    """A file as it was written then, opened once a process: its header names every clip."""
+    from safetensors import safe_open
+
+    return safe_open(path, framework="pt").__enter__()
 
 
 def _written(shape: tuple[int, ...] | None) -> str:

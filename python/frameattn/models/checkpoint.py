@@ -112,7 +112,9 @@ def _read_weights(path: str | Path, weights: str) -> dict[str, Tensor]:
             key = weights if weights != "auto" else "ema" if isinstance(state.get("ema"), Mapping) else "model"
             if not isinstance(state.get(key), Mapping):
                 raise ValueError(f"{path} holds no {key!r} weights, only {', '.join(map(str, state))}")
-            state = state[key]
+            # The average of a run of ours has the trained weights alone.
+            frozen = state["model"] if key == "ema" and state[key] and isinstance(state.get("model"), Mapping) else {}
+            state = {**frozen, **state[key]}
     tensors = {k.removeprefix(_COMPILED_PREFIX): v for k, v in state.items() if isinstance(v, Tensor)}
     if not tensors:
         raise ValueError(f"{path} holds no weights")

@@ -58,7 +58,7 @@ class Config:
     diffusion: Diffusion = field(default_factory=Diffusion)
     init: str | None = None  # a checkpoint whose weights training starts from
     latte: str | None = None  # text to video: the Latte that the model starts from, a folder or a name on the hub
-    freeze_latte: bool = True  # train what Matrix Attention adds to it alone
+    freeze_latte: bool | None = None  # train what Matrix Attention adds to it alone; by default where there is a latte
     seed: int = 0
 
     stages: list[Stage] | None = None

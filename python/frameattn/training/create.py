@@ -13,7 +13,7 @@ from frameattn.models import create_model, load_checkpoint, read_metadata
 from frameattn.models.framedit import CLASSES, NO_CONDITION, TEXT, TEXT_CHANNELS, TEXT_TOKENS
 from frameattn.models.latte import OPTIONS, latte_arguments
 from frameattn.models.registry import check_arguments, is_text_to_video, text_to_video_class
-from frameattn.training.config import TEXT_SAMPLING, Config, Sampling
+from frameattn.training.config import Config
 from frameattn.training.files import check_same_latents
 from frameattn.training.trainer import Trainer
 
@@ -30,8 +30,6 @@ def create_trainer(config: Config, folder: Path, device: torch.device, resuming:
     torch.manual_seed(config.seed)
     model, arguments = create(config, dataset, resuming)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, arguments=arguments))
-    if create is _create_text_to_video and config.sampling == Sampling():
-        config = dataclasses.replace(config, sampling=TEXT_SAMPLING)
     if config.init and not resuming:
         with as_usage_error(f"init {config.init}"):
             load_checkpoint(model, config.init)
@@ -95,10 +93,17 @@ def _create_text_to_video(config: Config, dataset: Any, resuming: bool) -> tuple
     if any(stage.frames < 1 for stage in config.stages or []):
         raise UsageError(f"stages: model {config.model.name} needs at least 1 frame beside the images")
     given = dict(config.model.arguments)
+    if given.get("disable_matrix_attention"):
+        raise UsageError("model.disable_matrix_attention is for sampling: a model is trained with Matrix Attention")
+    if not config.diffusion.learn_sigma:
+        raise UsageError("diffusion.learn_sigma must be true: LattePipeline takes a variance beside the noise")
+    freeze = config.freeze_latte if config.freeze_latte is not None else config.latte is not None
+    if freeze and not (config.latte or config.init):
+        raise UsageError("freeze_latte needs weights that are worth it: --latte or --init")
     if config.stages:
         given.setdefault("video_length", max(stage.frames for stage in config.stages))
     of_data = {"in_channels": dataset.channels, "sample_size": dataset.size, "caption_channels": dataset.text_channels}
-    of_diffusion = {"out_channels": dataset.channels * (2 if config.diffusion.learn_sigma else 1)}
+    of_diffusion = {"out_channels": 2 * dataset.channels}
     model: Any
     if config.latte and not resuming:
         with as_usage_error(f"model {config.model.name}"):
@@ -110,13 +115,13 @@ def _create_text_to_video(config: Config, dataset: Any, resuming: bool) -> tuple
             of_latte = latte_arguments(latte.config, options)
         arguments = _complete(given, latte=of_latte, data=of_data, diffusion=of_diffusion)
         with as_usage_error(f"latte {config.latte}"):
-            model = kind.from_latte(latte, freeze=config.freeze_latte, **options)
+            model = kind.from_latte(latte, freeze=freeze, **options)
     else:
         arguments = _complete(given, data=of_data, diffusion=of_diffusion)
         _add_products(arguments)
         with as_usage_error(f"model {config.model.name}"):
             model = create_model(config.model.name, **arguments)
-        if config.latte and config.freeze_latte:
+        if freeze:
             model.freeze_latte()
     if not any(p.requires_grad for p in model.parameters()):
         raise UsageError(f"nothing is left to train: freeze_latte with model.fuse_mode {model.config.fuse_mode}")

@@ -24,7 +24,7 @@ def load_state(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (OSError, EOFError, RuntimeError, UnpicklingError) as error:
         raise UsageError(f"{path} is not a state that frameattn wrote: move it away to start anew") from error
 

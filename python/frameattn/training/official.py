@@ -8,7 +8,7 @@ from typing import Any, get_type_hints
 from frameattn._errors import UsageError
 from frameattn.data import DATASETS
 from frameattn.models.registry import is_text_to_video, list_models
-from frameattn.training.config import TEXT_SAMPLING, Config, Diffusion, Sampling
+from frameattn.training.config import Config, Diffusion, Sampling
 from frameattn.training.config_io import OPEN_SECTIONS, convert, merge
 
 TAKEN = {  # official key: ours
@@ -102,8 +102,6 @@ def translate(values: Mapping[str, Any], path: Path, data: str | None = None) ->
             value //= 8  # the side of the latents
         if value is not None:
             ours = merge(ours, {section: {inner: value}} if section else {inner: value})
-    if text_to_video:
-        ours = merge({"sampling": vars(TEXT_SAMPLING)}, ours)
     if text_to_video and read("num_frames", int) not in (None, ours["model"].get("video_length")):
         raise UsageError(f"config {path}: num_frames must be video_length, got {values['num_frames']}")
     if (precision := values.get("mixed_precision")) is not None:

@@ -141,8 +141,12 @@ class Trainer:
         """Continues from the contents of state.pt.
 
         Raises:
-            UsageError: the run was trained on latents of another VAE.
+            UsageError: the run was trained on latents of another VAE, or trained other weights.
         """
+        if state["ema"].keys() != self.ema.keys():
+            raise UsageError(
+                f"{self.folder} trains {len(state['ema'])} tensors, not {len(self.ema)}: freeze_latte is another one"
+            )
         check_same_latents(self.encoded, state.get("encoded", {}), f"{self.folder} was trained")
         self.model.load_state_dict(state["model"])
         for name, average in self.ema.items():

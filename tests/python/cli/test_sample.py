@@ -42,7 +42,7 @@ def test_options_replace_defaults_of_the_checkpoint(trained, tmp_path, capsys):
 
 def test_videos_depend_on_seed_and_index(checkpoint):
     def videos(labels, seed=0, batch=4):
-        return generate(checkpoint, labels, seed, batch, "fp32", torch.device("cpu"))
+        return torch.cat(list(generate(checkpoint, labels, seed, batch, "fp32", torch.device("cpu"))))
 
     together = videos([1, 2, 3])
     assert together.shape[:2] == (3, 4) and together.isfinite().all()
@@ -82,7 +82,7 @@ def test_labels_are_taken_in_turn(checkpoint):
 def test_latents_are_saved_as_tensors(trained, tmp_path, monkeypatch, capsys):
     from safetensors.torch import load_file
 
-    monkeypatch.setattr(sample, "generate", lambda *arguments: torch.zeros(2, 4, 4, 8, 8))
+    monkeypatch.setattr(sample, "generate", lambda *arguments: [torch.zeros(2, 4, 4, 8, 8)])
     assert run(trained, tmp_path, "--classes", "3,7") == 0
     assert os.listdir(tmp_path) == ["latents.safetensors"]
     tensors = load_file(tmp_path / "latents.safetensors")

@@ -126,6 +126,22 @@ def test_clips_that_differ_are_named(folder, clip, factor, message):
         LatentClips(folder)
 
 
+def test_clips_may_share_a_text_and_must_fit(tmp_path):
+    text, mask = torch.ones(1, 2, 5), torch.ones(2)
+    clips = {name: EncodedClip(torch.ones(2, 4, 6, 6), text[0], mask) for name in ("a", "b")}
+    save_latents(tmp_path / "x.safetensors", clips, 1.0)
+    assert len(LatentClips(tmp_path).places) == 2
+    with pytest.raises(ValueError, match=r"clip c must have text \[L, D\] and mask \[L\], got \[1, 2, 5\] and \[2\]"):
+        save_latents(tmp_path / "y.safetensors", {"c": EncodedClip(torch.ones(2, 4, 6, 6), text, mask)}, 1.0)
+
+
+def test_a_file_that_is_written_again_is_read_again(tmp_path):
+    for value in (1.0, 2.0):
+        save_latents(tmp_path / "x.safetensors", {"a": EncodedClip(torch.full((2, 4, 6, 6), value))}, 1.0)
+        latents, _ = LatentClips(tmp_path).draw(1, 1, torch.Generator())
+        assert (latents == value).all()
+
+
 def test_other_errors(folder, tmp_path_factory):
     empty = tmp_path_factory.mktemp("empty")
     with pytest.raises(ValueError, match="holds no encoded clips"):
