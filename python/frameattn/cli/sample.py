@@ -40,6 +40,7 @@ from frameattn.data.encode import Vae, hash_of
 from frameattn.diffusion import METHODS, GaussianDiffusion, classifier_free_guidance
 from frameattn.models import from_checkpoint, read_metadata
 from frameattn.models.framedit import TEXT, FrameDiT
+from frameattn.models.lora import load_lora
 from frameattn.training.config import TEXT_SAMPLING, Sampling
 from frameattn.training.draws import seed_of
 from frameattn.training.files import check_same_latents
@@ -53,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--ckpt", type=Path, required=True, metavar="FILE", help=".safetensors, or a .pt of the official code")
     add("--out", type=Path, required=True, metavar="DIR", help="folder for the videos")
     add("--model", metavar="NAME", help="model of a checkpoint that does not name it")
+    add("--lora", type=Path, metavar="FILE", help="LoRA of frameattn train --lora, or the folder that it is in")
     add("--steps", type=int, help="calls of the model for a video")
     add("--method", choices=METHODS, help="ddpm: 250 steps; ddim: 50; dpm (DPM-Solver++): 20")
     add("--cfg", type=float, metavar="SCALE", help="classifier-free guidance; 1 is none")
@@ -91,6 +93,10 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     device = choose_device(options.device)
     checkpoint = load(options.ckpt, options.model, overrides, device)
     model = checkpoint.model
+    if options.lora:
+        with as_usage_error(f"--lora {options.lora}"):
+            load_lora(model, options.lora)
+            model.to(device)
     for name in ("steps", "method", "cfg"):
         if getattr(options, name) is not None:
             setattr(checkpoint.sampling, name, getattr(options, name))

@@ -17,8 +17,12 @@ text to video, from a Latte and clips that were encoded (frameattn.data.save_lat
   frameattn train --model FrameDiTHT2V-XL/256-2-1-2-concat --latte DIR --data latents/ --out runs/text
   frameattn train --config FrameDiTHT2V-XL-256-2-concat_train.yaml --data latents/ --out runs/text   # an official file
 
+a LoRA of rank 16 instead of all weights:
+  frameattn train --data clips/ --init checkpoint.safetensors --lora 16 --out runs/lora
+
 files in --out:
   checkpoint.safetensors   averaged weights, for frameattn sample
+  pytorch_lora_weights.safetensors   with --lora, in the format of diffusers, for frameattn sample --lora
   state.pt                 everything to resume from
   config.yaml, log.csv, loss.png
 """

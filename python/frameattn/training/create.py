@@ -11,7 +11,8 @@ from frameattn._errors import UsageError, as_usage_error
 from frameattn.data import LatentClips, VideoDataset, VideoFolder, create_dataset
 from frameattn.models import create_model, load_checkpoint, read_metadata
 from frameattn.models.framedit import CLASSES, NO_CONDITION, TEXT, TEXT_CHANNELS, TEXT_TOKENS
-from frameattn.models.latte import OPTIONS, latte_arguments
+from frameattn.models.latte import OPTIONS, is_added_to_latte, latte_arguments
+from frameattn.models.lora import add_lora, is_lora
 from frameattn.models.registry import check_arguments, is_text_to_video, text_to_video_class
 from frameattn.training.config import Config
 from frameattn.training.files import check_same_latents
@@ -35,6 +36,8 @@ def create_trainer(config: Config, folder: Path, device: torch.device, resuming:
             load_checkpoint(model, config.init)
             encoded = read_metadata(config.init).get("encoded", {})
         check_same_latents(getattr(dataset, "facts", {}), encoded, f"init {config.init} was trained")
+    if config.lora:
+        _add_lora(config, model)
     if config.checkpoint_blocks:
         model.checkpointed_layers = config.checkpoint_blocks
     for i, stage in enumerate(config.plan(model.num_frames)):
@@ -47,6 +50,17 @@ def create_trainer(config: Config, folder: Path, device: torch.device, resuming:
                 f"set model.{'video_length' if 'video_length' in arguments else 'num_frames'}"
             )
     return Trainer(config, model, dataset, folder, device)
+
+
+def _add_lora(config: Config, model: Any) -> None:
+    """The LoRA is trained, and what Matrix Attention adds to a Latte if that is frozen."""
+    if not (config.init or config.latte):
+        raise UsageError("lora needs weights that it adapts: --init, or --latte for text to video")
+    added = {name for name, p in model.named_parameters() if p.requires_grad and is_added_to_latte(name)}
+    with as_usage_error("lora"):
+        add_lora(model, config.lora, config.lora_alpha, config.lora_targets)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(is_lora(name) or (_freezes_latte(config) and name in added))
 
 
 def _create_framedit(config: Config, dataset: Any, resuming: bool) -> tuple[Any, dict[str, Any]]:
@@ -97,7 +111,7 @@ def _create_text_to_video(config: Config, dataset: Any, resuming: bool) -> tuple
         raise UsageError("model.disable_matrix_attention is for sampling: a model is trained with Matrix Attention")
     if not config.diffusion.learn_sigma:
         raise UsageError("diffusion.learn_sigma must be true: LattePipeline takes a variance beside the noise")
-    freeze = config.freeze_latte if config.freeze_latte is not None else config.latte is not None
+    freeze = _freezes_latte(config)
     if freeze and not (config.latte or config.init):
         raise UsageError("freeze_latte needs weights that are worth it: --latte or --init")
     if config.stages:
@@ -123,11 +137,15 @@ def _create_text_to_video(config: Config, dataset: Any, resuming: bool) -> tuple
             model = create_model(config.model.name, **arguments)
         if freeze:
             model.freeze_latte()
-    if not any(p.requires_grad for p in model.parameters()):
+    if not config.lora and not any(p.requires_grad for p in model.parameters()):
         raise UsageError(f"nothing is left to train: freeze_latte with model.fuse_mode {model.config.fuse_mode}")
     if config.checkpoint_blocks:
         model.enable_gradient_checkpointing()
     return model, arguments
+
+
+def _freezes_latte(config: Config) -> bool:
+    return config.latte is not None if config.freeze_latte is None else config.freeze_latte
 
 
 def _add_products(arguments: dict[str, Any]) -> None:

@@ -31,11 +31,10 @@ def load_state(path: Path) -> dict[str, Any] | None:
 
 def check_same_run(values: dict[str, Any], saved: dict[str, Any], folder: Path) -> None:
     """Steps, rates and intervals may change when a run is resumed; what the weights mean may not."""
-    for key in ("model", "data", "diffusion", "seed"):
-        if values[key] != saved[key]:
-            raise UsageError(
-                f"{folder} holds a run with another {key}: {_difference(saved[key], values[key])}; choose another --out"
-            )
+    for key in ("model", "data", "diffusion", "seed", "lora", "lora_alpha", "lora_targets"):
+        if values[key] != saved.get(key):
+            difference = _difference(saved.get(key), values[key])
+            raise UsageError(f"{folder} holds a run with another {key}: {difference}; choose another --out")
 
 
 def check_same_latents(now: dict[str, Any], before: dict[str, Any], who: str) -> None:

@@ -42,6 +42,11 @@ TAKEN_BY_TEXT_TO_VIDEO = {
     "pretrained_latte": "latte",
     "lr_warmup_steps": "warmup",
 }
+TAKEN_OF_LORA: dict[str, tuple[str, Any]] = {
+    "r": ("lora", int | None),
+    "lora_alpha": ("lora_alpha", float | None),
+    "target_modules": ("lora_targets", list[str] | None),
+}
 NO_EFFECT = {  # reason: official keys, as far as the model does not take them
     "--data decides": ("dataset", "load_latent", "latent_path", "image_path", "in_channels", "image_size"),
     "--out holds all the files of a run and resumes it": ("results_dir", "project", "run_id", "resume_from_checkpoint"),
@@ -83,8 +88,6 @@ def translate(values: Mapping[str, Any], path: Path, data: str | None = None) ->
     def read(key: str, kind: Any) -> Any:
         return convert(values.get(key), kind | None, f"config {path}: {key}")
 
-    if read("use_lora", bool):
-        raise UsageError(f"config {path}: use_lora: LoRA training is not there yet")
     notes = []
     ours: dict[str, Any] = {"model": dict(values["model"])} if "model" in values else {}
     name = values.get("model", {}).get("name")
@@ -108,6 +111,13 @@ def translate(values: Mapping[str, Any], path: Path, data: str | None = None) ->
         if str(precision) not in PRECISIONS:
             raise UsageError(f"config {path}: mixed_precision must be bf16 or no, got {precision!r}")
         ours["precision"] = PRECISIONS[str(precision)]
+    if read("use_lora", bool):
+        lora = values.get("lora") or {}
+        for key, (target, kind) in TAKEN_OF_LORA.items():
+            if (value := convert(lora.get(key), kind, f"config {path}: lora.{key}")) is not None:
+                ours[target] = value
+        if lora.get("lora_dropout"):
+            notes.append("lora.lora_dropout: there is none here")
     blocks = read("n_checkpointing_blocks", int)
     if read("gradient_checkpointing", bool):
         ours["checkpoint_blocks"] = ALL_BLOCKS if blocks is None else blocks

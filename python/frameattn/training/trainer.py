@@ -20,6 +20,7 @@ from frameattn.data import LatentClips, VideoDataset
 from frameattn.diffusion import GaussianDiffusion
 from frameattn.models import save_checkpoint
 from frameattn.models.framedit import FrameDiT
+from frameattn.models.lora import FILE_NAME, default_targets, save_lora, without_lora
 from frameattn.training.config import Config
 from frameattn.training.config_io import config_values
 from frameattn.training.draws import Draw, Draws, TextDraws, seed_of, stage_at
@@ -124,9 +125,13 @@ class Trainer:
         dtype = getattr(torch, self.config.checkpoint_dtype)
         weights = {**self.model.state_dict(), **self.ema}
         weights = {name: w.to(dtype) if w.is_floating_point() else w for name, w in weights.items()}
+        if rank := self.config.lora:
+            alpha, targets = self.config.lora_alpha, self.config.lora_targets
+            with replacing(self.folder / FILE_NAME) as path:
+                save_lora(weights, path, rank, alpha or rank, targets or default_targets(self.model))
         with replacing(self.folder / "checkpoint.safetensors") as path:
             save_checkpoint(
-                weights,
+                without_lora(weights),
                 path,
                 name=self.config.model.name,
                 arguments=self.config.model.arguments,

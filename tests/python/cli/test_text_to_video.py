@@ -334,3 +334,27 @@ def trained_digits(tmp_path):
     weights = create_model(name, **arguments).state_dict()
     save_checkpoint(weights, tmp_path / "digits.safetensors", name=name, arguments=arguments)
     return tmp_path / "digits.safetensors"
+
+
+def test_a_lora_of_latte_beside_the_matrix_branch(folder, tmp_path):
+    from frameattn.models import from_checkpoint
+    from frameattn.models.latte import is_added_to_latte
+    from frameattn.models.lora import FILE_NAME, load_lora
+
+    pytest.importorskip("peft")
+    assert train(folder, tmp_path, "--lora", "2", "--steps", "2") == 0
+    state = read_state(tmp_path)
+    lora = {name for name in state["ema"] if ".lora_" in name}
+    assert len(lora) == 2 * 2 * (4 + 4 + 4)  # A and B; two layers of three attentions with four projections
+    assert all(is_added_to_latte(name) for name in state["ema"].keys() - lora)
+    assert any(is_added_to_latte(name) for name in state["ema"].keys() - lora)
+
+    ours, theirs = (from_checkpoint(tmp_path / "checkpoint.safetensors") for _ in range(2))
+    load_lora(ours, tmp_path)
+    theirs.load_lora_adapter(tmp_path, weight_name=FILE_NAME)  # of diffusers
+    latents, text = torch.randn(1, 4, 3, 8, 8), torch.randn(1, 4, 6)
+    with torch.no_grad():
+        expected = ours.eval()(latents, torch.tensor([5]), text).sample
+        torch.testing.assert_close(theirs.eval()(latents, torch.tensor([5]), text).sample, expected)
+        theirs.unload_lora()
+        assert not torch.equal(theirs(latents, torch.tensor([5]), text).sample, expected)
