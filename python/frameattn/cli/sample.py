@@ -1,6 +1,6 @@
 """Generate videos from a checkpoint: GIF, MP4 and a PNG contact sheet.
 
-The checkpoint of frameattn train carries the model, its arguments and defaults for --steps, --method and --cfg.
+The checkpoint of frameattn train carries the model, its arguments and defaults for --steps, --method, --cfg and --fps.
 For one without (an official .pt) name the model; its arguments may follow as --model.KEY value.
 
 examples:
@@ -31,7 +31,7 @@ from torch import Tensor
 from frameattn._errors import UsageError, as_usage_error
 from frameattn._optional import require
 from frameattn.cli import sample_text
-from frameattn.cli.arguments import positive
+from frameattn.cli.arguments import positive, positive_number
 from frameattn.cli.devices import choose_device
 from frameattn.cli.overrides import parse_overrides
 from frameattn.diffusion import METHODS, GaussianDiffusion, classifier_free_guidance
@@ -41,6 +41,7 @@ from frameattn.training.config import TEXT_SAMPLING, Sampling
 from frameattn.training.draws import seed_of
 
 FORMATS = ("gif", "mp4", "png")
+DEFAULT_FPS = 8
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--batch", type=positive, default=4, help="videos at once (default 4)")
     add("--seed", type=int, default=0, help="of the noise; a video depends on seed and index (default 0)")
     add("--format", type=_formats, default=FORMATS, metavar="gif,mp4,png", help="what to write (default: all)")
-    add("--fps", type=positive, default=8, help="frames a second (default 8)")
+    add("--fps", type=positive_number, help="frames a second (default: those of the training's clips, else 8)")
     add("--precision", choices=("fp32", "bf16"), default="fp32")
     add("--device", default="auto", help="auto, cpu or cuda")
 
@@ -72,6 +73,7 @@ class Checkpoint:
     model: Any  # FrameDiT or FrameDiTHT2V
     diffusion: GaussianDiffusion
     sampling: Sampling
+    fps: float | None = None  # of the clips it was trained on
 
 
 def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
@@ -83,6 +85,7 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
             setattr(checkpoint.sampling, name, getattr(options, name))
     if not 2 <= checkpoint.sampling.steps <= GaussianDiffusion.num_timesteps:
         raise UsageError(f"--steps must be in 2..{GaussianDiffusion.num_timesteps}, got {checkpoint.sampling.steps}")
+    options.fps = options.fps or checkpoint.fps or DEFAULT_FPS
     if options.seed < 0:
         raise UsageError(f"--seed must be at least 0, got {options.seed}")
 
@@ -133,7 +136,9 @@ def load(path: Path, name: str | None, overrides: Sequence[str], device: torch.d
     is_framedit = isinstance(model, FrameDiT)
     diffusion = metadata.get("diffusion", {"learn_sigma": model.config["learn_sigma"]} if is_framedit else {})
     sampling = metadata.get("sampling", {} if is_framedit else vars(TEXT_SAMPLING))
-    return Checkpoint(model.to(device).eval(), GaussianDiffusion(**diffusion), Sampling(**sampling))
+    return Checkpoint(
+        model.to(device).eval(), GaussianDiffusion(**diffusion), Sampling(**sampling), metadata.get("fps")
+    )
 
 
 def choose_labels(model: FrameDiT, classes: list[int] | None, count: int | None, cfg: float) -> list[int | None]:

@@ -30,6 +30,7 @@ from pathlib import Path
 from frameattn._optional import require
 from frameattn.cli.devices import choose_device
 from frameattn.cli.overrides import parse_overrides
+from frameattn.data import VideoFolder
 from frameattn.training import create_trainer
 from frameattn.training.config_io import (
     build_config,
@@ -64,6 +65,9 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         check_same_run(config_values(trainer.config), saved, options.out)
         trainer.load(state)
         print(f"resuming {options.out} at step {trainer.step} of {trainer.total_steps}", flush=True)
+    dataset = trainer.draws.dataset
+    if isinstance(dataset, VideoFolder):
+        print(dataset.summary(max(1, *(stage.frames for stage in trainer.stages))), flush=True)
     options.out.mkdir(parents=True, exist_ok=True)
     save_config(trainer.config, options.out / "config.yaml")
 

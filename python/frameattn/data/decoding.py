@@ -49,12 +49,25 @@ def probe_video(path: str | PathLike) -> tuple[int, Fraction]:
     return count, rate
 
 
+def check_fps(fps: float) -> Fraction:
+    """Frames a second as an exact number; ValueError if they are none."""
+    number = isinstance(fps, (int, float, Fraction)) and not isinstance(fps, bool)
+    if not number or not 0 < fps < math.inf:
+        raise ValueError(f"fps must be a number of more than 0, got {fps!r}")
+    return Fraction(str(fps))
+
+
 def count_frames(path: str | PathLike) -> int:
     """Frames of a file, as probe_video has them."""
     return probe_video(path)[0]
 
 
-def read_video(path: str | PathLike, indices: Sequence[Rational] | None = None, size: int | None = None) -> Tensor:
+def read_video(
+    path: str | PathLike,
+    indices: Sequence[Rational] | None = None,
+    size: int | None = None,
+    fps: float | None = None,
+) -> Tensor:
     """Frames [T, 3, H, W] in -1..1 of a file: those of ascending indices, or all that are stored.
 
     A GIF may store a frame that repeats as one that stays longer: without indices it is repeated.
@@ -64,14 +77,20 @@ def read_video(path: str | PathLike, indices: Sequence[Rational] | None = None, 
     Args:
         indices: may be fractions: the frame that is nearest, but none that comes more than half a frame later.
         size: frames are scaled to this short side and cut to the square in their middle.
+        fps: frames are those of a file of so many a second: index i is what is on screen at i / fps.
 
     Raises:
+        ValueError: fps is no number of more than 0.
         UnreadableVideo: the file cannot be decoded or ends before the last index.
     """
     with _open_video(path) as (container, stream, rate):
         aspect = stream.sample_aspect_ratio or Fraction(1)  # 0 / 1: not known
-        if indices is None and container.format.name == "gif":
-            indices = range(_count_in_header(container, stream, rate))
+        step = 1 if fps is None else rate / check_fps(fps)
+        if indices is None and (fps is not None or container.format.name == "gif"):
+            last = _count_in_header(container, stream, rate) - HALF
+            indices = range(math.ceil(last / step))
+        if indices is not None:
+            indices = [index * step for index in indices]
         frames = container.decode(stream) if indices is None else _pick_frames(container, stream, rate, indices)
         images = [_to_image(frame, aspect, size) for frame in frames]
     if not images:
@@ -189,8 +208,20 @@ def _to_image(frame: Any, aspect: Fraction, size: int | None) -> np.ndarray:
     scale = size / min(height, width) if size else 1
     height, width = (max(size or 1, round(side * scale)) for side in (height, width))
     image = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation=SCALING)
-    image = np.rot90(image, round(frame.rotation / 90))  # phones store how they were held
+    quarters = round(frame.rotation / 90)  # phones store how they were held
+    image = np.rot90(image, quarters)
+    if _is_mirrored(frame):
+        image = image[:, ::-1] if quarters % 2 else image[::-1]
     if size:
         top, left = (image.shape[0] - size) // 2, (image.shape[1] - size) // 2
         image = image[top : top + size, left : left + size]
     return image
+
+
+def _is_mirrored(frame: Any) -> bool:
+    """Whether the file asks for that beside a rotation, which frame.rotation does not say."""
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return False
+    a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].astype(float)  # [[a, b, u], [c, d, v], [x, y, w]]
+    return a * d < b * c

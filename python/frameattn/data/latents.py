@@ -2,7 +2,7 @@
 
 A file holds for every clip NAME the tensors ``NAME.latents`` [T, C, H, W], ``NAME.text`` [L, D] and ``NAME.mask`` [L]
 (1 for a token of the text, 0 for padding), and the metadata entry ``frameattn``, a JSON object with ``scaling_factor``:
-what the VAE's latents are multiplied by for the model.
+what the VAE's latents are multiplied by for the model, and ``fps``: frames a second of the clips, null if not known.
 """
 
 import json
@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from frameattn._optional import require
+from frameattn.data.decoding import check_fps
 
 _METADATA = "frameattn"
 
@@ -30,13 +31,18 @@ class EncodedClip:
     mask: Tensor
 
 
-def save_latents(path: str | PathLike, clips: Mapping[str, EncodedClip], scaling_factor: float) -> None:
+def save_latents(
+    path: str | PathLike, clips: Mapping[str, EncodedClip], scaling_factor: float, fps: float | None = None
+) -> None:
     """Writes clips to a file that LatentClips reads.
 
     Args:
         clips: by names, which may not have a dot.
         scaling_factor: ``vae.config.scaling_factor``, with which the latents were not multiplied yet.
+        fps: frames a second of the clips, at which ``frameattn sample`` then writes what a model has learnt from them.
     """
+    if fps is not None:
+        check_fps(fps)
     require("safetensors")
     from safetensors.torch import save_file
 
@@ -45,7 +51,7 @@ def save_latents(path: str | PathLike, clips: Mapping[str, EncodedClip], scaling
     tensors = {
         f"{name}.{part}": tensor.contiguous() for name, clip in clips.items() for part, tensor in vars(clip).items()
     }
-    save_file(tensors, path, metadata={_METADATA: json.dumps({"scaling_factor": scaling_factor})})
+    save_file(tensors, path, metadata={_METADATA: json.dumps({"scaling_factor": scaling_factor, "fps": fps})})
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,7 @@ class _Place:
     name: str
     frames: int
     scaling_factor: float
+    fps: float | None
 
 
 class LatentClips:
@@ -66,6 +73,7 @@ class LatentClips:
     Attributes:
         channels, size: C and H = W of the latents.
         text_channels, text_tokens: D and the largest L of the texts; shorter ones are padded.
+        frame_rate: frames a second of the clips, None where a file does not know or files differ.
 
     Raises:
         ValueError: an argument is out of its range, or files hold no such clips; the message names the first.
@@ -100,6 +108,9 @@ class LatentClips:
         (self.text_channels,) = shapes["text [D]"]
         if self.size != width:
             raise ValueError(f"{self.path}: the latents must be square, got {self.size}x{width}")
+        rates = {place.fps for place in self.places}
+        rate = rates.pop() if len(rates) == 1 else None
+        self.frame_rate = rate and rate / frame_interval
         self._warned: set[str] = set()
 
     def draw(self, count: int, frames: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
@@ -140,10 +151,10 @@ class LatentClips:
         span = (frames - 1) * self.frame_interval + 1
         places = [place for place in self.places if place.frames >= span]
         if not places:
-            longest = max(place.frames for place in self.places)
+            longest = max(self.places, key=lambda place: place.frames)
             raise ValueError(
-                f"{self.path}: a clip spans {span} frames, but the longest has {longest}: ask for fewer frames or a "
-                f"smaller frame_interval, now {self.frame_interval}"
+                f"{self.path}: a clip spans {span} frames, but the longest has {longest.frames}: ask for fewer frames or a "
+                f"smaller frame_interval, now {self.frame_interval} (the longest is {longest.name} in {longest.path.name})"
             )
         for place in self.places:
             if place.frames < span and place.name not in self._warned:
@@ -177,5 +188,6 @@ def _clips_of(path: Path) -> list[tuple[_Place, tuple[int, ...], tuple[int, ...]
                 f"{path}: clip {name} must have latents [T, C, H, W], text [L, D] and mask [L], got "
                 f"{list(latents)}, {list(text)} and {list(mask)}"
             )
-        clips.append((_Place(path, name, latents[0], metadata["scaling_factor"]), latents, text))
+        place = _Place(path, name, latents[0], metadata["scaling_factor"], metadata.get("fps"))
+        clips.append((place, latents, text))
     return clips

@@ -17,7 +17,7 @@ from statistics import median_low
 import torch
 from torch import Tensor
 
-from frameattn.data.decoding import UnreadableVideo, probe_video, read_video
+from frameattn.data.decoding import UnreadableVideo, check_fps, probe_video, read_video
 from frameattn.data.find_videos import SUFFIXES, find_videos
 
 TRIES = 100  # draws in a row that may hit broken files
@@ -78,12 +78,10 @@ class VideoFolder:
         for name, value in (("size", size), ("frame_interval", frame_interval)):
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-        if fps is not None and not (_is_number(fps) and 0 < fps < math.inf):
-            raise ValueError(f"fps must be a number of more than 0, got {fps!r}")
         self.folder = Path(folder)
         self.size = size
         self.frame_interval = frame_interval
-        self.fps = None if fps is None else Fraction(str(fps))
+        self.fps = None if fps is None else check_fps(fps)
         self.flip = flip
         self._warned: set[Path] = set()
         paths = find_videos(self.folder)
@@ -218,7 +216,3 @@ def _probe_or_error(path: Path) -> tuple[int, Fraction] | UnreadableVideo:
         return probe_video(path)
     except UnreadableVideo as error:
         return error
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float, Fraction)) and not isinstance(value, bool)

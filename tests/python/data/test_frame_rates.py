@@ -104,6 +104,20 @@ def test_fps_makes_motion_as_fast_from_every_file(name, fps, tmp_path, write_vid
         assert (steps - SPEED / fps).abs().max() < SPEED * longest + 0.5  # no frame is off by more than one of the file
 
 
+@pytest.mark.parametrize("name", ["slow.mp4", "fast.mp4", "two_rates.mkv", "clip.gif"])
+def test_read_video_by_time(name, tmp_path, write_video):
+    moments, arguments = FILES[name]
+    path = write_bar(write_video, tmp_path / name, moments, **arguments)
+    expected = 8 + 24 / 10 * torch.arange(20)
+    for video, columns in (
+        (read_video(path, fps=10), expected),
+        (read_video(path, [3, 8, 18], fps=10), expected[[3, 8, 18]]),
+    ):
+        assert len(video) == len(columns) and (middles(video) - columns).abs().max() < 24 / 12 / 2 + 0.5
+    with pytest.raises(ValueError, match="fps must be a number of more than 0, got 0"):
+        read_video(path, fps=0)
+
+
 def test_without_fps_rates_that_differ_are_named_once(tmp_path, write_video):
     for name, rate in (("slow.mp4", 12), ("middle.mp4", 25), ("fast.mp4", 60)):
         write_bar(write_video, tmp_path / "deep" / name, evenly(rate))

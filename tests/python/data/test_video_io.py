@@ -35,12 +35,15 @@ def as_bytes(videos):
     return (videos.clamp(-1, 1) + 1) * 127.5
 
 
-def turn_clockwise(path):
-    """Puts into an MP4 that players turn it by a quarter."""
+CLOCKWISE = (0, 1, -1, 0)  # a quarter
+
+
+def set_matrix(path, a, b, c, d):
+    """Puts into an MP4 that players show point (x, y) at (a x + c y, b x + d y)."""
     data = bytearray(path.read_bytes())
-    matrix = data.index(b"tkhd") + 44  # version 0: 40 bytes of other fields
-    one, minus_one = (0x10000).to_bytes(4, "big"), (0xFFFF0000).to_bytes(4, "big")
-    data[matrix : matrix + 20] = bytes(4) + one + bytes(4) + minus_one + bytes(4)
+    place = data.index(b"tkhd") + 44  # version 0: 40 bytes of other fields
+    numbers = (a << 16, b << 16, 0, c << 16, d << 16)
+    data[place : place + 20] = b"".join(number.to_bytes(4, "big", signed=True) for number in numbers)
     path.write_bytes(data)
 
 
@@ -106,7 +109,7 @@ def test_read_turns_as_the_file_says(tmp_path, write_video):
     picture = np.zeros((48, 64, 3), np.uint8)
     picture[:24] = 255  # what was up
     path = write_video(tmp_path / "phone.mp4", [picture] * 2)
-    turn_clockwise(path)
+    set_matrix(path, *CLOCKWISE)
     video = read_video(path)
     assert video.shape == (2, 3, 64, 48)
     assert video[..., :20].max() < -0.9 and video[..., -20:].min() > 0.9
@@ -125,7 +128,7 @@ def test_pixels_become_square(aspect, shape, turned, tmp_path, write_video, monk
     picture = disc[..., None].repeat(3, -1)
     path = write_video(tmp_path / "disc.mp4", [picture] * 2, aspect=aspect, options={"crf": "1"})
     if turned:  # a quarter, in the file's header
-        turn_clockwise(path)
+        set_matrix(path, *CLOCKWISE)
         shape = shape[::-1]
     assert read_video(path).shape == (2, 3, *shape)
     video = read_video(path, size=64)
@@ -134,6 +137,25 @@ def test_pixels_become_square(aspect, shape, turned, tmp_path, write_video, monk
     heights, widths = inside.any(2).sum(1), inside.any(1).sum(1)
     assert (heights - 51).abs().max() <= 1 and (widths - 51).abs().max() <= 1
     assert inside[0].sum().item() == pytest.approx(torch.pi * 25.5**2, rel=0.03)
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+@pytest.mark.parametrize("signs", [(1, 1), (1, -1), (-1, 1), (-1, -1)])
+def test_read_turns_and_mirrors_as_the_file_says(swapped, signs, tmp_path, write_video):
+    """All eight ways to show a picture whose top left quarter is white."""
+    picture = np.zeros((48, 64, 3), np.uint8)
+    picture[:24, :32] = 255
+    path = write_video(tmp_path / "phone.mp4", [picture] * 2)
+    a, b, c, d = (0, signs[0], signs[1], 0) if swapped else (signs[0], 0, 0, signs[1])
+    set_matrix(path, a, b, c, d)
+    video = read_video(path)
+    height, width = (64, 48) if swapped else (48, 64)
+    assert video.shape == (2, 3, height, width)
+    right, low = -a - c > 0, -b - d > 0  # where (-1, -1) comes to
+    for row in (0, 1):
+        for column in (0, 1):
+            y, x = height // 4 + row * height // 2, width // 4 + column * width // 2
+            assert (video[:, :, y, x] > 0.9).all() == ((row, column) == (low, right))
 
 
 def test_unreadable_files(tmp_path, write_numbers):
