@@ -11,6 +11,7 @@ examples:
   frameattn train --config demo/moving_digits.yaml --out runs/digits
   frameattn train --config demo/moving_digits.yaml --out runs/slow --learning_rate 1e-3 --model.depth 4
   frameattn train --data clips/ --model FrameDiTG-XL/128-512/2 --out runs/clips --precision bf16
+  frameattn train --data clips/ --data.fps 8 --out runs/clips      # 8 frames a second of every video, whatever it has
   frameattn train --out runs/digits                      # go on where it stopped
 
 text to video, from a Latte and clips that were encoded (frameattn.data.save_latents):

@@ -153,8 +153,9 @@ class LatentClips:
         if not places:
             longest = max(self.places, key=lambda place: place.frames)
             raise ValueError(
-                f"{self.path}: a clip spans {span} frames, but the longest has {longest.frames}: ask for fewer frames or a "
-                f"smaller frame_interval, now {self.frame_interval} (the longest is {longest.name} in {longest.path.name})"
+                f"{self.path}: a clip spans {span} frames, but the longest has {longest.frames}: ask for fewer frames "
+                f"or a smaller frame_interval, now {self.frame_interval} (the longest is {longest.name} in "
+                f"{longest.path.name})"
             )
         for place in self.places:
             if place.frames < span and place.name not in self._warned:

@@ -59,6 +59,15 @@ def test_rate_of_the_clips(folder):
         save_latents(folder / "b.safetensors", {"two": clip(2, 9, 2)}, 0.5, fps=-1)
 
 
+@pytest.mark.parametrize(
+    ("name", "known"), [("moving_digits", "size, split, speed"), ("a.safetensors", "frame_interval")]
+)
+def test_arguments_that_a_data_set_does_not_have(name, known, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    with pytest.raises(ValueError, match=f"{name} has no argument fps, but {known}"):
+        create_dataset(name, fps=8)
+
+
 def test_the_same_state_gives_the_same_bits(folder):
     first, again, other = draw(LatentClips(folder)), draw(LatentClips(folder)), draw(LatentClips(folder), seed=1)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
