@@ -25,6 +25,7 @@ TIMED_FORMATS = (*ENTERED_FORMATS, "gif", "flv", "asf")
 # the latter two the half resolution of colour is doubled, not interpolated, where a frame keeps its size.
 SCALING = 0x4 | 0x2000 | 0x40000
 MAX_GUESS = 240  # where FFmpeg guesses more frames a second, it is the tick of the file's clock
+RGB, UNKNOWN, FULL = 0, 2, 2  # FFmpeg's AVCOL_SPC_RGB, AVCOL_SPC_UNSPECIFIED and AVCOL_RANGE_JPEG
 HALF = Fraction(1, 2)
 
 Rational = int | Fraction
@@ -207,7 +208,11 @@ def _to_image(frame: Any, aspect: Fraction, size: int | None) -> np.ndarray:
     height, width = frame.height * max(1, 1 / aspect), frame.width * max(1, aspect)
     scale = size / min(height, width) if size else 1
     height, width = (max(size or 1, round(side * scale)) for side in (height, width))
-    image = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation=SCALING)
+    colours = {}
+    if frame.colorspace not in (RGB, UNKNOWN):  # PyAV 14 does not convert what it takes for the same on both sides
+        span = "JPEG" if frame.color_range == FULL else "MPEG"
+        colours = {"src_color_range": span, "dst_color_range": "JPEG", "dst_colorspace": "ITU601"}
+    image = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation=SCALING, **colours)
     quarters = round(frame.rotation / 90)  # phones store how they were held
     image = np.rot90(image, quarters)
     if _is_mirrored(frame):

@@ -224,6 +224,31 @@ def test_mp4_says_what_its_colours_are(size, tmp_path):
         assert (read - torch.tensor(rgb).view(3, 1, 1)).abs().max() <= 3
 
 
+@pytest.mark.parametrize("pixels", ["yuv420p", "yuv444p"])
+@pytest.mark.parametrize(
+    ("matrix", "span", "tags"),
+    [
+        ("ITU709", "MPEG", dict(colorspace="bt709", color_range="tv")),
+        ("ITU709", "JPEG", dict(colorspace="bt709", color_range="pc")),
+        ("ITU601", "MPEG", dict(colorspace="smpte170m", color_range="tv")),
+        ("ITU601", "JPEG", dict(colorspace="smpte170m", color_range="pc")),
+        ("ITU601", "MPEG", {}),
+    ],
+)
+def test_read_takes_colours_as_the_file_says(pixels, matrix, span, tags, tmp_path):
+    picture = np.full((48, 64, 3), (200, 30, 60), np.uint8)
+    with av.open(str(tmp_path / "a.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=8, options={"crf": "1", **tags})
+        stream.height, stream.width, stream.pix_fmt = 48, 64, pixels
+        frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+        frame = frame.reformat(format=pixels, dst_colorspace=matrix, dst_color_range=span)
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    for size in (None, 32):
+        read = (read_video(tmp_path / "a.mp4", size=size) + 1) * 127.5
+        assert (read - torch.tensor([200, 30, 60]).view(3, 1, 1)).abs().max() <= 3
+
+
 def test_gif_keeps_frames_that_are_equal(tmp_path):
     """Eleven frames of which six show the same, and one image eleven times."""
     moving = smooth_videos(1, 11, 3)
