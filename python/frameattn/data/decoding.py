@@ -174,8 +174,11 @@ def _pick_frames(container: Any, stream: Any, rate: Fraction, indices: Sequence[
         if not remaining:
             return
         shown, shown_at = frame, at
-    # Headers count what sound adds at the end: hold the last frame, but no longer than a second.
-    if shown is None or remaining[0] - shown_at > max(rate, Fraction(1)):
+    # Headers count what sound adds at the end: hold the last frame, but only a second longer than it says. A GIF has
+    # no sound, and frames of PyAV 14 do not say it.
+    unit: Fraction = stream.time_base * rate
+    end = stream.duration * unit if container.format.name == "gif" else shown_at + getattr(shown, "duration", 0) * unit
+    if shown is None or remaining[0] > end + max(rate, Fraction(1)):
         raise UnreadableVideo(
             f"{container.name}: ends after frame {round(shown_at)}, {math.floor(remaining[0])} was asked for"
         )

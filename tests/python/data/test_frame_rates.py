@@ -15,7 +15,7 @@ import av
 from PIL import Image
 
 from frameattn.data import MovingDigits, create_dataset
-from frameattn.data.decoding import count_frames, probe_video, read_video
+from frameattn.data.decoding import UnreadableVideo, count_frames, probe_video, read_video
 from frameattn.data.gif import to_picture
 from frameattn.data.video_folder import VideoFolder
 
@@ -197,6 +197,18 @@ def test_file_without_a_rate(tmp_path, write_video):
     path = write_bar(write_video, tmp_path / "a.wmv", jittered(), codec="wmv2")
     count, rate = probe_video(path)
     assert count == 60 and float(rate) == pytest.approx(30, rel=0.01)
+
+
+def test_last_frame_may_stay_long(tmp_path, write_video):
+    """For four seconds, in a GIF and in an MP4; but of a file that was cut nothing is made up."""
+    pictures = [to_picture(bar(t / 10)) for t in range(10)]
+    pictures[0].save(tmp_path / "a.gif", save_all=True, append_images=pictures[1:], duration=[100] * 9 + [4000])
+    assert count_frames(tmp_path / "a.gif") == 49
+    assert (middles(read_video(tmp_path / "a.gif"))[9:] - middles(read_video(tmp_path / "a.gif", [9]))).abs().max() == 0
+    assert len(read_video(tmp_path / "a.gif")) == 49
+    path = write_video(tmp_path / "a.mp4", [bar(t / 10) for t in range(20)], rate=10, key_frames_every=1)
+    with pytest.raises(UnreadableVideo, match="ends after frame 19, 40 was asked for"):
+        read_video(path, [40])
 
 
 def test_gif_whose_equal_frames_were_joined(tmp_path):
