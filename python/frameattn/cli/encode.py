@@ -1,7 +1,7 @@
 """Encode videos to the latents of a VAE, and their captions to embeddings, to train on; run again, it goes on.
 
 examples:
-  frameattn encode --data clips/ --vae stabilityai/sd-vae-ft-ema --out latents/ --size 256
+  frameattn encode --data clips/ --vae stabilityai/sd-vae-ft-ema --out latents/ --size 256 --fps 8
   frameattn encode --data ucf101/ --classes --vae VAE --out latents/ --flip
   frameattn encode --data clips/ --vae LATTE --text-encoder LATTE --captions captions.csv --out latents/ --size 512
 
@@ -20,7 +20,7 @@ import torch
 
 from frameattn._errors import UsageError, as_usage_error
 from frameattn._optional import require
-from frameattn.cli.arguments import positive
+from frameattn.cli.arguments import positive, positive_number
 from frameattn.cli.devices import choose_device
 from frameattn.data import VideoFolder
 from frameattn.data.encode import Encoder, TextEncoder, Vae, read_captions
@@ -39,7 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--captions", type=Path, metavar="CSV", help="captions (default: the .txt beside every video)")
     add("--classes", action="store_true", help="the sub-folders of --data are classes")
     add("--size", type=positive, default=256, help="side of a frame in pixels (default 256)")
-    add("--frame-interval", type=positive, default=1, help="encode every so many frames (default 1: train decides)")
+    add("--fps", type=positive_number, help="encode so many frames a second of every video, whatever its rate")
+    add("--frame-interval", type=positive, help="or every so many frames of it (default 1: train decides)")
     add("--flip", action="store_true", help="encode every video mirrored, too")
     add("--dtype", choices=DTYPES, default="float32", help="of the models while they encode (default float32)")
     add("--device", default="auto", help="auto, cpu or cuda")
@@ -52,7 +53,8 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         raise UsageError("--captions needs --text-encoder DIR, which embeds them")
     device, dtype = choose_device(options.device), DTYPES[options.dtype]
     with as_usage_error(f"--data {options.data}"):
-        videos = VideoFolder(options.data, options.size, options.frame_interval, options.classes, options.flip)
+        interval = 1 if options.frame_interval is None and options.fps is None else options.frame_interval
+        videos = VideoFolder(options.data, options.size, interval, options.classes, options.flip, options.fps)
         captions = read_captions(videos.videos, options.data, options.captions) if options.text_encoder else None
     with as_usage_error(f"--vae {options.vae}"):
         vae = Vae(options.vae, dtype, device)

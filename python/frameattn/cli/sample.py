@@ -1,6 +1,6 @@
 """Generate videos from a checkpoint: GIF, MP4 and a PNG contact sheet.
 
-The checkpoint of frameattn train carries the model, its arguments and defaults for --steps, --method and --cfg.
+The checkpoint of frameattn train carries the model, its arguments and defaults for --steps, --method, --cfg and --fps.
 For one without (an official .pt) name the model; its arguments may follow as --model.KEY value.
 
 examples:
@@ -32,7 +32,7 @@ from torch.nn import functional as F
 
 from frameattn._errors import UsageError, as_usage_error
 from frameattn._optional import require
-from frameattn.cli.arguments import positive
+from frameattn.cli.arguments import positive, positive_number
 from frameattn.cli.devices import choose_device
 from frameattn.cli.overrides import parse_overrides
 from frameattn.cli.sample_text import choose_prompts, embed, load_pipeline, sample_with_pipeline
@@ -47,6 +47,7 @@ from frameattn.training.files import check_same_latents
 
 FORMATS = ("gif", "mp4", "png")
 LARGEST_TILE = 256  # side of a frame where many are side by side
+DEFAULT_FPS = 8
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -74,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--batch", type=positive, default=4, help="videos at once (default 4; FrameDiTHT2V: always 1)")
     add("--seed", type=int, default=0, help="of the noise; a video depends on seed and index (default 0)")
     add("--format", type=_formats, default=FORMATS, metavar="gif,mp4,png", help="what to write (default: all)")
-    add("--fps", type=positive, default=8, help="frames a second (default 8)")
+    add("--fps", type=positive_number, help="frames a second (default: those of the training's clips, else 8)")
     add("--precision", choices=("fp32", "bf16"), default="fp32")
     add("--device", default="auto", help="auto, cpu or cuda")
 
@@ -87,6 +88,7 @@ class Checkpoint:
     diffusion: GaussianDiffusion
     sampling: Sampling
     encoded: dict[str, Any]  # what the latents are that it was trained on
+    fps: float | None  # of the clips it was trained on
 
 
 def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
@@ -102,6 +104,7 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
             setattr(checkpoint.sampling, name, getattr(options, name))
     if not 2 <= checkpoint.sampling.steps <= GaussianDiffusion.num_timesteps:
         raise UsageError(f"--steps must be in 2..{GaussianDiffusion.num_timesteps}, got {checkpoint.sampling.steps}")
+    options.fps = options.fps or checkpoint.fps or DEFAULT_FPS
     if options.seed < 0:
         raise UsageError(f"--seed must be at least 0, got {options.seed}")
 
@@ -171,7 +174,8 @@ def load(path: Path, name: str | None, overrides: Sequence[str], device: torch.d
     diffusion = metadata.get("diffusion", {"learn_sigma": model.config["learn_sigma"]} if is_framedit else {})
     sampling = metadata.get("sampling", {} if is_framedit else vars(TEXT_SAMPLING))
     encoded = metadata.get("encoded", {})
-    return Checkpoint(model.to(device).eval(), GaussianDiffusion(**diffusion), Sampling(**sampling), encoded)
+    of_training = GaussianDiffusion(**diffusion), Sampling(**sampling)
+    return Checkpoint(model.to(device).eval(), *of_training, encoded, metadata.get("fps"))
 
 
 def load_vae(source: str, checkpoint: Checkpoint, device: torch.device) -> Vae:

@@ -11,6 +11,7 @@ examples:
   frameattn train --config demo/moving_digits.yaml --out runs/digits
   frameattn train --config demo/moving_digits.yaml --out runs/slow --learning_rate 1e-3 --model.depth 4
   frameattn train --data clips/ --model FrameDiTG-XL/128-512/2 --out runs/clips --precision bf16
+  frameattn train --data clips/ --data.fps 8 --out runs/clips      # 8 frames a second of every video, whatever it has
   frameattn train --out runs/digits                      # go on where it stopped
 
 text to video, from a Latte and clips that were encoded (frameattn.data.save_latents):
@@ -34,6 +35,7 @@ from pathlib import Path
 from frameattn._optional import require
 from frameattn.cli.devices import choose_device
 from frameattn.cli.overrides import parse_overrides
+from frameattn.data import VideoFolder
 from frameattn.training import create_trainer
 from frameattn.training.config_io import (
     build_config,
@@ -70,6 +72,9 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         trainer.load(state)
         del state
         print(f"resuming {options.out} at step {trainer.step} of {trainer.total_steps}", flush=True)
+    dataset = trainer.draws.dataset
+    if isinstance(dataset, VideoFolder):
+        print(dataset.summary(max(1, *(stage.frames for stage in trainer.stages))), flush=True)
     options.out.mkdir(parents=True, exist_ok=True)
     save_config(trainer.config, options.out / "config.yaml")
 

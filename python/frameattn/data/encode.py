@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from frameattn._optional import require
+from frameattn.data.decoding import UnreadableVideo, read_video
 from frameattn.data.latents import EncodedClip, save_latents
 from frameattn.data.video_folder import Video, VideoFolder
-from frameattn.data.video_io import UnreadableVideo, read_video
 
 FRAMES_AT_ONCE = 16
 SHARD_BYTES = 256 * 2**20
@@ -188,7 +188,7 @@ class Encoder:
         return f"{name}_{hashlib.sha256(path.encode()).hexdigest()[:6]}{'_flip' * flipped}"
 
     def _encode(self, video: Video, flipped: bool) -> EncodedClip:
-        indices = range(0, video.frames, self.videos.frame_interval)
+        indices = self.videos.positions(video)
         means, stds = [], []
         for start in range(0, len(indices), FRAMES_AT_ONCE):
             frames = read_video(video.path, indices[start : start + FRAMES_AT_ONCE], self.videos.size)
@@ -208,7 +208,7 @@ class Encoder:
             "vae": self.vae.facts,
             "text_encoder": self.text_encoder and self.text_encoder.facts,
             "size": self.videos.size,
-            "frame_interval": self.videos.frame_interval,
+            "fps": self.videos.frame_rate,
             "class_names": self.videos.class_names,
         }
 

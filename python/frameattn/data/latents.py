@@ -3,7 +3,7 @@
 A file holds for every clip NAME the tensor ``NAME.latents`` [T, C, H, W] and, where there are such, ``NAME.std`` like
 it (the VAE's standard deviation around these means), ``NAME.text`` [L, D] with ``NAME.mask`` [L] (1 for a token, 0 for
 padding) and ``NAME.label`` []. Its metadata entry ``frameattn`` is a JSON object with ``scaling_factor``, what latents
-are multiplied by for the model, and more that the writer knows: ``vae``, ``frame_rate``, ``class_names``, ``captions``.
+are multiplied by for the model, and more that the writer knows: ``fps``, ``vae``, ``class_names``, ``captions``.
 """
 
 import json
@@ -20,10 +20,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from frameattn._optional import require
+from frameattn.data.decoding import check_fps
 
 _METADATA = "frameattn"
 # What all files of a folder have alike, and a run that is resumed.
-FACTS = ("scaling_factor", "vae", "frame_rate", "class_names")
+FACTS = ("scaling_factor", "vae", "class_names")
 
 
 @dataclass
@@ -47,18 +48,25 @@ class EncodedClip:
 
 
 def save_latents(
-    path: str | PathLike, clips: Mapping[str, EncodedClip], scaling_factor: float, **metadata: Any
+    path: str | PathLike,
+    clips: Mapping[str, EncodedClip],
+    scaling_factor: float,
+    fps: float | None = None,
+    **metadata: Any,
 ) -> None:
     """Writes clips to a file that LatentClips reads.
 
     Args:
         clips: by names, which may not have a dot.
         scaling_factor: ``vae.config.scaling_factor``, with which the latents were not multiplied yet.
+        fps: frames a second of the clips, at which ``frameattn sample`` then writes what a model has learnt from them.
         metadata: more JSON values for the file.
 
     Raises:
         ValueError: a name or the shapes of a clip do not fit.
     """
+    if fps is not None:
+        check_fps(fps)
     require("safetensors")
     from safetensors.torch import save_file
 
@@ -72,7 +80,7 @@ def save_latents(
         tensors |= {
             f"{name}.{part}": tensor.clone(memory_format=torch.contiguous_format) for part, tensor in parts.items()
         }
-    text = json.dumps({"scaling_factor": scaling_factor, **metadata})
+    text = json.dumps({"scaling_factor": scaling_factor, "fps": fps, **metadata})
     save_file(tensors, path, metadata={_METADATA: text})
 
 
@@ -109,6 +117,7 @@ class LatentClips:
         num_classes, class_names: 0 and empty without labels.
         text_channels, text_tokens: D and the largest L of the texts, to which shorter ones are padded; 0 without texts.
         facts: what the files say of themselves (FACTS).
+        frame_rate: frames a second of the clips, None where a file does not know or files differ.
 
     Raises:
         ValueError: an argument is out of its range, or files hold no such clips; the message names the first.
@@ -123,8 +132,9 @@ class LatentClips:
         self.frame_interval = frame_interval
         self.places: list[_Place] = []
         self.facts: dict[str, Any] = {}
+        rates: set[float | None] = set()
         for file in sorted(self.path.glob("*.safetensors")) if self.path.is_dir() else [self.path]:
-            self._add(file)
+            rates.add(self._add(file))
         if not self.places:
             raise ValueError(f"{self.path} holds no encoded clips")
         first = self.places[0].shapes
@@ -135,9 +145,12 @@ class LatentClips:
         self.text_tokens = max(place.shapes["text"][0] for place in self.places) if self.text_channels else 0
         self.class_names: list[str] = self.facts.get("class_names") or []
         self.num_classes = len(self.class_names)
+        rate = rates.pop() if len(rates) == 1 else None
+        self.frame_rate = rate and rate / frame_interval
         self._long_enough: dict[int, list[_Place]] = {}
 
-    def _add(self, file: Path) -> None:
+    def _add(self, file: Path) -> float | None:
+        """Adds the clips of a file and returns their frames a second."""
         metadata, places = _read(file)
         facts = {key: metadata.get(key) for key in FACTS}
         self.facts = self.facts or facts
@@ -153,6 +166,7 @@ class LatentClips:
         for key, value in facts.items():
             if places and value != self.facts[key]:
                 raise ValueError(f"{file}: {key} is {value}, that of {self.places[0].path} {self.facts[key]}")
+        return metadata.get("fps")
 
     def draw(self, count: int, frames: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Latents [count, frames, C, H, W], scaled, float32, and labels [count], 0 without classes.
@@ -211,10 +225,11 @@ class LatentClips:
             return self._long_enough[span]
         places = [place for place in self.places if place.frames >= span]
         if not places:
-            longest = max(place.frames for place in self.places)
+            longest = max(self.places, key=lambda place: place.frames)
             raise ValueError(
-                f"{self.path}: a clip spans {span} frames, but the longest has {longest}: ask for fewer frames or a "
-                f"smaller frame_interval, now {self.frame_interval}"
+                f"{self.path}: a clip spans {span} frames, but the longest has {longest.frames}: ask for fewer frames "
+                f"or a smaller frame_interval, now {self.frame_interval} (the longest is {longest.name} in "
+                f"{longest.path.name})"
             )
         for place in self.places:
             if place.frames < span:

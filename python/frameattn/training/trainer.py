@@ -137,6 +137,7 @@ class Trainer:
                 arguments=self.config.model.arguments,
                 diffusion=vars(self.config.diffusion),
                 data=self.config.data.flat(),
+                fps=getattr(self.draws.dataset, "frame_rate", None),
                 sampling=vars(self.config.sampling),
                 step=self.step,
                 encoded=self.encoded,

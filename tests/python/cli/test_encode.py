@@ -148,6 +148,20 @@ def test_stopped_and_started_again_it_encodes_what_is_missing(folder, tmp_path, 
     assert encode(folder, tmp_path) == 0 and len(calls) == 4
 
 
+def test_frames_a_second(folder, tmp_path):
+    """Files of 8 frames a second: every other frame at 4, every third by --frame-interval 3; the rate is kept."""
+    assert encode(folder, tmp_path / "fps", "--fps", "4") == 0
+    assert encode(folder, tmp_path / "interval", "--frame-interval", "3") == 0
+    vae, name = Vae(str(folder / "latte")), json.loads((tmp_path / "fps" / "manifest.json").read_text())["clips"]
+    for out, taken, rate in (("fps", [0, 2, 4], 4), ("interval", [0, 3], 8 / 3)):
+        tensors = read_shard(tmp_path / out / "00000.safetensors")
+        for clip, facts in name.items():
+            mean, _ = vae.encode(read_video(facts["source"], taken, SIZE))
+            torch.testing.assert_close(tensors[f"{clip}.latents"], mean)
+        assert LatentClips(tmp_path / out).frame_rate == pytest.approx(rate)
+        assert LatentClips(tmp_path / out, frame_interval=2).frame_rate == pytest.approx(rate / 2)
+
+
 def test_captions_of_a_table(folder, tmp_path, fails):
     table = tmp_path / "captions.csv"
     table.write_text("video,prompt\ncat.mp4,the sea\na/waves.mp4,a cat\nb/sea.mp4,a\n")

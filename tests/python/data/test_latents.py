@@ -48,6 +48,26 @@ def test_a_draw_is_a_stretch_of_a_clip_with_its_text(folder):
     assert starts >= {100, 107, 200, 203, 300} and max(s for s in starts if s < 200) == 107
 
 
+def test_rate_of_the_clips(folder):
+    assert LatentClips(folder).frame_rate is None  # nobody has said it
+    save_latents(folder / "a.safetensors", {"one": clip(1, 9, 2)}, 0.5, fps=24)
+    assert LatentClips(folder / "a.safetensors", frame_interval=3).frame_rate == 8
+    assert LatentClips(folder).frame_rate is None
+    save_latents(folder / "b.safetensors", {"two": clip(2, 9, 2)}, 0.5, fps=24)
+    assert LatentClips(folder).frame_rate == 24
+    with pytest.raises(ValueError, match="fps must be a number of more than 0, got -1"):
+        save_latents(folder / "b.safetensors", {"two": clip(2, 9, 2)}, 0.5, fps=-1)
+
+
+@pytest.mark.parametrize(
+    ("name", "known"), [("moving_digits", "size, split, speed"), ("a.safetensors", "frame_interval")]
+)
+def test_arguments_that_a_data_set_does_not_have(name, known, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    with pytest.raises(ValueError, match=f"{name} has no argument fps, but {known}"):
+        create_dataset(name, fps=8)
+
+
 def test_the_same_state_gives_the_same_bits(folder):
     first, again, other = draw(LatentClips(folder)), draw(LatentClips(folder)), draw(LatentClips(folder), seed=1)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
@@ -62,7 +82,9 @@ def test_frame_interval_and_clips_that_are_too_short(folder):
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # once is enough
         draw(data, frames=3)
-    with pytest.raises(ValueError, match="a clip spans 13 frames, but the longest has 9: ask for fewer frames or"):
+    with pytest.raises(
+        ValueError, match="a clip spans 13 frames, but the longest has 9: ask for fewer frames or .* is one in a"
+    ):
         draw(data, frames=4)
 
 
