@@ -4,6 +4,7 @@
 
 TORCH ?= torch==2.13.0
 OUT ?= outputs/demo
+CPP_SOURCE ?= .
 CPP_BUILD ?= build/cpp
 DIFFUSERS ?= 0.35.0
 MAX_JOBS ?= $(shell nproc)
@@ -116,14 +117,14 @@ test-diffusers: $(INSTALLED)/video,dev
 
 # The C++ library is built from the same sources without Python. CMake's cache would remember the torch of another
 # environment; what is compiled stays.
-test-cpp: CMAKE = torch=$$($(PYTHON) cmake/torch_options.py); cmake $$torch
+test-cpp: CMAKE = torch=$$($(PYTHON) $(CPP_SOURCE)/cmake/torch_options.py); cmake $$torch
 test-cpp: check-test $(TORCH_FILE)
 	rm -f $(CPP_BUILD)/CMakeCache.txt $(CPP_BUILD)/consumer/CMakeCache.txt
-	$(CMAKE) -S . -B $(CPP_BUILD) $(CMAKE_OPTIONS)
+	$(CMAKE) -S $(CPP_SOURCE) -B $(CPP_BUILD) $(CMAKE_OPTIONS)
 	cmake --build $(CPP_BUILD) --parallel $(MAX_JOBS)
 	ctest --test-dir $(CPP_BUILD) --output-on-failure --no-tests=error --parallel $(MAX_JOBS)
 	cmake --install $(CPP_BUILD) --prefix $(CPP_BUILD)/installed
-	$(CMAKE) -S tests/cpp_consumer -B $(CPP_BUILD)/consumer -Dframeattn_ROOT=$(abspath $(CPP_BUILD)/installed)
+	$(CMAKE) -S $(CPP_SOURCE)/tests/cpp_consumer -B $(CPP_BUILD)/consumer -Dframeattn_ROOT=$(abspath $(CPP_BUILD)/installed)
 	cmake --build $(CPP_BUILD)/consumer
 	$(CPP_BUILD)/consumer/consumer
 

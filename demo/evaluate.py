@@ -84,7 +84,8 @@ def motion(videos: Tensor) -> tuple[float, float]:
 def evaluate(checkpoint, judge: Judge, count: int, seed: int, precision: str = "fp32") -> dict[str, float]:
     """Figures of count generated videos, classes in turn."""
     labels = [i % 10 for i in range(count)]
-    videos = generate(checkpoint, labels, seed, batch=10, precision=precision, device=torch.device("cpu"))
+    parts = generate(checkpoint, labels, seed, batch=10, precision=precision, device=torch.device("cpu"))
+    videos = torch.cat(list(parts))
     return figures(videos, torch.tensor(labels), judge)
 
 

@@ -160,6 +160,9 @@ def block(shape: MatrixShape, dtype: torch.dtype, device: torch.device) -> Probl
         bias_type="col_row",
         u_type="pure-softmax",
     )
+    for name, parameter in attention.named_parameters():
+        if name.endswith(".u"):  # a softmax of Xavier's is flat, and gradients behind it are rounding
+            torch.nn.init.normal_(parameter)
     layer = TemporalBlock(shape.dim, attention, eps=1e-6).to(device, dtype)
     x = _leaf(torch.randn(shape.batch, shape.frames, shape.tokens, shape.dim), dtype, device)
     step = _leaf(torch.randn(shape.batch, 6, shape.dim), dtype, device)

@@ -137,6 +137,12 @@ def test_a_cpu_build_has_no_sources_of_sm_90a(setup):
     assert "FRAMEATTN_WITH_SM90A" not in dict(values["extension"]().define_macros)
 
 
+@pytest.mark.parametrize("debug, expected", [("1", {"-O0", "-g"}), ("", {"-O3", "-g0"})])
+def test_frameattn_debug_leaves_optimisation_out(setup, debug, expected):
+    flags = setup(None, FRAMEATTN_DEBUG=debug)["extension"]().extra_compile_args["cxx"]
+    assert {flag for flag in flags if flag.startswith(("-O", "-g"))} == expected
+
+
 @pytest.mark.parametrize("compiler, precompiles", [("g++ 12\nFree Software Foundation", True), ("clang 19", False)])
 def test_headers_are_compiled_once_and_again_with_other_flags(setup, monkeypatch, tmp_path, compiler, precompiles):
     values = setup(None)

@@ -1,12 +1,19 @@
 """Types of command line arguments that several commands share: argparse reports what they raise."""
 
 import argparse
+import math
 import re
 
 
 def positive(text: str) -> int:
     if (number := int(text)) < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number
+
+
+def positive_number(text: str) -> float:
+    if not 0 < (number := float(text)) < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number of more than 0, got {text}")
     return number
 
 

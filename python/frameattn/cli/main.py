@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from frameattn._errors import UsageError
 from frameattn._optional import MissingExtra
-from frameattn.cli import bench_swap, info, sample, train
+from frameattn.cli import bench_swap, encode, info, sample, train
 
-COMMANDS = {"train": train, "sample": sample, "bench-swap": bench_swap, "info": info}
+COMMANDS = {"encode": encode, "train": train, "sample": sample, "bench-swap": bench_swap, "info": info}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

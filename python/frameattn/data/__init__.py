@@ -7,6 +7,8 @@ have ``text_channels``, and their ``draw`` returns texts and masks in the place 
 faster at once, ``draw_each(frames, generators)`` returns what ``draw(1, frames, generator)`` does of each generator.
 """
 
+import inspect
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -47,11 +49,17 @@ def create_dataset(name: str, **arguments: Any) -> VideoDataset | LatentClips:
     Raises:
         ValueError: name is neither, or an argument does not fit.
     """
-    if name in DATASETS:
-        return DATASETS[name](**arguments)
     path = Path(name)
-    if path.is_file() or (path.is_dir() and any(path.glob("*.safetensors"))):
-        return LatentClips(path, **arguments)
-    if not path.is_dir():
+    kind: Any
+    if name in DATASETS:
+        kind = DATASETS[name]
+    elif path.is_file() or (path.is_dir() and any(path.glob("*.safetensors"))):
+        kind = partial(LatentClips, path)
+    elif path.is_dir():
+        kind = partial(VideoFolder, path)
+    else:
         raise ValueError(f"{name} is no folder of videos, no encoded clips and no data set ({', '.join(DATASETS)})")
-    return VideoFolder(name, **arguments)
+    known = inspect.signature(kind).parameters
+    if unknown := [argument for argument in arguments if argument not in known]:
+        raise ValueError(f"{name} has no argument {unknown[0]}, but {', '.join(known)}")
+    return kind(**arguments)

@@ -1,7 +1,7 @@
 """Checkpoints: safetensors of ours, which say what they are, and ``.pt`` files as the official code writes them.
 
 A file of ours has one metadata entry, ``frameattn``, a JSON object: ``model`` (registered name), ``arguments``, and
-what else the writer adds (training adds ``diffusion``, ``data``, ``sampling``, ``step``).
+what else the writer adds (training adds ``diffusion``, ``data``, ``fps`` of its clips, ``sampling``, ``step``).
 """
 
 import json
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from frameattn.models.text_to_video import FrameDiTHT2V
 
 _METADATA = "frameattn"
-_COMPILED_PREFIX = "_orig_mod."  # torch.compile puts it before every name
+# Parts that wrappers put into names: DistributedDataParallel, torch.compile, checkpoint_wrapper, FSDP.
+_WRAPPERS = ("module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
 
 
 def save_checkpoint(
@@ -31,6 +32,7 @@ def save_checkpoint(
     require("safetensors")
     from safetensors.torch import save_file
 
+    arguments = {k: v for k, v in arguments.items() if not k.startswith("_")}  # what diffusers notes in a config
     metadata = json.dumps({"model": name, "arguments": arguments, **more})
     save_file({k: v.contiguous() for k, v in weights.items()}, path, metadata={_METADATA: metadata})
 
@@ -51,6 +53,8 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
 
 def load_checkpoint(model: nn.Module, path: str | Path, weights: str = "auto", strict: bool = True) -> None:
     """Loads weights into model, in the model's dtype.
+
+    Wrappers of either (DistributedDataParallel, torch.compile, activation checkpointing, FSDP) may be in its names.
 
     Args:
         path: ``.safetensors``, or a ``.pt`` that holds a state dict or, as official training writes it, a dict with
@@ -111,11 +115,21 @@ def _read_weights(path: str | Path, weights: str) -> dict[str, Tensor]:
             key = weights if weights != "auto" else "ema" if isinstance(state.get("ema"), Mapping) else "model"
             if not isinstance(state.get(key), Mapping):
                 raise ValueError(f"{path} holds no {key!r} weights, only {', '.join(map(str, state))}")
-            state = state[key]
-    tensors = {k.removeprefix(_COMPILED_PREFIX): v for k, v in state.items() if isinstance(v, Tensor)}
+            # The average of a run of ours has the trained weights alone.
+            frozen = state["model"] if key == "ema" and state[key] and isinstance(state.get("model"), Mapping) else {}
+            state = {**frozen, **state[key]}
+    tensors: dict[str, Tensor] = {}
+    for key, value in state.items():
+        if isinstance(value, Tensor) and tensors.setdefault(_unwrapped(str(key)), value) is not value:
+            raise ValueError(f"{path} holds {_unwrapped(str(key))} twice: within a wrapper, as {key}, and otherwise")
     if not tensors:
         raise ValueError(f"{path} holds no weights")
     return tensors
+
+
+def _unwrapped(name: str) -> str:
+    """The name of a weight in the model itself: ``blocks.0._orig_mod.attn.q`` is ``blocks.0.attn.q``."""
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
 def _read_pickle(path: Path) -> Mapping[str, Any]:
@@ -136,7 +150,8 @@ def _read_pickle(path: Path) -> Mapping[str, Any]:
 
 
 def _load(model: nn.Module, state: dict[str, Tensor], path: str | Path, strict: bool) -> None:
-    expected = model.state_dict()
+    names = {_unwrapped(key): key for key in model.state_dict()}  # the model may be wrapped itself
+    expected = {_unwrapped(key): tensor for key, tensor in model.state_dict().items()}
     problems = []
     if strict:
         problems += [f"missing {key}" for key in expected if key not in state]
@@ -149,7 +164,7 @@ def _load(model: nn.Module, state: dict[str, Tensor], path: str | Path, strict: 
     if problems:
         shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
         raise ValueError(f"{path} does not fit {type(model).__name__}: {shown}")
-    model.load_state_dict(state, strict=strict)
+    model.load_state_dict({names.get(key, key): tensor for key, tensor in state.items()}, strict=strict)
 
 
 def _arguments_of(state: Mapping[str, Tensor], null_class: bool) -> dict[str, Any]:

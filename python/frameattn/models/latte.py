@@ -92,11 +92,16 @@ def copy_latte(latte: Mapping[str, Tensor], model: "FrameDiTHT2V") -> None:
         for name, weight in wanted.items()
         if name in given and given[name].shape != weight.shape
     ]
-    if problems:
-        shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
-        raise ValueError(f"the weights of this Latte do not fit FrameDiTHT2V: {shown}")
+    refuse(problems, of="this Latte")
     for name, weight in wanted.items():
         weight.copy_(given[name])
+
+
+def refuse(problems: list[str], of: str) -> None:
+    """Raises ValueError with the first five problems of a Latte's weights, if there are any."""
+    if problems:
+        shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
+        raise ValueError(f"the weights of {of} do not fit FrameDiTHT2V: {shown}")
 
 
 def _renamed(name: str) -> str:

@@ -18,7 +18,7 @@ from diffusers.models.normalization import AdaLayerNormSingle
 from torch import Tensor, nn
 
 from frameattn.functional import modulated_layer_norm
-from frameattn.models.latte import copy_latte, is_added_to_latte, latte_arguments
+from frameattn.models.latte import copy_latte, is_added_to_latte, latte_arguments, refuse
 from frameattn.models.text_to_video_blocks import FUSE_MODES, LatteMatrixAttention, SpatialBlock, TemporalBlock
 from frameattn.modules import Linear
 
@@ -159,11 +159,15 @@ class FrameDiTHT2V(ModelMixin, ConfigMixin, PeftAdapterMixin):
 
         Raises:
             ValueError: what in Latte's configuration or weights does not fit, all of it in one message.
-            TypeError: another option.
+            TypeError: another option, or another model.
             OSError: no such folder.
         """
         if isinstance(latte, (str, PathLike)):
             latte = cls.load_latte(latte)
+        if not isinstance(latte, LatteTransformer3DModel):
+            raise TypeError(
+                f"{cls.__name__}: latte must be a LatteTransformer3DModel or its folder, got {type(latte).__name__}"
+            )
         of_latte = next(latte.parameters())
         with of_latte.device:
             model = cls(**latte_arguments(latte.config, options))
@@ -176,11 +180,18 @@ class FrameDiTHT2V(ModelMixin, ConfigMixin, PeftAdapterMixin):
 
     @staticmethod
     def load_latte(path: str | PathLike) -> LatteTransformer3DModel:
-        """LatteTransformer3DModel from its folder, from that of a pipeline, or from the hub."""
+        """LatteTransformer3DModel from its folder, from that of a pipeline, or from the hub.
+
+        Raises:
+            ValueError: weights are missing or of another shape.
+            OSError: no such folder.
+        """
         folder = Path(path)
-        if folder.exists() and not (folder / LATTE_SUBFOLDER).is_dir():
-            return LatteTransformer3DModel.from_pretrained(path)
-        return LatteTransformer3DModel.from_pretrained(path, subfolder=LATTE_SUBFOLDER)
+        alone = folder.exists() and not (folder / LATTE_SUBFOLDER).is_dir()
+        place = {} if alone else {"subfolder": LATTE_SUBFOLDER}
+        latte, found = LatteTransformer3DModel.from_pretrained(path, output_loading_info=True, **place)
+        refuse([f"missing {name}" for name in found["missing_keys"]], of=f"the Latte in {path}")  # diffusers only warns
+        return latte
 
     def freeze_latte(self) -> None:
         """requires_grad of what Matrix Attention adds to Latte, and of nothing else."""
@@ -218,14 +229,21 @@ class FrameDiTHT2V(ModelMixin, ConfigMixin, PeftAdapterMixin):
             ValueError: shapes do not fit the model; the message names what came.
         """
         self._check_input(
-            hidden_states, timestep, encoder_hidden_states, encoder_attention_mask, use_image_num, added_cond_kwargs
+            hidden_states,
+            timestep,
+            encoder_hidden_states,
+            encoder_attention_mask,
+            use_image_num,
+            enable_temporal_attentions,
+            added_cond_kwargs,
         )
         assert timestep is not None and encoder_hidden_states is not None  # _check_input saw to it
         clips = len(hidden_states)
         frames = hidden_states.size(2) - use_image_num
         height, width = (size // self.config.patch_size for size in hidden_states.shape[-2:])
         patches = self.pos_embed(hidden_states.transpose(1, 2).flatten(0, 1))
-        tokens = patches.unflatten(0, (clips, -1))
+        # PatchEmbed's lie by channels, for which compile_repeated_blocks would compile the first block anew.
+        tokens = patches.unflatten(0, (clips, -1)).contiguous()
         modulation, step = self.adaln_single(timestep.expand(clips), batch_size=clips, hidden_dtype=tokens.dtype)
         modulation = modulation.unflatten(1, (6, -1))
         text, bias = self.caption_projection(encoder_hidden_states), None
@@ -294,6 +312,7 @@ class FrameDiTHT2V(ModelMixin, ConfigMixin, PeftAdapterMixin):
         text: Tensor | None,
         mask: Tensor | None,
         use_image_num: int,
+        has_temporal_attentions: bool,
         added_cond_kwargs: dict[str, Any] | None,
     ) -> None:
         config, name = self.config, type(self).__name__
@@ -318,7 +337,7 @@ class FrameDiTHT2V(ModelMixin, ConfigMixin, PeftAdapterMixin):
         has_matrices = config.fuse_mode == "global" or not (
             config.fuse_mode == "local" or self.disable_matrix_attention
         )
-        if has_matrices and tokens != config.col_dim:
+        if has_temporal_attentions and has_matrices and tokens != config.col_dim:
             raise ValueError(
                 f"{name}: Matrix Attention is made for {config.col_dim} tokens in a frame, got {tokens} of "
                 f"hidden_states {list(hidden_states.shape)}"
@@ -328,7 +347,7 @@ class FrameDiTHT2V(ModelMixin, ConfigMixin, PeftAdapterMixin):
             got = list(timestep.shape) if isinstance(timestep, Tensor) else timestep
             raise ValueError(f"{name}: timestep must be steps [B] = [{clips}], got {got}")
         texts = [clips, 1 + use_image_num] if use_image_num else [clips]
-        if text is None or list(text.shape) != [*texts, text.shape[-2], config.caption_channels]:
+        if text is None or text.dim() < 2 or list(text.shape) != [*texts, text.shape[-2], config.caption_channels]:
             raise ValueError(
                 f"{name}: encoder_hidden_states must be {_written(*texts, 'L', config.caption_channels)}, got "
                 f"{None if text is None else list(text.shape)}"

@@ -58,8 +58,11 @@ class Config:
     diffusion: Diffusion = field(default_factory=Diffusion)
     init: str | None = None  # a checkpoint whose weights training starts from
     latte: str | None = None  # text to video: the Latte that the model starts from, a folder or a name on the hub
-    freeze_latte: bool = True  # train what Matrix Attention adds to it alone
+    freeze_latte: bool | None = None  # train what Matrix Attention adds to it alone; by default where there is a latte
     seed: int = 0
+    lora: int = 0  # rank of a LoRA that is trained instead of the weights; 0: none
+    lora_alpha: float | None = None  # the rank, if None
+    lora_targets: list[str] | None = None  # ends of the names of linear layers; those of the attentions, if None
 
     stages: list[Stage] | None = None
     steps: int = 1_000_000
@@ -93,7 +96,9 @@ class Config:
 
     def __post_init__(self) -> None:
         requirements = {
-            "at least 0": [(key, getattr(self, key) >= 0) for key in ("seed", "images", "warmup", "checkpoint_blocks")],
+            "at least 0": [
+                (key, getattr(self, key) >= 0) for key in ("seed", "images", "warmup", "checkpoint_blocks", "lora")
+            ],
             "at least 1": [
                 (key, getattr(self, key) >= 1)
                 for key in ("steps", "batch", "accumulation", "ema_every", "log_every", "save_every")

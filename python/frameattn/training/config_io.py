@@ -13,7 +13,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from frameattn._errors import UsageError
 from frameattn._optional import require
-from frameattn.training.config import Config, Diffusion, Named, Sampling, Stage
+from frameattn.models.registry import is_text_to_video
+from frameattn.training.config import TEXT_SAMPLING, Config, Diffusion, Named, Sampling, Stage
 
 OPEN_SECTIONS = ("model", "data")
 
@@ -50,16 +51,23 @@ def merge(values: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def with_saved_arguments(values: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
-    """values with the model's arguments of a saved run under them: those that its data or Latte decided."""
-    same = saved and values.get("model", {}).get("name") == saved["model"]["name"]
-    return {**values, "model": {**saved["model"], **values["model"]}} if same else dict(values)
+def with_saved(values: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
+    """values with those of a run under them that its data or Latte decided; its Latte stays, for it has the weights."""
+    if not saved:
+        return dict(values)
+    kept = {key: saved.get(key) for key in ("data", "latte", "freeze_latte")}
+    values = {**kept, **values, "latte": kept["latte"]}
+    if values.get("model", {}).get("name") == saved["model"]["name"]:
+        values["model"] = {**saved["model"], **values["model"]}
+    return values
 
 
 def build_config(values: dict[str, Any]) -> Config:
     """A Config from plain values, every one of them checked."""
     if "data" not in values:
         raise UsageError("data is missing: --data FOLDER or the name of a data set")
+    if is_text_to_video(values.get("model", {}).get("name", "")):
+        values = merge({"sampling": vars(TEXT_SAMPLING)}, values)
     return _build(Config, values, "")
 
 

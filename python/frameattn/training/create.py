@@ -9,10 +9,13 @@ import torch
 
 from frameattn._errors import UsageError, as_usage_error
 from frameattn.data import LatentClips, VideoDataset, VideoFolder, create_dataset
-from frameattn.models import create_model, load_checkpoint
-from frameattn.models.latte import OPTIONS, latte_arguments
+from frameattn.models import create_model, load_checkpoint, read_metadata
+from frameattn.models.framedit import CLASSES, NO_CONDITION, TEXT, TEXT_CHANNELS, TEXT_TOKENS
+from frameattn.models.latte import OPTIONS, is_added_to_latte, latte_arguments
+from frameattn.models.lora import add_lora, is_lora
 from frameattn.models.registry import check_arguments, is_text_to_video, text_to_video_class
-from frameattn.training.config import TEXT_SAMPLING, Config, Sampling
+from frameattn.training.config import Config
+from frameattn.training.files import check_same_latents
 from frameattn.training.processes import ALONE, Processes
 from frameattn.training.trainer import Trainer
 
@@ -32,11 +35,13 @@ def create_trainer(
     torch.manual_seed(config.seed)
     model, arguments = create(config, dataset, resuming)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, arguments=arguments))
-    if create is _create_text_to_video and config.sampling == Sampling():
-        config = dataclasses.replace(config, sampling=TEXT_SAMPLING)
     if config.init and not resuming:
         with as_usage_error(f"init {config.init}"):
             load_checkpoint(model, config.init)
+            encoded = read_metadata(config.init).get("encoded", {})
+        check_same_latents(getattr(dataset, "facts", {}), encoded, f"init {config.init} was trained")
+    if config.lora:
+        _add_lora(config, model)
     if config.checkpoint_blocks:
         model.checkpointed_layers = config.checkpoint_blocks
     for i, stage in enumerate(config.plan(model.num_frames)):
@@ -54,12 +59,21 @@ def create_trainer(
     return Trainer(config, model, dataset, folder, device, processes)
 
 
+def _add_lora(config: Config, model: Any) -> None:
+    """The LoRA is trained, and what Matrix Attention adds to a Latte if that is frozen."""
+    if not (config.init or config.latte):
+        raise UsageError("lora needs weights that it adapts: --init, or --latte for text to video")
+    added = {name for name, p in model.named_parameters() if p.requires_grad and is_added_to_latte(name)}
+    with as_usage_error("lora"):
+        add_lora(model, config.lora, config.lora_alpha, config.lora_targets)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(is_lora(name) or (_freezes_latte(config) and name in added))
+
+
 def _create_framedit(config: Config, dataset: Any, resuming: bool) -> tuple[Any, dict[str, Any]]:
     """A FrameDiT and its arguments."""
     if config.latte:
         raise UsageError(f"latte is of text to video: model {config.model.name} cannot start from it")
-    if isinstance(dataset, LatentClips):
-        raise UsageError(f"data {config.data.name} has texts, but model {config.model.name} takes videos")
     arguments = complete_model_arguments(config, dataset)
     with as_usage_error(f"model {config.model.name}"):
         model = create_model(config.model.name, **arguments)
@@ -68,14 +82,21 @@ def _create_framedit(config: Config, dataset: Any, resuming: bool) -> tuple[Any,
     return model, arguments
 
 
-def complete_model_arguments(config: Config, dataset: VideoDataset) -> dict[str, Any]:
+def complete_model_arguments(config: Config, dataset: VideoDataset | LatentClips) -> dict[str, Any]:
     """The model's arguments, with those that follow from data, stages and diffusion filled in or checked."""
     arguments = dict(config.model.arguments)
-    extras = arguments.setdefault("extras", 2 if dataset.num_classes else 1)
-    if extras not in (1, 2):
-        raise UsageError(f"model.extras must be 1 (no condition) or 2 (classes) for frameattn train, got {extras}")
+    text = (getattr(dataset, "text_tokens", 0), getattr(dataset, "text_channels", 0))
+    has_text = text == (TEXT_TOKENS, TEXT_CHANNELS)
+    extras = arguments.setdefault("extras", CLASSES if dataset.num_classes else TEXT if has_text else NO_CONDITION)
+    if extras == TEXT and not has_text:
+        raise UsageError(
+            f"model.extras 78 needs encoded clips with CLIP's texts of {TEXT_TOKENS} x {TEXT_CHANNELS}, data "
+            f"{config.data.name} has {f'{text[0]} x {text[1]}' if text[1] else 'no texts'}"
+        )
+    if extras == CLASSES and not dataset.num_classes:
+        raise UsageError(f"model.extras 2 needs classes, data {config.data.name} has none: --data.classes true?")
     of_data = {"in_channels": dataset.channels, "input_size": dataset.size}
-    if extras == 2:
+    if extras == CLASSES:
         of_data["num_classes"] = dataset.num_classes
     arguments = _complete(arguments, data=of_data, diffusion={"learn_sigma": config.diffusion.learn_sigma})
     if config.stages:
@@ -85,18 +106,25 @@ def complete_model_arguments(config: Config, dataset: VideoDataset) -> dict[str,
 
 def _create_text_to_video(config: Config, dataset: Any, resuming: bool) -> tuple[Any, dict[str, Any]]:
     """A FrameDiTHT2V and its arguments."""
-    if not isinstance(dataset, LatentClips):
+    if not isinstance(dataset, LatentClips) or not dataset.text_channels:
         raise UsageError(
-            f"model {config.model.name} takes encoded clips with texts (frameattn.data.save_latents), but data "
+            f"model {config.model.name} takes encoded clips with texts (frameattn encode --text-encoder), but data "
             f"{config.data.name} has none"
         )
     if any(stage.frames < 1 for stage in config.stages or []):
         raise UsageError(f"stages: model {config.model.name} needs at least 1 frame beside the images")
     given = dict(config.model.arguments)
+    if given.get("disable_matrix_attention"):
+        raise UsageError("model.disable_matrix_attention is for sampling: a model is trained with Matrix Attention")
+    if not config.diffusion.learn_sigma:
+        raise UsageError("diffusion.learn_sigma must be true: LattePipeline takes a variance beside the noise")
+    freeze = _freezes_latte(config)
+    if freeze and not (config.latte or config.init):
+        raise UsageError("freeze_latte needs weights that are worth it: --latte or --init")
     if config.stages:
         given.setdefault("video_length", max(stage.frames for stage in config.stages))
     of_data = {"in_channels": dataset.channels, "sample_size": dataset.size, "caption_channels": dataset.text_channels}
-    of_diffusion = {"out_channels": dataset.channels * (2 if config.diffusion.learn_sigma else 1)}
+    of_diffusion = {"out_channels": 2 * dataset.channels}
     model: Any
     if config.latte and not resuming:
         with as_usage_error(f"model {config.model.name}"):
@@ -108,19 +136,23 @@ def _create_text_to_video(config: Config, dataset: Any, resuming: bool) -> tuple
             of_latte = latte_arguments(latte.config, options)
         arguments = _complete(given, latte=of_latte, data=of_data, diffusion=of_diffusion)
         with as_usage_error(f"latte {config.latte}"):
-            model = kind.from_latte(latte, freeze=config.freeze_latte, **options)
+            model = kind.from_latte(latte, freeze=freeze, **options)
     else:
         arguments = _complete(given, data=of_data, diffusion=of_diffusion)
         _add_products(arguments)
         with as_usage_error(f"model {config.model.name}"):
             model = create_model(config.model.name, **arguments)
-        if config.latte and config.freeze_latte:
+        if freeze:
             model.freeze_latte()
-    if not any(p.requires_grad for p in model.parameters()):
+    if not config.lora and not any(p.requires_grad for p in model.parameters()):
         raise UsageError(f"nothing is left to train: freeze_latte with model.fuse_mode {model.config.fuse_mode}")
     if config.checkpoint_blocks:
         model.enable_gradient_checkpointing()
     return model, arguments
+
+
+def _freezes_latte(config: Config) -> bool:
+    return config.latte is not None if config.freeze_latte is None else config.freeze_latte
 
 
 def _add_products(arguments: dict[str, Any]) -> None:

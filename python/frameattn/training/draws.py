@@ -15,7 +15,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from frameattn.data import LatentClips, VideoDataset
+from frameattn.models.framedit import CLASSES, NO_CONDITION, TEXT
 from frameattn.training.config import Config, Stage
+
+ARGUMENTS = {NO_CONDITION: (), CLASSES: ("y", "y_image"), TEXT: ("text_embedding",)}  # of FrameDiT
 
 
 class Draw(NamedTuple):
@@ -44,8 +47,8 @@ def stage_at(stages: Sequence[Stage], step: int) -> Stage:
 class Draws(Dataset):
     """Item i is micro-batch i % accumulation of step i // accumulation: clips rank, rank + count, ... of it.
 
-    classes: the model is conditioned on the classes of the data set; 0 is without.
-    dropout: how often the class of a clip, and of its images with it, becomes the null class ``classes``.
+    extras: what the model is conditioned on: NO_CONDITION, CLASSES or TEXT.
+    dropout: how often the class of a clip, and of its images with it, becomes null_class.
     """
 
     def __init__(
@@ -54,7 +57,8 @@ class Draws(Dataset):
         config: Config,
         stages: Sequence[Stage],
         num_timesteps: int,
-        classes: int = 0,
+        extras: int = NO_CONDITION,
+        null_class: int = 0,
         dropout: float = 0.0,
         rank: int = 0,
         count: int = 1,
@@ -65,7 +69,8 @@ class Draws(Dataset):
         self.stratified = config.stratified_timesteps
         self.stages = stages
         self.num_timesteps = num_timesteps
-        self.classes = classes
+        self.extras = extras
+        self.null_class = null_class
         self.dropout = dropout
         self.rank = rank
         self.count = count
@@ -83,24 +88,26 @@ class Draws(Dataset):
 
     def _clips(self, stage: Stage, generators: list[torch.Generator]) -> tuple[Tensor, dict[str, Tensor]]:
         parts, conditions = [], {}
-        if stage.frames:
+        if stage.frames and self.extras == TEXT:
+            video, conditions["text_embedding"], _ = draw_each(self.dataset, stage.frames, generators, with_text=True)
+            parts.append(video)
+        elif stage.frames:
             video, conditions["y"] = draw_each(self.dataset, stage.frames, generators)
             parts.append(video)
         if stage.images:
             images, conditions["y_image"] = self._images(stage, generators)
             parts.append(images)
-        if not self.classes:
-            return torch.cat(parts, 1), {}
-        dropped = torch.cat([torch.rand(1, generator=g) for g in generators]) < self.dropout
-        for name, labels in conditions.items():
-            conditions[name] = torch.where(dropped.view(-1, *[1] * (labels.dim() - 1)), self.classes, labels)
-        return torch.cat(parts, 1), conditions
+        if self.extras == CLASSES:
+            dropped = torch.cat([torch.rand(1, generator=g) for g in generators]) < self.dropout
+            for name, labels in conditions.items():
+                conditions[name] = torch.where(dropped.view(-1, *[1] * (labels.dim() - 1)), self.null_class, labels)
+        return torch.cat(parts, 1), {name: x for name, x in conditions.items() if name in ARGUMENTS[self.extras]}
 
-    def _images(self, stage: Stage, generators: list[torch.Generator]) -> list[Tensor]:
+    def _images(self, stage: Stage, generators: list[torch.Generator], with_text: bool = False) -> list[Tensor]:
         """The stage's images of every clip [B, images, C, H, W], and likewise what the data set has with them."""
         of_clip = [torch.randint(2**62, (stage.images,), generator=g).tolist() for g in generators]
         of_images = [torch.Generator().manual_seed(seed) for seeds in of_clip for seed in seeds]
-        images, *others = draw_each(self.dataset, 1, of_images)
+        images, *others = draw_each(self.dataset, 1, of_images, with_text)
         return [drawn.unflatten(0, (len(generators), stage.images)) for drawn in (images.squeeze(1), *others)]
 
 
@@ -108,9 +115,9 @@ class TextDraws(Draws):
     """The same for FrameDiTHT2V, of encoded clips with texts."""
 
     def _clips(self, stage: Stage, generators: list[torch.Generator]) -> tuple[Tensor, dict[str, Tensor]]:
-        x, text, mask = draw_each(self.dataset, stage.frames, generators)
+        x, text, mask = draw_each(self.dataset, stage.frames, generators, with_text=True)
         if stage.images:
-            images, *of_images = self._images(stage, generators)
+            images, *of_images = self._images(stage, generators, with_text=True)
             x = torch.cat([x, images], 1)
             text, mask = (
                 torch.cat([video.unsqueeze(1), image], 1) for video, image in zip((text, mask), of_images, strict=True)
@@ -119,11 +126,14 @@ class TextDraws(Draws):
         return x.transpose(1, 2).contiguous(), conditions
 
 
-def draw_each(dataset: Any, frames: int, generators: Sequence[torch.Generator]) -> tuple[Tensor, ...]:
+def draw_each(
+    dataset: Any, frames: int, generators: Sequence[torch.Generator], with_text: bool = False
+) -> tuple[Tensor, ...]:
     """A clip of each of generators, no two of which are one, and what the data set has with it."""
     if hasattr(dataset, "draw_each"):
         return dataset.draw_each(frames, generators)
-    return tuple(map(torch.cat, zip(*(dataset.draw(1, frames, generator) for generator in generators), strict=True)))
+    draw = dataset.draw_with_text if with_text else dataset.draw
+    return tuple(map(torch.cat, zip(*(draw(1, frames, generator) for generator in generators), strict=True)))
 
 
 def draw_timesteps(count: int, total: int, stratified: bool, generator: torch.Generator) -> Tensor:

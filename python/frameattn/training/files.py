@@ -58,24 +58,31 @@ def lock(folder: Path) -> Iterator[None]:
                 folder.rmdir()
 
 
-def load_state(path: Path, mapped: bool = False) -> dict[str, Any] | None:
-    """The state of a run, None without one. mapped: tensors are read when they are used, and are not in memory once for
-    every process that loads them."""
+def load_state(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (OSError, EOFError, RuntimeError, UnpicklingError) as error:
         raise UsageError(f"{path} is not a state that frameattn wrote: move it away to start anew") from error
 
 
 def check_same_run(values: dict[str, Any], saved: dict[str, Any], folder: Path) -> None:
     """Steps, rates and intervals may change when a run is resumed; what the weights mean may not."""
-    for key in ("model", "data", "diffusion", "seed"):
-        if values[key] != saved[key]:
-            raise UsageError(
-                f"{folder} holds a run with another {key}: {_difference(saved[key], values[key])}; choose another --out"
-            )
+    for key in ("model", "data", "diffusion", "seed", "lora", "lora_alpha", "lora_targets"):
+        if values[key] != saved.get(key):
+            difference = _difference(saved.get(key), values[key])
+            raise UsageError(f"{folder} holds a run with another {key}: {difference}; choose another --out")
+
+
+def check_same_latents(now: dict[str, Any], before: dict[str, Any], who: str) -> None:
+    """Weights belong to the latents that they were trained on: those of one VAE, at one scale."""
+    for key, value in {"scaling_factor": before.get("scaling_factor"), "vae": before.get("vae")}.items():
+        differs = now.get(key) != value
+        if key == "vae" and value and now.get(key):
+            differs = now[key]["hash"] != value["hash"]
+        if before and now and value is not None and differs:
+            raise UsageError(f"{who} on latents of {key} {value}, these are of {now.get(key)}")
 
 
 def _difference(old: Any, new: Any) -> str:

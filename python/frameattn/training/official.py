@@ -8,7 +8,7 @@ from typing import Any, get_type_hints
 from frameattn._errors import UsageError
 from frameattn.data import DATASETS
 from frameattn.models.registry import is_text_to_video, list_models
-from frameattn.training.config import TEXT_SAMPLING, Config, Diffusion, Sampling
+from frameattn.training.config import Config, Diffusion, Sampling
 from frameattn.training.config_io import OPEN_SECTIONS, convert, merge
 
 TAKEN = {  # official key: ours
@@ -41,6 +41,11 @@ TAKEN_BY_TEXT_TO_VIDEO = {
     "image_size": "model.sample_size",
     "pretrained_latte": "latte",
     "lr_warmup_steps": "warmup",
+}
+TAKEN_OF_LORA: dict[str, tuple[str, Any]] = {
+    "r": ("lora", int | None),
+    "lora_alpha": ("lora_alpha", float | None),
+    "target_modules": ("lora_targets", list[str] | None),
 }
 NO_EFFECT = {  # reason: official keys, as far as the model does not take them
     "--data decides": ("dataset", "load_latent", "latent_path", "image_path", "in_channels", "image_size"),
@@ -86,8 +91,6 @@ def translate(
     def read(key: str, kind: Any) -> Any:
         return convert(values.get(key), kind | None, f"config {path}: {key}")
 
-    if read("use_lora", bool):
-        raise UsageError(f"config {path}: use_lora: LoRA training is not there yet")
     notes = []
     ours: dict[str, Any] = {"model": dict(values["model"])} if "model" in values else {}
     name = values.get("model", {}).get("name")
@@ -105,14 +108,19 @@ def translate(
             value //= 8  # the side of the latents
         if value is not None:
             ours = merge(ours, {section: {inner: value}} if section else {inner: value})
-    if text_to_video:
-        ours = merge({"sampling": vars(TEXT_SAMPLING)}, ours)
     if text_to_video and read("num_frames", int) not in (None, ours["model"].get("video_length")):
         raise UsageError(f"config {path}: num_frames must be video_length, got {values['num_frames']}")
     if (precision := values.get("mixed_precision")) is not None:
         if str(precision) not in PRECISIONS:
             raise UsageError(f"config {path}: mixed_precision must be bf16 or no, got {precision!r}")
         ours["precision"] = PRECISIONS[str(precision)]
+    if read("use_lora", bool):
+        lora = values.get("lora") or {}
+        for key, (target, kind) in TAKEN_OF_LORA.items():
+            if (value := convert(lora.get(key), kind, f"config {path}: lora.{key}")) is not None:
+                ours[target] = value
+        if lora.get("lora_dropout"):
+            notes.append("lora.lora_dropout: there is none here")
     blocks = read("n_checkpointing_blocks", int)
     if read("gradient_checkpointing", bool):
         ours["checkpoint_blocks"] = ALL_BLOCKS if blocks is None else blocks

@@ -21,11 +21,12 @@ from frameattn._optional import require
 from frameattn.data import LatentClips, VideoDataset
 from frameattn.diffusion import GaussianDiffusion
 from frameattn.models import save_checkpoint
-from frameattn.models.framedit import FrameDiT
+from frameattn.models.framedit import CLASSES, NO_CONDITION, FrameDiT
+from frameattn.models.lora import FILE_NAME, default_targets, save_lora, without_lora
 from frameattn.training.config import Config
 from frameattn.training.config_io import config_values
 from frameattn.training.draws import Draw, Draws, TextDraws, stage_at
-from frameattn.training.files import replacing
+from frameattn.training.files import check_same_latents, replacing
 from frameattn.training.log import Log
 from frameattn.training.processes import ALONE, Processes, gathered, local, scattered, whole, without_averaging
 from frameattn.training.signals import leave_signals_to_parent, stop_signals
@@ -58,13 +59,14 @@ class Trainer:
         self.stages = config.plan(model.num_frames)
         self.total_steps = sum(stage.steps for stage in self.stages)
         self.diffusion = GaussianDiffusion(**vars(config.diffusion), channel_dim=1 if takes_text else 2)
-        kind, classes, dropout = (TextDraws if takes_text else Draws), 0, 0.0
-        if not takes_text and model.config["extras"] == 2:
-            classes, dropout = model.config["num_classes"], model.config["class_dropout_prob"]
+        kind, extras = (TextDraws, NO_CONDITION) if takes_text else (Draws, model.config["extras"])
+        null_class, dropout = 0, 0.0
+        if extras == CLASSES:
+            null_class, dropout = model.config["num_classes"], model.config["class_dropout_prob"]
             model.y_embedder.eval()  # labels are dropped when they are drawn, each clip's by its own seed
-        rank, count = processes.rank, processes.count
-        steps = self.diffusion.num_timesteps
-        self.draws = kind(dataset, config, self.stages, steps, classes, dropout, rank, count)
+        timesteps, share = self.diffusion.num_timesteps, (processes.rank, processes.count)
+        self.draws: Draws = kind(dataset, config, self.stages, timesteps, extras, null_class, dropout, *share)
+        self.encoded: dict[str, Any] = getattr(dataset, "facts", {})  # what the latents are
         all_used = all(stage.frames for stage in self.stages)  # images pass no temporal block
         self.forward = processes.distribute(self.model, device, config.shard, config.compile, all_used)
         self.parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
@@ -132,26 +134,46 @@ class Trainer:
         self.processes.largest(0)  # those that wait here do not wait in a collective of a GPU, which times out
 
     def _write(self, tensors: dict[str, Any]) -> None:
-        state = {"step": self.step, "seconds": self.seconds, "config": config_values(self.config)}
+        state = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "config": config_values(self.config),
+            "encoded": self.encoded,
+        }
         with replacing(self.folder / "state.pt") as path:
             torch.save({**tensors, **state}, path)
         dtype = getattr(torch, self.config.checkpoint_dtype)
         weights = {**tensors["model"], **tensors["ema"]}
         weights = {name: w.to(dtype) if w.is_floating_point() else w for name, w in weights.items()}
+        if rank := self.config.lora:
+            alpha, targets = self.config.lora_alpha, self.config.lora_targets
+            with replacing(self.folder / FILE_NAME) as path:
+                save_lora(weights, path, rank, alpha or rank, targets or default_targets(self.model))
         with replacing(self.folder / "checkpoint.safetensors") as path:
             save_checkpoint(
-                weights,
+                without_lora(weights),
                 path,
                 name=self.config.model.name,
                 arguments=self.config.model.arguments,
                 diffusion=vars(self.config.diffusion),
                 data=self.config.data.flat(),
+                fps=getattr(self.draws.dataset, "frame_rate", None),
                 sampling=vars(self.config.sampling),
                 step=self.step,
+                encoded=self.encoded,
             )
 
     def load(self, state: dict[str, Any]) -> None:
-        """Continues from the contents of state.pt, whatever number of processes wrote it."""
+        """Continues from the contents of state.pt, whatever number of processes wrote it.
+
+        Raises:
+            UsageError: the run was trained on latents of another VAE, or trained other weights.
+        """
+        if state["ema"].keys() != self.ema.keys():
+            raise UsageError(
+                f"{self.folder} trains {len(state['ema'])} tensors, not {len(self.ema)}: freeze_latte is another one"
+            )
+        check_same_latents(self.encoded, state.get("encoded", {}), f"{self.folder} was trained")
         own = self.model.state_dict()
         self.model.load_state_dict({k: scattered(v, own[k]) if k in own else v for k, v in state["model"].items()})
         for name, average in self.ema.items():

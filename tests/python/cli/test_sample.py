@@ -5,11 +5,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from frameattn._errors import UsageError
 from frameattn.cli import sample
 from frameattn.cli.main import main
 from frameattn.cli.sample import choose_labels, generate, load
+from frameattn.models import read_metadata, save_checkpoint
 
 
 @pytest.fixture
@@ -40,9 +42,26 @@ def test_options_replace_defaults_of_the_checkpoint(trained, tmp_path, capsys):
     assert "1 videos of 4 frames, ddim, 2 steps, cfg 1" in capsys.readouterr().out
 
 
+def test_videos_are_as_fast_as_the_clips(trained, tmp_path):
+    """--fps, else the rate that the checkpoint has, else 8."""
+    av = pytest.importorskip("av")
+    tensors = load_file(trained / "checkpoint.safetensors")
+    metadata = read_metadata(trained / "checkpoint.safetensors")
+    assert metadata["fps"] is None  # nobody knows how fast moving digits are
+    for fps, options, expected in ((None, [], 8), (12.5, [], 12.5), (23.976, [], 23.976), (12.5, ["--fps", "30"], 30)):
+        path = tmp_path / "checkpoint.safetensors"
+        values = {key: value for key, value in {**metadata, "fps": fps}.items() if key not in ("model", "arguments")}
+        save_checkpoint(tensors, path, name=metadata["model"], arguments=metadata["arguments"], **values)
+        out = tmp_path / f"{expected}"
+        arguments = ["--ckpt", str(path), "--out", str(out), "--count", "1", "--steps", "2", "--format", "mp4,gif"]
+        assert main(["sample", *arguments, *options]) == 0
+        with av.open(str(out / "overview.mp4")) as container:
+            assert float(container.streams.video[0].average_rate) == pytest.approx(expected, rel=1e-3)
+
+
 def test_videos_depend_on_seed_and_index(checkpoint):
     def videos(labels, seed=0, batch=4):
-        return generate(checkpoint, labels, seed, batch, "fp32", torch.device("cpu"))
+        return torch.cat(list(generate(checkpoint, labels, seed, batch, "fp32", torch.device("cpu"))))
 
     together = videos([1, 2, 3])
     assert together.shape[:2] == (3, 4) and together.isfinite().all()
@@ -82,12 +101,12 @@ def test_labels_are_taken_in_turn(checkpoint):
 def test_latents_are_saved_as_tensors(trained, tmp_path, monkeypatch, capsys):
     from safetensors.torch import load_file
 
-    monkeypatch.setattr(sample, "generate", lambda *arguments: torch.zeros(2, 4, 4, 8, 8))
+    monkeypatch.setattr(sample, "generate", lambda *arguments: [torch.zeros(2, 4, 4, 8, 8)])
     assert run(trained, tmp_path, "--classes", "3,7") == 0
     assert os.listdir(tmp_path) == ["latents.safetensors"]
     tensors = load_file(tmp_path / "latents.safetensors")
     assert tensors["latents"].shape == (2, 4, 4, 8, 8) and tensors["labels"].tolist() == [3, 7]
-    assert "latents of 4 channels: decode them with the VAE" in capsys.readouterr().out
+    assert "latents of 4 channels: --vae DIR decodes them" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -111,7 +130,9 @@ def test_missing_checkpoint(tmp_path, fails):
     assert "none.safetensors: no such file" in fails("sample", "--ckpt", tmp_path / "none.safetensors", "--out", "x")
 
 
-@pytest.mark.parametrize("options", [["--classes", "a"], ["--format", "avi"], ["--method", "euler"], ["--count", "0"]])
+@pytest.mark.parametrize(
+    "options", [["--classes", "a"], ["--format", "avi"], ["--method", "euler"], ["--count", "0"], ["--fps", "0"]]
+)
 def test_argparse_refuses_bad_values(options, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["sample", "--ckpt", "a", "--out", "b", *options])

@@ -27,11 +27,11 @@ def folder(tmp_path_factory):
     clips = {}
     for i in range(6):
         pattern = torch.randn(tiny_latte.CHANNELS, tiny_latte.SIZE, tiny_latte.SIZE, generator=generator)
-        latents = torch.stack([pattern.roll(t, dims=-1) for t in range(5)])
+        latents = torch.stack([2 * pattern.roll(t, dims=-1) for t in range(5)])
         tokens = 2 + i % 3
         text = torch.randn(tokens, tiny_latte.TEXT_CHANNELS, generator=generator)
         clips[f"clip{i}"] = EncodedClip(latents, text, torch.ones(tokens))
-    save_latents(folder / "clips.safetensors", clips, scaling_factor=0.5)
+    save_latents(folder / "clips.safetensors", clips, scaling_factor=0.18215)
     return folder
 
 
@@ -109,6 +109,28 @@ def test_resuming_with_the_options_of_the_first_run(folder, tmp_path, capsys):
     assert "holds a run with another model: num_col_attn_heads 4 there, 8 now" in capsys.readouterr().err
 
 
+def test_resuming_with_other_weights_or_another_latte(folder, tmp_path, capsys):
+    assert train(folder, tmp_path, "--steps", "1", "--sampling.steps", "9") == 0
+    assert read_state(tmp_path)["config"]["sampling"] == {"steps": 9, "method": "ddim", "cfg": 7.5}
+    capsys.readouterr()
+    assert main(["train", "--out", str(tmp_path), "--freeze_latte", "false", "--steps", "2"]) == 2
+    assert "trains 44 tensors, not 127: freeze_latte is another one" in capsys.readouterr().err
+    assert main(["train", "--out", str(tmp_path), "--latte", "nowhere", "--steps", "2"]) == 0
+    assert read_state(tmp_path)["config"]["latte"] == str(folder / "latte")
+
+
+def test_frozen_from_a_checkpoint(folder, trained, tmp_path, capsys):
+    init = ["--init", str(trained / "checkpoint.safetensors"), "--steps", "1"]
+    sizes = ["--model.num_row_attn_heads", "2", "--model.row_attn_head_dim", "12", "--model.num_col_attn_heads", "8"]
+    sizes += ["--model.num_layers", "2", "--model.video_length", "3"]
+    assert train(folder, tmp_path / "a", *init, *sizes, "--freeze_latte", "true", latte=None) == 0
+    assert read_state(tmp_path / "a")["ema"].keys() == read_state(trained)["ema"].keys()
+    assert train(folder, tmp_path / "b", *init, *sizes, latte=None) == 0
+    assert len(read_state(tmp_path / "b")["ema"]) == 127
+    assert train(folder, tmp_path / "c", *sizes, "--freeze_latte", "true", latte=None) == 2
+    assert "freeze_latte needs weights that are worth it: --latte or --init" in capsys.readouterr().err
+
+
 def test_images_come_with_their_texts(folder, tmp_path, monkeypatch):
     from frameattn.models import FrameDiTHT2V
 
@@ -165,42 +187,98 @@ def sample(folder, trained, out, *options) -> int:
 def test_sampling_by_the_pipeline(folder, trained, tmp_path, capsys):
     assert sample(folder, trained, tmp_path, "--prompt", "a cat runs", "--prompt", "the sea", "--count", "3") == 0
     names = {f"{name}.{suffix}" for name in ("0000", "0001", "0002", "overview") for suffix in ("gif", "mp4")}
-    assert set(os.listdir(tmp_path)) == names | {"contact_sheet.png"}
-    output = capsys.readouterr().out
-    assert "0001  the sea" in output and "0002  a cat runs" in output
-    assert "(3 videos of 3 frames, ddim, 3 steps, cfg 7.5, cpu)" in output
+    assert set(os.listdir(tmp_path)) == names | {"contact_sheet.png", "prompts.txt"}
+    assert (tmp_path / "prompts.txt").read_text() == "0000  a cat runs\n0001  the sea\n0002  a cat runs\n"
+    assert "(3 videos of 3 frames, ddim, 3 steps, cfg 7.5, cpu)" in capsys.readouterr().out
 
 
-def test_sampling_is_latte_s_pipeline_with_our_model(folder, trained):
+def load_checkpoint(trained, method="ddim"):
+    from frameattn.cli.sample import load
+
+    checkpoint = load(trained / "checkpoint.safetensors", None, [], torch.device("cpu"))
+    checkpoint.sampling.steps, checkpoint.sampling.method, checkpoint.sampling.cfg = 3, method, 2.0
+    return checkpoint
+
+
+@pytest.mark.parametrize("method", ["ddpm", "ddim", "dpm"])
+def test_every_video_is_what_latte_s_pipeline_makes_of_its_text(folder, trained, method):
     from diffusers import LattePipeline
 
-    from frameattn.cli.sample_text import generate, load_pipeline
-    from frameattn.models import from_checkpoint
-    from frameattn.training.config import Sampling
+    from frameattn.cli.sample_text import load_pipeline, sample_with_pipeline
     from frameattn.training.draws import seed_of
 
-    model = from_checkpoint(trained / "checkpoint.safetensors")
-    pipe = load_pipeline(str(folder / "latte"), model, "dpm", "fp32", torch.device("cpu"))
-    assert type(pipe.scheduler).__name__ == "DPMSolverMultistepScheduler"
-    videos = generate(pipe, ["a cat runs", "the sea", "a cat runs"], Sampling(3, "dpm", 2.0), seed=5, batch=2)
-    assert videos.shape == (3, 3, 3, 16, 16) and videos.abs().max() <= 1
-    assert not torch.equal(videos[0], videos[2])  # another noise
+    checkpoint = load_checkpoint(trained, method)
+    pipe = load_pipeline(str(folder / "latte"), checkpoint, "fp32", torch.device("cpu"))
+    prompts = ["a cat runs", "the sea", "a cat runs"]
+    videos = torch.cat(list(sample_with_pipeline(pipe, prompts, checkpoint.sampling, seed=5)))
+    assert videos.shape == (3, 3, 3, 16, 16) and not torch.equal(videos[0], videos[2])  # another noise
 
-    direct = LattePipeline.from_pretrained(folder / "latte", transformer=model)
+    direct = LattePipeline.from_pretrained(folder / "latte", transformer=checkpoint.model)
     direct.scheduler = pipe.scheduler
-    frames = direct(
-        ["a cat runs"], num_inference_steps=3, guidance_scale=2.0, video_length=3, height=16, width=16,
-        generator=torch.Generator().manual_seed(seed_of(5, 2)), output_type="pt",
-    ).frames  # fmt: skip
-    torch.testing.assert_close(videos[2], frames[0] * 2 - 1)
+    for i, prompt in enumerate(prompts):
+        frames = direct(
+            prompt, num_inference_steps=3, guidance_scale=2.0, video_length=3, height=16, width=16,
+            generator=torch.Generator().manual_seed(seed_of(5, i)), output_type="pt",
+        ).frames  # fmt: skip
+        torch.testing.assert_close(videos[i], frames[0] * 2 - 1, rtol=1e-4, atol=1e-4)
+
+
+def test_schedulers_are_those_of_the_training(folder, trained):
+    from frameattn.cli.sample_text import load_pipeline
+    from frameattn.diffusion import GaussianDiffusion
+
+    checkpoint, source, cpu = load_checkpoint(trained, "ddpm"), str(folder / "latte"), torch.device("cpu")
+    config = load_pipeline(source, checkpoint, "fp32", cpu).scheduler.config
+    assert config.variance_type == "learned_range" and not config.clip_sample and config.beta_schedule == "linear"
+    checkpoint.sampling.method, checkpoint.diffusion = "dpm", GaussianDiffusion(predict_xstart=True)
+    config = load_pipeline(source, checkpoint, "fp32", cpu).scheduler.config
+    assert config.prediction_type == "sample" and (config.beta_start, config.beta_end) == (1e-4, 0.02)
+
+
+def test_bfloat16_is_near_float32(folder, trained):
+    from frameattn.cli.sample_text import load_pipeline, sample_with_pipeline
+
+    videos = []
+    for precision in ("fp32", "bf16"):
+        checkpoint = load_checkpoint(trained)
+        pipe = load_pipeline(str(folder / "latte"), checkpoint, precision, torch.device("cpu"))
+        assert {p.dtype for p in pipe.transformer.parameters()} == {torch.float32}
+        videos += sample_with_pipeline(pipe, ["a cat"], checkpoint.sampling, seed=0)
+    assert not torch.equal(*videos) and (videos[0] - videos[1]).norm() < 0.05 * videos[0].norm()
+
+
+def test_the_state_of_a_run_samples_too(trained):
+    from frameattn.models import from_checkpoint, read_metadata
+
+    metadata = read_metadata(trained / "checkpoint.safetensors")
+    model = from_checkpoint(trained / "state.pt", metadata["model"], **metadata["arguments"])
+    exported = from_checkpoint(trained / "checkpoint.safetensors").state_dict()
+    assert all(torch.equal(weight, exported[name]) for name, weight in model.state_dict().items())
+
+
+def test_pipelines_of_other_widths(folder, trained, tmp_path, capsys):
+    from transformers import T5Config, T5EncoderModel
+
+    source = tiny_latte.save_pipeline(tmp_path / "latte")
+
+    T5EncoderModel(T5Config(vocab_size=9, d_model=8, d_kv=3, d_ff=8, num_layers=1, num_heads=2)).save_pretrained(
+        source / "text_encoder"
+    )
+    options = ["--ckpt", trained / "checkpoint.safetensors", "--out", tmp_path / "x", "--pipe", source, "--prompt", "a"]
+    assert main(["sample", *map(str, options)]) == 2
+    assert "its texts have 8 channels, those of the model 6" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--prompt", "a"], "--pipe is missing: the folder, or the name on the hub, of a LattePipeline"),
+        (["--prompt", "a"], "--pipe is missing: the folder, or the name on the hub, of a LattePipeline, whose text"),
         (["--pipe", "LATTE"], 'the model makes videos of texts: give one or more --prompt "TEXT"'),
         (["--pipe", "LATTE", "--prompt", "a", "--classes", "3"], "use --prompt instead of --classes"),
+        (
+            ["--pipe", "LATTE", "--prompt", "a", "--cfg", "0.5"],
+            "--cfg must be at least 1, which is no guidance, got 0.5",
+        ),
         (["--pipe", "nowhere/at/all", "--prompt", "a"], "--pipe nowhere/at/all: "),
         (["--pipe", "LATTE", "--prompt", "a", "--steps", "1"], "--steps must be in 2..1000, got 1"),
     ],
@@ -217,7 +295,7 @@ def test_usage_errors_of_sampling(folder, trained, tmp_path, fails, options, mes
     [
         (
             ["--data", "moving_digits"],
-            "takes encoded clips with texts (frameattn.data.save_latents), but data moving_digits",
+            "takes encoded clips with texts (frameattn encode --text-encoder), but data moving_digits",
         ),
         (
             ["--model", "FrameDiTG-S/64-256/2"],
@@ -227,7 +305,8 @@ def test_usage_errors_of_sampling(folder, trained, tmp_path, fails, options, mes
         (["--model.num_layer", "2"], "FrameDiTHT2V has no argument 'num_layer': did you mean 'num_layers'?"),
         (["--model.fuse_mode", "local"], "nothing is left to train: freeze_latte with model.fuse_mode local"),
         (["--model.fuse_mode", "mean"], "fuse_mode must be one of concat, sum, gated, local, global, got 'mean'"),
-        (["--diffusion.learn_sigma", "false"], "latte has out_channels 8, but diffusion needs 4"),
+        (["--diffusion.learn_sigma", "false"], "diffusion.learn_sigma must be true: LattePipeline takes a variance"),
+        (["--model.disable_matrix_attention", "true"], "model.disable_matrix_attention is for sampling"),
         (["--latte", "nowhere/at/all"], "latte nowhere/at/all: "),
         (["--model.video_length", "9"], "a clip spans 9 frames, but the longest has 5"),
         (["--stages", "[{steps: 1, batch: 1, frames: 0, images: 1}]"], "needs at least 1 frame beside the images"),
@@ -240,15 +319,9 @@ def test_usage_errors_of_training(folder, tmp_path, capsys, options, message):
     assert message in capsys.readouterr().err
 
 
-def test_videos_do_not_come_from_encoded_clips(folder, tmp_path, fails):
-    options = ["--model", "FrameDiTG-S/64-256/2", "--data", folder / "clips.safetensors"]
-    message = fails("train", "--out", tmp_path / "out", *options)
-    assert "clips.safetensors has texts, but model FrameDiTG-S/64-256/2 takes videos" in message
-
-
 def test_models_of_videos_know_no_texts(trained_digits, tmp_path, fails):
     message = fails("sample", "--ckpt", trained_digits, "--out", tmp_path / "out", "--prompt", "a cat")
-    assert "the model knows no texts: leave out --prompt and --pipe" in message
+    assert "the model knows no texts: leave out --prompt, --pipe and" in message
 
 
 @pytest.fixture
@@ -261,3 +334,27 @@ def trained_digits(tmp_path):
     weights = create_model(name, **arguments).state_dict()
     save_checkpoint(weights, tmp_path / "digits.safetensors", name=name, arguments=arguments)
     return tmp_path / "digits.safetensors"
+
+
+def test_a_lora_of_latte_beside_the_matrix_branch(folder, tmp_path):
+    from frameattn.models import from_checkpoint
+    from frameattn.models.latte import is_added_to_latte
+    from frameattn.models.lora import FILE_NAME, load_lora
+
+    pytest.importorskip("peft")
+    assert train(folder, tmp_path, "--lora", "2", "--steps", "2") == 0
+    state = read_state(tmp_path)
+    lora = {name for name in state["ema"] if ".lora_" in name}
+    assert len(lora) == 2 * 2 * (4 + 4 + 4)  # A and B; two layers of three attentions with four projections
+    assert all(is_added_to_latte(name) for name in state["ema"].keys() - lora)
+    assert any(is_added_to_latte(name) for name in state["ema"].keys() - lora)
+
+    ours, theirs = (from_checkpoint(tmp_path / "checkpoint.safetensors") for _ in range(2))
+    load_lora(ours, tmp_path)
+    theirs.load_lora_adapter(tmp_path, weight_name=FILE_NAME)  # of diffusers
+    latents, text = torch.randn(1, 4, 3, 8, 8), torch.randn(1, 4, 6)
+    with torch.no_grad():
+        expected = ours.eval()(latents, torch.tensor([5]), text).sample
+        torch.testing.assert_close(theirs.eval()(latents, torch.tensor([5]), text).sample, expected)
+        theirs.unload_lora()
+        assert not torch.equal(theirs(latents, torch.tensor([5]), text).sample, expected)

@@ -144,7 +144,11 @@ def test_bf16_keeps_weights_in_float32(tiny_config, tmp_path):
         (["--model", "FrameDiTG-S/64-256"], "model FrameDiTG-S/64-256: "),
         (["--model.dept", "3"], "dept"),
         (["--model.depth", "3"], "depth"),
-        (["--model.extras", "78"], "model.extras must be 1 (no condition) or 2 (classes)"),
+        (
+            ["--model.extras", "78"],
+            "model.extras 78 needs encoded clips with CLIP's texts of 77 x 768, data moving_digits",
+        ),
+        (["--model.extras", "3"], "extras must be 1 (none), 2 (classes) or 78 (text), got 3"),
         (["--model.in_channels", "3"], "model.in_channels is 3, but data needs 1: leave it out"),
         (["--model.learn_sigma", "false"], "model.learn_sigma is False, but diffusion needs True"),
         (["--model.num_frames", "3"], r"stages[2].frames is 4, but the model is made for 3 frames"),

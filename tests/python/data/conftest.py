@@ -26,19 +26,33 @@ def read_number(frame: torch.Tensor) -> int:
 
 @pytest.fixture
 def write_video():
-    """Writes pictures [T, H, W, 3] with PyAV, at times (in frames) or one after the other."""
+    """Writes pictures [T, H, W, 3] with PyAV, one after the other or at times, in units of unit seconds or frames."""
     av = pytest.importorskip("av")
 
-    def write(path, pictures, rate=25, codec="libx264", key_frames_every=12, times=None, options=None):
+    def write(
+        path,
+        pictures,
+        rate=25,
+        codec="libx264",
+        key_frames_every=12,
+        times=None,
+        unit=None,
+        aspect=None,
+        options=None,
+    ):
         path.parent.mkdir(parents=True, exist_ok=True)
         with av.open(str(path), "w") as container:
             stream = container.add_stream(codec, rate=Fraction(rate), options=options or {})
             stream.height, stream.width = pictures[0].shape[:2]
             stream.pix_fmt = "yuv420p"
             stream.codec_context.gop_size = key_frames_every
+            unit = unit or 1 / Fraction(rate)
+            stream.codec_context.time_base = unit
+            if aspect is not None:
+                stream.codec_context.sample_aspect_ratio = aspect
             for i, picture in enumerate(pictures):
                 frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-                frame.pts, frame.time_base = times[i] if times else i, 1 / Fraction(rate)
+                frame.pts, frame.time_base = times[i] if times else i, unit
                 container.mux(stream.encode(frame))
             container.mux(stream.encode(None))
         return path

@@ -106,6 +106,84 @@ def test_unreadable_files_are_named_once(tmp_path, write_numbers):
         dataset.draw(4, 2, seeded())
 
 
+def test_summary_counts_what_is_not_used(tmp_path, write_numbers):
+    for name in ("a.mp4", "b.mp4", "d.mp4"):
+        write_numbers(tmp_path / name)
+    write_numbers(tmp_path / "e.mp4", range(10))
+    write_numbers(tmp_path / "f.mp4", range(12))
+    (tmp_path / "c.mp4").write_bytes(b"noise" * 100)  # in the middle
+    with pytest.warns(UserWarning, match=r"video skipped: .*c.mp4: Invalid data"):
+        dataset = VideoFolder(tmp_path, size=16, frame_interval=1)
+    with pytest.warns(UserWarning, match=r"video skipped: .*e.mp4: has 10 frames, but a clip spans 12"):
+        assert dataset.summary(12) == (
+            f"{tmp_path}: 4 of 6 videos are used for clips of 12 frames, 25 a second (1 cannot be read, 1 too short)"
+        )
+    (tmp_path / "c.mp4").unlink()
+    dataset = VideoFolder(tmp_path, size=16, fps=10)
+    assert dataset.summary(1) == f"{tmp_path}: 5 of 5 videos are used for clips of 1 frames, 10 a second"
+
+
+def names(dataset):
+    return [str(video.path.relative_to(dataset.folder)) for video in dataset.videos]
+
+
+def test_links_to_class_folders_are_followed(tmp_path, write_numbers, read_numbers):
+    write_numbers(tmp_path / "elsewhere" / "walking" / "1.mp4", [2] * 5)
+    write_numbers(tmp_path / "elsewhere" / "running" / "deep" / "1.mp4", [4] * 5)
+    data = tmp_path / "data"
+    write_numbers(data / "jump" / "1.mp4", [6] * 5)
+    (data / "walk").symlink_to(tmp_path / "elsewhere" / "walking")
+    (data / "run").mkdir()
+    (data / "run" / "linked").symlink_to("../../elsewhere/running")
+    (data / "jump" / "2.mp4").symlink_to("1.mp4")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dataset = VideoFolder(data, size=32, classes=True)
+    assert dataset.class_names == ["jump", "run", "walk"]
+    assert names(dataset) == ["jump/1.mp4", "jump/2.mp4", "run/linked/deep/1.mp4", "walk/1.mp4"]
+    video, labels = dataset.draw(20, 1, seeded())
+    assert [[6, 4, 2][label] for label in labels.tolist()] == [read_numbers(clip)[0] for clip in video]
+
+
+def test_links_that_are_of_no_use_are_named(tmp_path, write_numbers):
+    data = tmp_path / "data"
+    write_numbers(data / "a" / "1.mp4", [2] * 5)
+    write_numbers(data / "b" / "2.mp4", [4] * 5)
+    write_numbers(tmp_path / "beside.mp4", [4] * 5)
+    (data / "a" / "itself").symlink_to(".")
+    (data / "a" / "up").symlink_to(tmp_path)  # where data is
+    (data / "a" / "other").symlink_to("../b")  # and back
+    (data / "b" / "other").symlink_to("../a")
+    (data / "gone").symlink_to(tmp_path / "gone")
+    (data / "ring").symlink_to("ring")
+    (data / "c.mp4").symlink_to("gone.mp4")
+    (data / ".hidden").symlink_to(tmp_path)
+    with pytest.warns(UserWarning, match="not everything is looked into") as caught:
+        dataset = VideoFolder(data, size=16, frame_interval=1)
+    assert len(caught) == 1 and names(dataset) == ["a/1.mp4", "b/2.mp4"]
+    message = str(caught[0].message)
+    for name, what in {
+        "a/itself": f"leads back to {data / 'a'}",
+        "a/up": f"leads back to {tmp_path}",
+        "a/other": f"leads to {data / 'b'}, which is looked into already",
+        "b/other": f"leads to {data / 'a'}, which is looked into already",
+        "gone": "leads nowhere",
+        "ring": "leads nowhere",
+        "c.mp4": "leads nowhere",
+    }.items():
+        assert f"{data / name} {what}" in message
+    assert ".hidden" not in message
+
+
+def test_circle_outside_is_walked_once(tmp_path, write_numbers):
+    write_numbers(tmp_path / "outside" / "x" / "1.mp4", [2] * 5)
+    (tmp_path / "outside" / "x" / "y").symlink_to("..")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "x").symlink_to(tmp_path / "outside" / "x")
+    with pytest.warns(UserWarning, match=r"data/x/y leads back to .*outside$"):
+        assert names(VideoFolder(tmp_path / "data", size=16)) == ["x/1.mp4"]
+
+
 def test_file_that_breaks_off(tmp_path, write_numbers, read_numbers):
     write_numbers(tmp_path / "good.avi", [6] * 60, codec="mpeg4")
     path = write_numbers(tmp_path / "half.avi", [96] * 60, codec="mpeg4")

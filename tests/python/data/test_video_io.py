@@ -35,6 +35,18 @@ def as_bytes(videos):
     return (videos.clamp(-1, 1) + 1) * 127.5
 
 
+CLOCKWISE = (0, 1, -1, 0)  # a quarter
+
+
+def set_matrix(path, a, b, c, d):
+    """Puts into an MP4 that players show point (x, y) at (a x + c y, b x + d y)."""
+    data = bytearray(path.read_bytes())
+    place = data.index(b"tkhd") + 44  # version 0: 40 bytes of other fields
+    numbers = (a << 16, b << 16, 0, c << 16, d << 16)
+    data[place : place + 20] = b"".join(number.to_bytes(4, "big", signed=True) for number in numbers)
+    path.write_bytes(data)
+
+
 FILES = {
     "short.mp4": dict(rate=25, key_frames_every=5),
     "long.mp4": dict(rate=30, key_frames_every=250),
@@ -97,14 +109,53 @@ def test_read_turns_as_the_file_says(tmp_path, write_video):
     picture = np.zeros((48, 64, 3), np.uint8)
     picture[:24] = 255  # what was up
     path = write_video(tmp_path / "phone.mp4", [picture] * 2)
-    data = bytearray(path.read_bytes())
-    matrix = data.index(b"tkhd") + 44  # version 0: 40 bytes of other fields
-    one, minus_one = (0x10000).to_bytes(4, "big"), (0xFFFF0000).to_bytes(4, "big")
-    data[matrix : matrix + 20] = bytes(4) + one + bytes(4) + minus_one + bytes(4)  # a quarter clockwise
-    path.write_bytes(data)
+    set_matrix(path, *CLOCKWISE)
     video = read_video(path)
     assert video.shape == (2, 3, 64, 48)
     assert video[..., :20].max() < -0.9 and video[..., -20:].min() > 0.9
+
+
+@pytest.mark.parametrize(
+    ("aspect", "shape"),
+    [(Fraction(2), (64, 128)), (Fraction(1, 2), (128, 64)), (Fraction(128, 117), (64, 70)), (Fraction(0), (64, 64))],
+)
+@pytest.mark.parametrize("turned", [0, 90])
+def test_pixels_become_square(aspect, shape, turned, tmp_path, write_video, monkeypatch):
+    """A disc that is 51 of 64 pixels wide and high on screen, stored with pixels that are not square."""
+    wide, high = max(1, float(aspect or 1)), max(1, 1 / float(aspect or 1))  # of the picture on screen, in 64 pixels
+    y, x = (torch.arange(64) + 0.5 - 32).view(-1, 1) * high, (torch.arange(64) + 0.5 - 32) * wide
+    disc = ((25.5 - (x.square() + y.square()).sqrt()).clamp(-0.5, 0.5) + 0.5).mul(255).byte().numpy()
+    picture = disc[..., None].repeat(3, -1)
+    path = write_video(tmp_path / "disc.mp4", [picture] * 2, aspect=aspect, options={"crf": "1"})
+    if turned:  # a quarter, in the file's header
+        set_matrix(path, *CLOCKWISE)
+        shape = shape[::-1]
+    assert read_video(path).shape == (2, 3, *shape)
+    video = read_video(path, size=64)
+    assert video.shape == (2, 3, 64, 64)
+    inside = video.mean(1) > 0
+    heights, widths = inside.any(2).sum(1), inside.any(1).sum(1)
+    assert (heights - 51).abs().max() <= 1 and (widths - 51).abs().max() <= 1
+    assert inside[0].sum().item() == pytest.approx(torch.pi * 25.5**2, rel=0.03)
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+@pytest.mark.parametrize("signs", [(1, 1), (1, -1), (-1, 1), (-1, -1)])
+def test_read_turns_and_mirrors_as_the_file_says(swapped, signs, tmp_path, write_video):
+    """All eight ways to show a picture whose top left quarter is white."""
+    picture = np.zeros((48, 64, 3), np.uint8)
+    picture[:24, :32] = 255
+    path = write_video(tmp_path / "phone.mp4", [picture] * 2)
+    a, b, c, d = (0, signs[0], signs[1], 0) if swapped else (signs[0], 0, 0, signs[1])
+    set_matrix(path, a, b, c, d)
+    video = read_video(path)
+    height, width = (64, 48) if swapped else (48, 64)
+    assert video.shape == (2, 3, height, width)
+    right, low = -a - c > 0, -b - d > 0  # where (-1, -1) comes to
+    for row in (0, 1):
+        for column in (0, 1):
+            y, x = height // 4 + row * height // 2, width // 4 + column * width // 2
+            assert (video[:, :, y, x] > 0.9).all() == ((row, column) == (low, right))
 
 
 def test_unreadable_files(tmp_path, write_numbers):
@@ -151,6 +202,80 @@ def test_mp4_of_small_pictures_is_sharp(tmp_path):
     videos = (torch.rand(1, 4, 1, 16, 16, generator=torch.Generator().manual_seed(0)) > 0.5) * 2.0 - 1
     write_mp4(tmp_path / "small.mp4", videos, fps=12.5)
     assert (read_video(tmp_path / "small.mp4") - enlarge(videos)[0]).abs().mean() < 0.03
+
+
+COLOURS = [(200, 30, 60), (20, 180, 40), (30, 60, 220), (255, 255, 255), (128, 128, 128), (0, 0, 0)]
+
+
+@pytest.mark.parametrize("size", [(720, 1280), (144, 176), (16, 16)])
+def test_mp4_says_what_its_colours_are(size, tmp_path):
+    for rgb in COLOURS if size[0] < 720 else COLOURS[:1]:
+        videos = (torch.tensor(rgb) / 127.5 - 1).view(1, 1, 3, 1, 1).expand(1, 2, 3, *size)
+        write_mp4(tmp_path / "flat.mp4", videos, fps=8)
+        with av.open(str(tmp_path / "flat.mp4")) as container:
+            context = container.streams.video[0].codec_context
+            # BT.709 is 1 in ISO/IEC 23091-2, limited range 1 in FFmpeg
+            assert (context.colorspace, context.color_primaries, context.color_trc, context.color_range) == (1,) * 4
+            luma = next(container.decode(video=0)).to_ndarray()[:-1:2, ::2][: size[0] // 4]
+        red, green, blue = rgb
+        expected = 16 + 219 / 255 * (0.2126 * red + 0.7152 * green + 0.0722 * blue)
+        assert abs(luma.mean() - expected) < 1  # 75 for 200, 30, 60; BT.601 has 88
+        read = (read_video(tmp_path / "flat.mp4") + 1) * 127.5
+        assert (read - torch.tensor(rgb).view(3, 1, 1)).abs().max() <= 3
+
+
+@pytest.mark.parametrize("pixels", ["yuv420p", "yuv444p"])
+@pytest.mark.parametrize(
+    ("matrix", "span", "tags"),
+    [
+        ("ITU709", "MPEG", dict(colorspace="bt709", color_range="tv")),
+        ("ITU709", "JPEG", dict(colorspace="bt709", color_range="pc")),
+        ("ITU601", "MPEG", dict(colorspace="smpte170m", color_range="tv")),
+        ("ITU601", "JPEG", dict(colorspace="smpte170m", color_range="pc")),
+        ("ITU601", "MPEG", {}),
+    ],
+)
+def test_read_takes_colours_as_the_file_says(pixels, matrix, span, tags, tmp_path):
+    picture = np.full((48, 64, 3), (200, 30, 60), np.uint8)
+    with av.open(str(tmp_path / "a.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=8, options={"crf": "1", **tags})
+        stream.height, stream.width, stream.pix_fmt = 48, 64, pixels
+        frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+        frame = frame.reformat(format=pixels, dst_colorspace=matrix, dst_color_range=span)
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    for size in (None, 32):
+        read = (read_video(tmp_path / "a.mp4", size=size) + 1) * 127.5
+        assert (read - torch.tensor([200, 30, 60]).view(3, 1, 1)).abs().max() <= 3
+
+
+def test_gif_keeps_frames_that_are_equal(tmp_path):
+    """Eleven frames of which six show the same, and one image eleven times."""
+    moving = smooth_videos(1, 11, 3)
+    moving[:, 3:9] = moving[:, 3:4]
+    for videos in (moving, moving[:, :1].expand(1, 11, 3, 16, 16)):
+        write_gif(tmp_path / "pause.gif", videos, fps=8)
+        with Image.open(tmp_path / "pause.gif") as gif:
+            assert gif.n_frames == 11
+            durations = []
+            for t in range(11):
+                gif.seek(t)
+                durations.append(gif.info["duration"])
+        assert set(durations) == {120, 130} and sum(durations) == pytest.approx(11 * 125, abs=5)
+        assert count_frames(tmp_path / "pause.gif") == 11
+        read = read_video(tmp_path / "pause.gif")
+        assert (read - enlarge(videos)[0]).abs().mean((1, 2, 3)).max() < 0.05
+        assert torch.equal(read[3], read[8])
+
+
+def test_gif_stores_what_changes(tmp_path):
+    videos = torch.rand(1, 2, 1, 128, 128, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    videos[:, 1] = videos[:, 0]
+    videos[0, 1, 0, 40:60, 100:128] *= -1  # a box at the right border
+    write_gif(tmp_path / "one.gif", videos[:, :1], fps=8)
+    write_gif(tmp_path / "two.gif", videos, fps=8)
+    assert (tmp_path / "two.gif").stat().st_size < 1.2 * (tmp_path / "one.gif").stat().st_size
+    assert (read_video(tmp_path / "two.gif") - videos[0]).abs().max() < 0.01
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -86,7 +86,7 @@ def test_overrides_go_before_what_the_file_says(tmp_path):
         from_checkpoint(path, num_frames=2)
     with pytest.raises(TypeError, match="FrameDiTG has no argument 'frames': did you mean 'num_frames'"):
         from_checkpoint(path, frames=2)
-    with pytest.raises(ValueError, match="does not fit FrameDiTH: missing blocks.1.attn.vanilla_attention"):
+    with pytest.raises(ValueError, match="does not fit FrameDiTH: missing blocks.1.attn.norm_local"):
         from_checkpoint(path, NAMES[FrameDiTH])  # the caller's name goes before the file's too
 
 
@@ -141,6 +141,49 @@ def test_official_file_without_average(tmp_path):
     load_checkpoint(create(seed=50), only_ema)
     with pytest.raises(ValueError, match="holds no 'model' weights, only ema"):
         load_checkpoint(target, only_ema, weights="model")
+
+
+def wrap_all(name):
+    """blocks.0.attn.q as a model has it whose blocks are compiled and checkpointed, in DistributedDataParallel."""
+    head, *rest = name.split(".")
+    return ".".join(["module", head, *rest[:1], "_orig_mod", "_checkpoint_wrapped_module", *rest[1:]])
+
+
+@pytest.mark.parametrize(
+    "rename",
+    [
+        lambda name: "module." + name,
+        lambda name: "_orig_mod.module." + name,
+        lambda name: "module._orig_mod." + name,
+        lambda name: "_fsdp_wrapped_module." + name,
+        wrap_all,
+    ],
+)
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_names_of_wrapped_models(tmp_path, rename, suffix):
+    model, target = create(), create(seed=50)
+    state = {rename(name): tensor for name, tensor in model.state_dict().items()}
+    path = tmp_path / f"wrapped{suffix}"
+    torch.save(state, path) if suffix == ".pt" else save_file(state, path)
+    load_checkpoint(target, path)
+    assert_same_weights(target, model.state_dict())
+    assert_same_weights(from_checkpoint(path, NAMES[FrameDiTG], **SMALL), model.state_dict())
+
+
+def test_wrapped_model_takes_either(tmp_path):
+    model = create()
+    for state in (model.state_dict(), torch.nn.ModuleDict({"module": model}).state_dict()):
+        torch.save(state, tmp_path / "a.pt")
+        target = create(seed=50)
+        load_checkpoint(torch.nn.ModuleDict({"module": target}), tmp_path / "a.pt")
+        assert_same_weights(target, model.state_dict())
+
+
+def test_name_that_is_there_twice(tmp_path):
+    state = create().state_dict()
+    torch.save({**state, "module.pos_embed": state["pos_embed"] + 1}, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=r"a.pt holds pos_embed twice: within a wrapper, as module.pos_embed, and"):
+        load_checkpoint(create(), tmp_path / "a.pt")
 
 
 @pytest.mark.parametrize("prefix", ["", "_orig_mod."])

@@ -54,9 +54,9 @@ def save_pipeline(folder: Path, **arguments) -> Path:
     return folder
 
 
-def call(pipe, **options):
-    """Frames of the pipeline for a text, [1, T, C, H, W]."""
+def call(pipe, prompt: str | list[str] = "a cat runs", **options):
+    """Frames of the pipeline for a text or for some, [texts, T, C, H, W]."""
     return pipe(
-        "a cat runs", num_inference_steps=4, video_length=FRAMES, height=2 * SIZE, width=2 * SIZE,
+        prompt, num_inference_steps=4, video_length=FRAMES, height=2 * SIZE, width=2 * SIZE,
         generator=torch.Generator().manual_seed(0), output_type="pt", clean_caption=False, **options,
     ).frames  # fmt: skip

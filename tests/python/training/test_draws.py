@@ -19,8 +19,8 @@ class Ramp:
 
 def test_draws_depend_on_seed_and_step_alone():
     stages = [Stage(steps=2, batch=3, frames=0, images=2), Stage(steps=2, batch=2, frames=4, images=1)]
-    draws = Draws(Ramp(), Config(data=Named("x"), stages=stages, accumulation=2), stages, 1000, classes=10)
-    other = Draws(Ramp(), Config(data=Named("x"), stages=stages, accumulation=2, seed=1), stages, 1000, classes=10)
+    draws = Draws(Ramp(), Config(data=Named("x"), stages=stages, accumulation=2), stages, 1000, extras=2)
+    other = Draws(Ramp(), Config(data=Named("x"), stages=stages, accumulation=2, seed=1), stages, 1000, extras=2)
     images, video = draws[0], draws[5]
     assert images.x.shape == (3, 2, 1, 2, 2) and images.t.shape == (3,)
     assert {name: tuple(label.shape) for name, label in images.conditions.items()} == {"y_image": (3, 2)}

@@ -222,7 +222,7 @@ def test_unknown_keys(translate):
         (dict(mixed_precision="fp16"), "mixed_precision must be bf16 or no, got 'fp16'"),
         (dict(gradient_checkpointing=14), "gradient_checkpointing must be true or false, got 14"),
         (dict(n_checkpointing_blocks="all"), "n_checkpointing_blocks must be a whole number, got 'all'"),
-        (dict(use_lora=True), "use_lora: LoRA training is not there yet"),
+        (dict(use_lora=True, lora={"r": "big"}), "lora.r must be a whole number, got 'big'"),
         (dict(use_lora="sometimes"), "use_lora must be true or false, got 'sometimes'"),
     ],
 )

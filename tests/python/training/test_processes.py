@@ -17,6 +17,8 @@ import torch.distributed as dist
 import processes as pool
 from frameattn._errors import UsageError
 from frameattn.cli.main import main
+from frameattn.data import EncodedClip, LatentClips, save_latents
+from frameattn.models.framedit import CLASSES
 from frameattn.training import Trainer, create_trainer, read_config
 from frameattn.training.config import Config, Named, Stage
 from frameattn.training.draws import Draws, draw_each
@@ -47,7 +49,7 @@ class InDtype:
         self.dataset, self.dtype = dataset, dtype
 
     def draw_each(self, frames, generators):
-        clips, *others = draw_each(self.dataset, frames, generators)
+        clips, *others = draw_each(self.dataset, frames, generators, with_text=isinstance(self.dataset, LatentClips))
         return clips.to(self.dtype), *others
 
 
@@ -64,7 +66,7 @@ def after(group, folder, steps, dtype, shard):
     """All that a run has after so many steps, with the losses and the gradient's norm of the last of them."""
     trainer = trainer_of(group, folder, dtype, shard)
     if (folder / "state.pt").exists():
-        trainer.load(load_state(folder / "state.pt", mapped=True))
+        trainer.load(load_state(folder / "state.pt"))
         for moments in trainer.optimizer.state.values() if shard and group else ():
             part = local(moments["exp_avg"])
             assert part.untyped_storage().nbytes() == part.nbytes  # no view of the whole
@@ -110,7 +112,7 @@ def test_other_number_of_processes_resumes(two, alone, tmp_path, shards):
     torch.testing.assert_close(result, alone(5, torch.float64), rtol=0, atol=1e-12)
 
 
-def text_to_video(group, folder, data, shard):
+def text_to_video(group, folder, data, shard, lora):
     sizes = dict(num_layers=2, num_row_attn_heads=2, row_attn_head_dim=8, num_col_attn_heads=2, patch_size=2)
     model = dict(name="FrameDiTHT2V-XL/256-2-1-2-concat", video_length=3, **sizes)
     config = Config(
@@ -118,6 +120,7 @@ def text_to_video(group, folder, data, shard):
         data=Named(str(data)),
         stages=[Stage(frames=3, images=1, batch=3, steps=4)],
         latte="frozen",
+        lora=lora,
         learning_rate=1e-3,
         clip_start=0,
         checkpoint_blocks=1,
@@ -136,9 +139,10 @@ def text_to_video(group, folder, data, shard):
     return gathered({"model": trainer.model.state_dict(), "ema": trainer.ema}, keep=True)
 
 
-@pytest.mark.parametrize("shard", [False, True])
-def test_frozen_text_to_video(two, tmp_path, shard):
-    from frameattn.data import EncodedClip, save_latents
+@pytest.mark.parametrize(("shard", "lora"), [(False, 0), (True, 2)])
+def test_frozen_text_to_video(two, tmp_path, shard, lora):
+    if lora:
+        pytest.importorskip("peft")
 
     def clip(seed):
         generator = torch.Generator().manual_seed(seed)
@@ -148,8 +152,8 @@ def test_frozen_text_to_video(two, tmp_path, shard):
 
     data = tmp_path / "clips.safetensors"
     save_latents(data, {f"clip{i}": clip(i) for i in range(3)}, scaling_factor=0.5)
-    expected = text_to_video(None, tmp_path, data, False)
-    for actual in two.run(text_to_video, tmp_path, data, shard):
+    expected = text_to_video(None, tmp_path, data, False, lora)
+    for actual in two.run(text_to_video, tmp_path, data, shard, lora):
         torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
 
 
@@ -164,7 +168,7 @@ def test_each_process_draws_its_own_clips_alone():
             return trainer.draws.dataset.draw(count, frames, generator)
 
     trainer = create_trainer(read_config(TINY, OPTIONS), Path(), CPU)
-    arguments = (trainer.config, trainer.stages, 1000, 10, 0.5)
+    arguments = (trainer.config, trainer.stages, 1000, CLASSES, 10, 0.5)
     whole = Draws(trainer.draws.dataset, *arguments)
     for item, batch, clips in ((0, 4, 2), (5, 3, 2), (6, 5, 1)):
         expected = whole[item]
