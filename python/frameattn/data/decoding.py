@@ -87,12 +87,13 @@ def read_video(
     with _open_video(path) as (container, stream, rate):
         aspect = stream.sample_aspect_ratio or Fraction(1)  # 0 / 1: not known
         step = 1 if fps is None else rate / check_fps(fps)
-        if indices is None and (fps is not None or container.format.name == "gif"):
-            last = _count_in_header(container, stream, rate) - HALF
-            indices = range(math.ceil(last / step))
         if indices is not None:
-            indices = [index * step for index in indices]
-        frames = container.decode(stream) if indices is None else _pick_frames(container, stream, rate, indices)
+            frames = _pick_frames(container, stream, rate, [index * step for index in indices])
+        elif fps is not None or container.format.name == "gif":
+            count = math.ceil((probe_video(path)[0] - HALF) / step)
+            frames = _pick_frames(container, stream, rate, [i * step for i in range(count)], to_end=True)
+        else:
+            frames = container.decode(stream)
         images = [_to_image(frame, aspect, size) for frame in frames]
     if not images:
         raise UnreadableVideo(f"{path}: no frame can be decoded")
@@ -162,8 +163,10 @@ def _gif_rate(path: str | PathLike) -> Fraction:
     return sum(counts) / (sum(delays) * unit)
 
 
-def _pick_frames(container: Any, stream: Any, rate: Fraction, indices: Sequence[Rational]) -> Iterator[Any]:
-    """The frames of ascending indices."""
+def _pick_frames(
+    container: Any, stream: Any, rate: Fraction, indices: Sequence[Rational], to_end: bool = False
+) -> Iterator[Any]:
+    """The frames of ascending indices; to_end: those that the file has."""
     remaining = list(reversed(indices))
     shown, shown_at = None, Fraction(-1)
     for at, frame in _decode_from(container, stream, rate, indices[0]):
@@ -178,7 +181,9 @@ def _pick_frames(container: Any, stream: Any, rate: Fraction, indices: Sequence[
     # no sound, and frames of PyAV 14 do not say it.
     unit: Fraction = stream.time_base * rate
     end = stream.duration * unit if container.format.name == "gif" else shown_at + getattr(shown, "duration", 0) * unit
-    if shown is None or remaining[0] > end + max(rate, Fraction(1)):
+    if to_end:
+        remaining = [index for index in remaining if index < end]
+    elif shown is None or remaining[0] > end + max(rate, Fraction(1)):
         raise UnreadableVideo(
             f"{container.name}: ends after frame {round(shown_at)}, {math.floor(remaining[0])} was asked for"
         )

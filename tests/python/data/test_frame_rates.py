@@ -211,6 +211,27 @@ def test_last_frame_may_stay_long(tmp_path, write_video):
         read_video(path, [40])
 
 
+@pytest.mark.parametrize("name", ["a.mkv", "a.mp4"])
+def test_read_by_time_ends_with_the_video(name, tmp_path):
+    """The sound of the file is three seconds longer."""
+    with av.open(str(tmp_path / name), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.height, stream.width, stream.pix_fmt = 64, 64, "yuv420p"
+        sound = container.add_stream("aac", rate=48000)
+        for t in range(20):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(bar(t / 10), format="rgb24")))
+        container.mux(stream.encode(None))
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        silence.sample_rate = 48000
+        for i in range(5 * 48000 // 1024):
+            silence.pts = 1024 * i
+            container.mux(sound.encode(silence))
+        container.mux(sound.encode(None))
+    assert len(read_video(tmp_path / name, fps=5)) in (10, 11)
+    assert len(read_video(tmp_path / name, fps=10)) in (20, 21)
+    assert (middles(read_video(tmp_path / name, fps=10))[:20] - 8 - 2.4 * torch.arange(20)).abs().max() < 0.3
+
+
 def test_gif_whose_equal_frames_were_joined(tmp_path):
     """Pillow makes 6 frames of 11, of which one stays longer."""
     pictures = [to_picture(bar(t / 8)) for t in (0, 1, 2, 2, 2, 2, 2, 2, 3, 4, 5)]
