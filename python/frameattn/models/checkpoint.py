@@ -117,13 +117,18 @@ def _read_weights(path: str | Path, weights: str) -> dict[str, Tensor]:
                 raise ValueError(f"{path} holds no {key!r} weights, only {', '.join(map(str, state))}")
             # The average of a run of ours has the trained weights alone.
             frozen = state["model"] if key == "ema" and state[key] and isinstance(state.get("model"), Mapping) else {}
-            state = {**frozen, **state[key]}
+            state = {**_unwrapped_tensors(frozen, path), **_unwrapped_tensors(state[key], path)}
+    tensors = _unwrapped_tensors(state, path)
+    if not tensors:
+        raise ValueError(f"{path} holds no weights")
+    return tensors
+
+
+def _unwrapped_tensors(state: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for key, value in state.items():
         if isinstance(value, Tensor) and tensors.setdefault(_unwrapped(str(key)), value) is not value:
             raise ValueError(f"{path} holds {_unwrapped(str(key))} twice: within a wrapper, as {key}, and otherwise")
-    if not tensors:
-        raise ValueError(f"{path} holds no weights")
     return tensors
 
 

@@ -179,6 +179,15 @@ def test_wrapped_model_takes_either(tmp_path):
         assert_same_weights(target, model.state_dict())
 
 
+def test_wrapped_model_beside_its_plain_average(tmp_path):
+    model, ema, target = create(), create(seed=50), create(seed=99)
+    wrapped = {f"module.{name}": tensor for name, tensor in model.state_dict().items()}
+    torch.save({"model": wrapped, "ema": ema.state_dict()}, tmp_path / "a.pt")
+    for weights, wanted in (("ema", ema), ("model", model)):
+        load_checkpoint(target, tmp_path / "a.pt", weights=weights)
+        assert_same_weights(target, wanted.state_dict())
+
+
 def test_name_that_is_there_twice(tmp_path):
     state = create().state_dict()
     torch.save({**state, "module.pos_embed": state["pos_embed"] + 1}, tmp_path / "a.pt")
