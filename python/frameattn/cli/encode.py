@@ -14,6 +14,7 @@ files in --out:
 
 import argparse
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -24,7 +25,9 @@ from frameattn.cli.arguments import positive, positive_number
 from frameattn.cli.devices import choose_device
 from frameattn.data import VideoFolder
 from frameattn.data.encode import Encoder, TextEncoder, Vae, read_captions
+from frameattn.training.signals import stop_signals
 
+PRINT_EVERY = 100  # clips, where there is no terminal for a bar
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -65,9 +68,17 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     encoder = Encoder(videos, options.out, vae, text_encoder, captions)
     count = len(videos.videos) * (2 if options.flip else 1)
     done = 0
-    with as_usage_error(f"--out {options.out}"), require("tqdm").tqdm(total=count, unit="clip", disable=None) as bar:
-        for _ in encoder.run():
+    bar = require("tqdm").tqdm(total=count, unit="clip", disable=None)
+    with as_usage_error(f"--out {options.out}"), stop_signals() as received, closing(encoder.run()) as names, bar:
+        for _ in names:
             done += 1
             bar.update()
+            if bar.disable and done % PRINT_EVERY == 0:
+                print(f"{done} clips of {count}", flush=True)
+            if received:
+                break
+    if received:
+        print(f"stopped: {done} clips of {count} are encoded; run it again to go on")
+        return 128 + received[0]
     print(f"{done} clips of {count} are encoded: {options.out / 'manifest.json'}")
     return 0

@@ -20,8 +20,9 @@ files in --out:
 
 import argparse
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--ckpt", type=Path, required=True, metavar="FILE", help=".safetensors, or a .pt of the official code")
     add("--out", type=Path, required=True, metavar="DIR", help="folder for the videos")
     add("--model", metavar="NAME", help="model of a checkpoint that does not name it")
-    add("--lora", type=Path, metavar="FILE", help="LoRA of frameattn train --lora, or the folder that it is in")
+    add(
+        "--lora",
+        type=Path,
+        metavar="FILE",
+        help="LoRA of frameattn train --lora, or its folder (default: of --ckpt)",
+    )
     add("--steps", type=int, help="calls of the model for a video")
     add("--method", choices=METHODS, help="ddpm: 250 steps; ddim: 50; dpm (DPM-Solver++): 20")
     add("--cfg", type=float, metavar="SCALE", help="classifier-free guidance; 1 is none")
@@ -89,15 +95,17 @@ class Checkpoint:
     sampling: Sampling
     encoded: dict[str, Any]  # what the latents are that it was trained on
     fps: float | None  # of the clips it was trained on
+    lora: int  # rank of the one beside it
 
 
 def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     device = choose_device(options.device)
     checkpoint = load(options.ckpt, options.model, overrides, device)
     model = checkpoint.model
-    if options.lora:
-        with as_usage_error(f"--lora {options.lora}"):
-            load_lora(model, options.lora)
+    # The checkpoint of a LoRA's run has the weights that it adapts.
+    if lora := options.lora or (options.ckpt.parent if checkpoint.lora else None):
+        with as_usage_error(f"--lora {lora}"):
+            load_lora(model, lora)
             model.to(device)
     for name in ("steps", "method", "cfg"):
         if getattr(options, name) is not None:
@@ -115,7 +123,9 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         texts = None
         if model.config["extras"] == TEXT:
             prompts = choose_prompts(options, "--text-encoder", "the CLIP that embeds them")
-            texts = embed(prompts, options.text_encoder, device)
+            if options.pipe or options.negative_prompt or checkpoint.sampling.cfg != 1:
+                raise UsageError("the model knows no missing text: leave out --cfg, --negative-prompt and --pipe")
+            texts = embed(prompts, options.text_encoder, checkpoint, device)
             labels = [None] * len(prompts)
         elif options.prompt or options.pipe or options.text_encoder:
             raise UsageError("the model knows no texts: leave out --prompt, --pipe and --text-encoder")
@@ -126,6 +136,8 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         parts = generate(checkpoint, labels, options.seed, options.batch, options.precision, device, texts)
         parts = map(vae.decode, parts) if vae else parts
     else:
+        if options.vae or options.text_encoder:
+            raise UsageError("the model takes VAE and text encoder of --pipe: leave out --vae and --text-encoder")
         prompts = choose_prompts(options, "--pipe", "a LattePipeline, whose text encoder and VAE are used")
         pipe = load_pipeline(options.pipe, checkpoint, options.precision, device)
         check_vae(pipe.vae, checkpoint.encoded, f"--pipe {options.pipe}")
@@ -175,7 +187,7 @@ def load(path: Path, name: str | None, overrides: Sequence[str], device: torch.d
     sampling = metadata.get("sampling", {} if is_framedit else vars(TEXT_SAMPLING))
     encoded = metadata.get("encoded", {})
     of_training = GaussianDiffusion(**diffusion), Sampling(**sampling)
-    return Checkpoint(model.to(device).eval(), *of_training, encoded, metadata.get("fps"))
+    return Checkpoint(model.to(device).eval(), *of_training, encoded, metadata.get("fps"), metadata.get("lora", 0))
 
 
 def load_vae(source: str, checkpoint: Checkpoint, device: torch.device) -> Vae:
@@ -218,11 +230,11 @@ def generate(
     batch: int,
     precision: str,
     device: torch.device,
-    texts: tuple[Tensor, Tensor] | None = None,
+    texts: Tensor | None = None,
 ) -> Iterator[Tensor]:
     """Videos [batch, T, C, H, W] on the CPU. The noise that one starts from depends on seed and its index alone.
 
-    texts: embeddings [count, L, D] instead of labels, and that of no text [L, D].
+    texts: embeddings [count, L, D] instead of labels.
     """
     model, sampling = checkpoint.model, checkpoint.sampling
     shape = (model.num_frames, model.config["in_channels"], model.config["input_size"], model.config["input_size"])
@@ -235,15 +247,12 @@ def generate(
         part = labels[start : start + batch]
         generators = [torch.Generator().manual_seed(seed_of(seed, start + i)) for i in range(len(part))]
         noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(device)
-        guided = autocast_model
+        guided: Callable[..., Tensor] = autocast_model
         if part[0] is not None:
             y = torch.tensor(part, device=device)
             guided = classifier_free_guidance(autocast_model, y, model.config["num_classes"], sampling.cfg)
-        elif texts:
-            of_part = texts[0][start : start + batch]
-            guided = classifier_free_guidance(
-                autocast_model, of_part, texts[1], sampling.cfg, argument="text_embedding"
-            )
+        elif texts is not None:
+            guided = partial(autocast_model, text_embedding=texts[start : start + batch])
         generator = torch.Generator().manual_seed(seed_of(seed, start, 1))
         video = checkpoint.diffusion.sample(guided, noise, sampling.steps, sampling.method, generator=generator)
         yield video.cpu()

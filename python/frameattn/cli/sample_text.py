@@ -14,6 +14,7 @@ from frameattn.data.encode import TextEncoder
 from frameattn.models.framedit import TEXT_CHANNELS, TEXT_TOKENS
 from frameattn.training.config import Sampling
 from frameattn.training.draws import seed_of
+from frameattn.training.files import check_same_latents
 
 if TYPE_CHECKING:
     from frameattn.cli.sample import Checkpoint
@@ -34,16 +35,17 @@ def choose_prompts(options: argparse.Namespace, needs: str, what: str) -> list[s
     return list(islice(cycle(options.prompt), options.count or len(options.prompt)))
 
 
-def embed(prompts: Sequence[str], source: str, device: torch.device) -> tuple[Tensor, Tensor]:
-    """CLIP's embeddings [count, 77, 768] of prompts for a FrameDiT, and that of the empty text."""
+def embed(prompts: Sequence[str], source: str, checkpoint: "Checkpoint", device: torch.device) -> Tensor:
+    """CLIP's embeddings [count, 77, 768] of prompts, for a FrameDiT."""
     with as_usage_error(f"--text-encoder {source}"):
         encoder = TextEncoder(source, device=device)
         if encoder.is_t5:
             raise ValueError("the model takes the texts of a CLIP, this is a T5")
-        texts = [encoder(prompt)[0].float() for prompt in (*prompts, "")]
+        texts = [encoder(prompt)[0].float() for prompt in prompts]
         if texts[0].shape != (TEXT_TOKENS, TEXT_CHANNELS):
             raise ValueError(f"the model takes texts of {TEXT_TOKENS} x {TEXT_CHANNELS}, not {list(texts[0].shape)}")
-    return torch.stack(texts[:-1]).to(device), texts[-1].to(device)
+    check_same_latents({"text_encoder": encoder.facts}, checkpoint.encoded, "the model was trained")
+    return torch.stack(texts).to(device)
 
 
 def load_pipeline(source: str, checkpoint: "Checkpoint", precision: str, device: torch.device) -> Any:
@@ -91,7 +93,7 @@ def sample_with_pipeline(
                 prompt,
                 do_classifier_free_guidance=sampling.cfg > 1,
                 negative_prompt=negative_prompt,
-                clean_caption=True,
+                clean_caption=False,
             )
             latents = pipe(
                 prompt_embeds=text.float(),

@@ -6,11 +6,13 @@ written after each of them: what the clips were encoded with, and for every clip
 
 import csv
 import hashlib
+import io
 import json
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,11 @@ from torch import Tensor
 
 from frameattn._optional import require
 from frameattn.data.decoding import UnreadableVideo, read_video
-from frameattn.data.latents import EncodedClip, save_latents
+from frameattn.data.latents import EncodedClip, same_fact, save_latents
 from frameattn.data.video_folder import Video, VideoFolder
 
-FRAMES_AT_ONCE = 16
+PIXELS_AT_ONCE = 16 * 256 * 256  # in the VAE
+DECODED_AT_ONCE = 128  # frames of a file
 SHARD_BYTES = 256 * 2**20
 T5_TOKENS, CLIP_TOKENS = 120, 77  # of Latte's pipeline and of FrameDiT's text models
 CAPTION_COLUMNS = {"name": ("file", "video", "name", "path"), "caption": ("caption", "text", "prompt")}
@@ -37,9 +40,7 @@ class Vae:
     """
 
     def __init__(self, source: str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"):
-        kind = require("diffusers").AutoencoderKL
-        options = {"subfolder": "vae"} if Path(source, "vae").is_dir() else {}
-        self.model = kind.from_pretrained(source, **options).to(device, dtype).eval()
+        self.model = _from_pretrained(require("diffusers").AutoencoderKL, source, "vae", dtype).to(device).eval()
         self.dtype, self.device = dtype, device
         self.facts = {"name": str(source), "hash": hash_of(self.model.config)}
         self.channels: int = self.model.config.latent_channels
@@ -47,21 +48,33 @@ class Vae:
 
     @torch.no_grad()
     def encode(self, frames: Tensor) -> tuple[Tensor, Tensor]:
-        """Frames [T, 3, H, W] in -1..1 -> mean and standard deviation of their latents, float16 on the CPU."""
-        distribution = self.model.encode(frames.to(self.device, self.dtype)).latent_dist
-        return distribution.mean.half().cpu(), distribution.std.half().cpu()
+        """Frames [T, 3, H, W] in -1..1 -> mean and standard deviation of their latents, float16 on the CPU.
+
+        Raises:
+            ValueError: they are not finite.
+        """
+        means, stds = [], []
+        for part in frames.split(max(1, PIXELS_AT_ONCE // frames[0, 0].numel())):
+            distribution = self.model.encode(part.to(self.device, self.dtype)).latent_dist
+            means.append(distribution.mean.half().cpu())
+            stds.append(distribution.std.half().cpu())
+        return _finite(torch.cat(means), self.dtype), _finite(torch.cat(stds), self.dtype)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [K, T, C, h, w] as the model makes them -> videos [K, T, 3, H, W] in -1..1 on the CPU."""
-        parts = (latents.flatten(0, 1) / self.scaling_factor).split(FRAMES_AT_ONCE)
+        size = 2 ** (len(self.model.config.block_out_channels) - 1) * latents.shape[-1]
+        parts = (latents.flatten(0, 1) / self.scaling_factor).split(max(1, PIXELS_AT_ONCE // size**2))
         frames = [self.model.decode(part.to(self.device, self.dtype)).sample.float().cpu() for part in parts]
         return torch.cat(frames).clamp(-1, 1).unflatten(0, latents.shape[:2])
 
 
 def hash_of(config: Mapping[str, Any]) -> str:
-    """Of a configuration of diffusers, without what its file and version are called."""
-    values = {k: v for k, v in config.items() if not k.startswith("_")}
+    """Of a configuration, without what its file and version are called.
+
+    VAEs of one configuration are taken for one: those that are published differ in their decoders.
+    """
+    values = {k: v for k, v in config.items() if not k.startswith("_") and k not in ("transformers_version", "dtype")}
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
@@ -73,22 +86,27 @@ class TextEncoder:
 
     def __init__(self, source: str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"):
         transformers = require("transformers", extra="text")
-        in_pipeline = Path(source, "text_encoder").is_dir()
-        of_encoder = {"subfolder": "text_encoder"} if in_pipeline else {}
-        of_tokenizer = {"subfolder": "tokenizer"} if in_pipeline else {}
-        kind = transformers.AutoConfig.from_pretrained(source, **of_encoder).model_type
+        config = _from_pretrained(transformers.AutoConfig, source, "text_encoder")
+        kind = config.model_type
         classes = {"t5": "T5EncoderModel", "clip": "CLIPTextModel", "clip_text_model": "CLIPTextModel"}
         if kind not in classes:
             raise ValueError(f"a text encoder must be a T5 or a CLIP, got {kind}")
         self.is_t5 = kind == "t5"
-        self.tokenizer = transformers.AutoTokenizer.from_pretrained(source, **of_tokenizer)
-        self.model = getattr(transformers, classes[kind]).from_pretrained(source, **of_encoder).to(device, dtype).eval()
-        self.device = device
-        self.facts = {"name": str(source), "kind": "t5" if self.is_t5 else "clip"}
+        self.tokenizer = _from_pretrained(transformers.AutoTokenizer, source, "tokenizer")
+        model = _from_pretrained(getattr(transformers, classes[kind]), source, "text_encoder", dtype)
+        self.model = model.to(device).eval()
+        self.dtype, self.device = dtype, device
+        self.facts = {"name": str(source), "hash": hash_of(self.model.config.to_dict())}
 
     @torch.no_grad()
     def __call__(self, caption: str) -> tuple[Tensor, Tensor]:
-        """Embedding [L, D] and mask [L] of a caption, on the CPU."""
+        """Embedding [L, D] and mask [L] of a caption, float16 on the CPU.
+
+        Raises:
+            ValueError: it is not finite.
+        """
+        if self.is_t5:
+            caption = caption.lower().strip()  # as LattePipeline does with its prompts
         tokens = self.tokenizer(
             [caption],
             padding="max_length",
@@ -99,7 +117,27 @@ class TextEncoder:
         mask = tokens["attention_mask"]
         text = self.model(tokens["input_ids"], attention_mask=mask if self.is_t5 else None)[0][0]
         count = int(mask.sum()) if self.is_t5 else CLIP_TOKENS
-        return text[:count].half().cpu(), mask[0, :count].half().cpu()
+        return _finite(text[:count].half().cpu(), self.dtype), mask[0, :count].half().cpu()
+
+
+def _from_pretrained(kind: Any, source: str, subfolder: str, dtype: torch.dtype = torch.float32) -> Any:
+    """What source is or, if it is a pipeline, has in subfolder."""
+    options: dict[str, Any] = {} if dtype == torch.float32 else {"torch_dtype": dtype}
+    if Path(source, subfolder).is_dir():
+        return kind.from_pretrained(source, subfolder=subfolder, **options)
+    try:
+        return kind.from_pretrained(source, **options)
+    except (OSError, ValueError):
+        if Path(source).exists():
+            raise
+    return kind.from_pretrained(source, subfolder=subfolder, **options)  # a pipeline on the hub
+
+
+def _finite(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    if not tensor.isfinite().all():
+        name = str(dtype).removeprefix("torch.")
+        raise ValueError(f"what the model computes in {name} is not finite: use another --dtype, bfloat16 or float32")
+    return tensor
 
 
 def read_captions(videos: Sequence[Video], folder: Path, table: Path | None = None) -> dict[Path, str]:
@@ -112,31 +150,45 @@ def read_captions(videos: Sequence[Video], folder: Path, table: Path | None = No
         ValueError: the table has no such columns, or a video has no caption; the message names the first.
     """
     if table is None:
-        captions = {
-            video.path: text.read_text(encoding="utf-8").strip()
-            for video in videos
-            if (text := video.path.with_suffix(".txt")).is_file()
-        }
+        captions = {}
+        for video in videos:
+            if (beside := video.path.with_suffix(".txt")).is_file():
+                captions[video.path] = _read_text(beside).strip()
         where = "no .txt beside it"
     else:
-        with table.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
+        try:
+            rows = list(csv.DictReader(io.StringIO(_read_text(table))))
+        except csv.Error as error:
+            raise ValueError(f"{table} is not a table: {error}") from error
         columns = {}
         for what, names in CAPTION_COLUMNS.items():
             columns[what] = next((name for name in names if rows and name in rows[0]), None)
             if columns[what] is None:
                 raise ValueError(f"{table} needs a column for the {what} of a video: {', '.join(names)}")
-        of_names = {row[columns["name"]]: (row[columns["caption"]] or "").strip() for row in rows}
-        captions = {
-            video.path: of_names[name]
-            for video in videos
-            if (name := str(video.path.relative_to(folder))) in of_names or (name := video.path.name) in of_names
-        }
+        of_names: dict[str, str] = {}
+        for row in rows:
+            name = row[columns["name"]]
+            if name in of_names:
+                raise ValueError(f"{table} has two captions of {name}: leave one")
+            of_names[name] = (row[columns["caption"]] or "").strip()
+        files = Counter(video.path.name for video in videos)
+        captions = {}
+        for video in videos:
+            for name in (str(video.path.relative_to(folder)), video.path.name if files[video.path.name] == 1 else ""):
+                if name in of_names:
+                    captions.setdefault(video.path, of_names[name])
         where = f"no row in {table}"
     without = [video.path for video in videos if not captions.get(video.path)]
     if without:
         raise ValueError(f"{len(without)} of {len(videos)} videos have no caption, the first {without[0]}: {where}")
     return captions
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")  # spreadsheets begin a file with a mark
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8: {error}") from error
 
 
 @dataclass
@@ -148,38 +200,45 @@ class Encoder:
     vae: Vae
     text_encoder: TextEncoder | None = None
     captions: Mapping[Path, str] | None = None
-    shard_bytes: int = SHARD_BYTES
+    shard_bytes: int = field(default_factory=lambda: SHARD_BYTES)
 
-    def run(self) -> Iterator[str]:
-        """Yields the name of every clip that is in a shard, those of earlier runs first.
+    def run(self) -> Generator[str, None, None]:
+        """Yields the name of every clip that is encoded, those of earlier runs first.
+
+        Closed, or ended by an error, it writes what it has.
 
         Raises:
-            ValueError: the folder holds clips that were encoded otherwise.
+            ValueError: the folder holds clips that were encoded otherwise, or with other captions.
         """
         self.out.mkdir(parents=True, exist_ok=True)
         manifest = self._manifest()
-        yield from list(manifest["clips"])
         shard: dict[str, EncodedClip] = {}
         waiting = 0
-        for video in self.videos.videos:
-            for flipped in (False, True) if self.videos.flip else (False,):
-                name = self.name_of(video, flipped)
-                if name in manifest["clips"]:
-                    continue
-                try:
-                    shard[name] = clip = self._encode(video, flipped)
-                except UnreadableVideo as error:
-                    warnings.warn(f"video skipped: {error}", stacklevel=2)
-                    continue
-                manifest["clips"][name] = {"source": str(video.path), "frames": len(clip.latents)}
-                if self.captions:
-                    manifest["clips"][name]["caption"] = self.captions[video.path]
-                waiting += sum(tensor.nbytes for tensor in clip.tensors().values())
-                if waiting >= self.shard_bytes:
-                    yield from self._write(shard, manifest)
-                    shard, waiting = {}, 0
-        if shard:
-            yield from self._write(shard, manifest)
+        try:
+            for video in self.videos.videos:
+                for flipped in (False, True) if self.videos.flip else (False,):
+                    name, caption = self.name_of(video, flipped), self.captions and self.captions[video.path]
+                    if name in manifest["clips"]:
+                        if (known := manifest["clips"][name].get("caption")) != caption:
+                            raise ValueError(f"{self.out} has {video.path} with the caption {known!r}, not {caption!r}")
+                        yield name
+                        continue
+                    try:
+                        shard[name] = clip = self._encode(video, flipped)
+                    except UnreadableVideo as error:
+                        warnings.warn(f"video skipped: {error}", stacklevel=2)
+                        continue
+                    manifest["clips"][name] = {"source": str(video.path), "frames": len(clip.latents)}
+                    if caption:
+                        manifest["clips"][name]["caption"] = caption
+                    waiting += sum(tensor.nbytes for tensor in clip.tensors().values())
+                    if waiting >= self.shard_bytes:
+                        self._write(shard, manifest)
+                        shard, waiting = {}, 0
+                    yield name
+        finally:
+            if shard:
+                self._write(shard, manifest)
 
     def name_of(self, video: Video, flipped: bool = False) -> str:
         """The path below the folder, without dots and slashes; what was replaced is told apart by a hash."""
@@ -190,8 +249,8 @@ class Encoder:
     def _encode(self, video: Video, flipped: bool) -> EncodedClip:
         indices = self.videos.positions(video)
         means, stds = [], []
-        for start in range(0, len(indices), FRAMES_AT_ONCE):
-            frames = read_video(video.path, indices[start : start + FRAMES_AT_ONCE], self.videos.size)
+        for start in range(0, len(indices), DECODED_AT_ONCE):
+            frames = read_video(video.path, indices[start : start + DECODED_AT_ONCE], self.videos.size)
             mean, std = self.vae.encode(frames.flip(-1) if flipped else frames)
             means.append(mean)
             stds.append(std)
@@ -203,12 +262,14 @@ class Encoder:
         return clip
 
     def _facts(self) -> dict[str, Any]:
+        """What all clips of a folder have alike."""
         return {
             "scaling_factor": self.vae.scaling_factor,
             "vae": self.vae.facts,
             "text_encoder": self.text_encoder and self.text_encoder.facts,
             "size": self.videos.size,
-            "fps": self.videos.frame_rate,
+            "asked_fps": None if self.videos.fps is None else float(self.videos.fps),
+            "frame_interval": self.videos.frame_interval,
             "class_names": self.videos.class_names,
         }
 
@@ -219,22 +280,24 @@ class Encoder:
             return {**facts, "clips": {}}
         manifest = json.loads(path.read_text())
         for key, value in facts.items():
-            if manifest.get(key) != value:
+            if not same_fact(manifest.get(key), value):
                 raise ValueError(f"{self.out} holds clips with another {key}: {manifest.get(key)}, not {value}")
-        return manifest
+        clips = {name: clip for name, clip in manifest["clips"].items() if (self.out / clip["shard"]).exists()}
+        return {**manifest, "clips": clips}
 
-    def _write(self, shard: Mapping[str, EncodedClip], manifest: dict[str, Any]) -> list[str]:
+    def _write(self, shard: Mapping[str, EncodedClip], manifest: dict[str, Any]) -> None:
         """Writes a shard, then the manifest that names it: a kill between them leaves clips that are encoded again."""
-        number = len({clip["shard"] for clip in manifest["clips"].values() if "shard" in clip})
+        numbers = [int(clip["shard"].partition(".")[0]) for clip in manifest["clips"].values() if "shard" in clip]
+        number = max(numbers, default=-1) + 1
         file = f"{number:05d}.safetensors"
         for name in shard:
             manifest["clips"][name]["shard"] = file
         captions = {name: manifest["clips"][name].get("caption") for name in shard if self.captions}
         temporary = self.out / f"{file}.partial"
         facts = {key: value for key, value in self._facts().items() if key != "scaling_factor"}
-        save_latents(temporary, shard, self.vae.scaling_factor, captions=captions, **facts)
+        rate = self.videos.frame_rate
+        save_latents(temporary, shard, self.vae.scaling_factor, fps=rate, captions=captions, **facts)
         os.replace(temporary, self.out / file)
         temporary = self.out / "manifest.json.partial"
         temporary.write_text(json.dumps(manifest, indent=1))
         os.replace(temporary, self.out / "manifest.json")
-        return list(shard)

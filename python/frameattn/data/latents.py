@@ -24,7 +24,14 @@ from frameattn.data.decoding import check_fps
 
 _METADATA = "frameattn"
 # What all files of a folder have alike, and a run that is resumed.
-FACTS = ("scaling_factor", "vae", "class_names")
+FACTS = ("scaling_factor", "vae", "text_encoder", "class_names")
+
+
+def same_fact(first: Any, second: Any) -> bool:
+    """Whether two values of FACTS mean the same; of models the hash of their configuration decides."""
+    if isinstance(first, dict) and isinstance(second, dict) and "hash" in first and "hash" in second:
+        return first["hash"] == second["hash"]
+    return first == second
 
 
 @dataclass
@@ -164,7 +171,7 @@ class LatentClips:
                     )
             self.places.append(place)
         for key, value in facts.items():
-            if places and value != self.facts[key]:
+            if places and not same_fact(value, self.facts[key]):
                 raise ValueError(f"{file}: {key} is {value}, that of {self.places[0].path} {self.facts[key]}")
         return metadata.get("fps")
 

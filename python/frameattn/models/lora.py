@@ -97,9 +97,14 @@ def load_lora(model: nn.Module, path: Path) -> None:
     if strangers := sorted(layers - {name for name, _ in model.named_modules()}):
         raise ValueError(f"{path} is a LoRA of another model: there is no layer {strangers[0]}")
     add_lora(model, rank, metadata.get(f"{_PREFIX}lora_alpha"), layers)
+    unsupported = [key for key in ("use_rslora", "use_dora", "alpha_pattern") if metadata.get(f"{_PREFIX}{key}")]
+    if unsupported:
+        raise ValueError(f"{path} has {unsupported[0]}, which is not supported here")
     expected = {name.replace(".default.", "."): p.shape for name, p in model.named_parameters() if is_lora(name)}
     for name, shape in expected.items():
         if name not in weights or weights[name].shape != shape:
             found = list(weights[name].shape) if name in weights else "missing"
             raise ValueError(f"{path} is a LoRA of another model: {name} is {found}, not {list(shape)}")
+    if strangers := sorted(weights.keys() - expected.keys()):
+        raise ValueError(f"{path} has {strangers[0]}, which is not supported here")
     peft.set_peft_model_state_dict(model, weights)

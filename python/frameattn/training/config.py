@@ -117,6 +117,8 @@ class Config:
             for key, met in keys:
                 if not met:
                     raise UsageError(f"{key} must be {requirement}, got {getattr(self, key)}")
+        if not self.lora and (self.lora_alpha is not None or self.lora_targets is not None):
+            raise UsageError("lora_alpha and lora_targets go with lora, the rank")
         for i, stage in enumerate(self.stages or []):
             if min(stage.steps, stage.batch, stage.frames + stage.images) < 1 or min(stage.frames, stage.images) < 0:
                 raise UsageError(f"stages[{i}] needs steps >= 1, batch >= 1 and frames + images >= 1, got {stage}")

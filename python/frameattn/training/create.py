@@ -87,12 +87,21 @@ def complete_model_arguments(config: Config, dataset: VideoDataset | LatentClips
     arguments = dict(config.model.arguments)
     text = (getattr(dataset, "text_tokens", 0), getattr(dataset, "text_channels", 0))
     has_text = text == (TEXT_TOKENS, TEXT_CHANNELS)
+    if "extras" not in arguments and text[1] and (dataset.num_classes or not has_text):
+        reason = "classes and texts" if dataset.num_classes else f"texts of {text[0]} x {text[1]}"
+        raise UsageError(
+            f"data {config.data.name} has {reason}: set model.extras to 1 (no condition), 2 (classes) or 78 (a CLIP's "
+            f"texts, {TEXT_TOKENS} x {TEXT_CHANNELS})"
+        )
     extras = arguments.setdefault("extras", CLASSES if dataset.num_classes else TEXT if has_text else NO_CONDITION)
     if extras == TEXT and not has_text:
         raise UsageError(
             f"model.extras 78 needs encoded clips with CLIP's texts of {TEXT_TOKENS} x {TEXT_CHANNELS}, data "
             f"{config.data.name} has {f'{text[0]} x {text[1]}' if text[1] else 'no texts'}"
         )
+    stages = config.stages or []
+    if extras == TEXT and (config.images or any(stage.images or not stage.frames for stage in stages)):
+        raise UsageError("model.extras 78 has one text for a clip: images beside it, or alone, have none of their own")
     if extras == CLASSES and not dataset.num_classes:
         raise UsageError(f"model.extras 2 needs classes, data {config.data.name} has none: --data.classes true?")
     of_data = {"in_channels": dataset.channels, "input_size": dataset.size}

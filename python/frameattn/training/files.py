@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from frameattn._errors import UsageError, as_usage_error
+from frameattn.data.latents import same_fact
 
 
 @contextmanager
@@ -77,12 +78,10 @@ def check_same_run(values: dict[str, Any], saved: dict[str, Any], folder: Path) 
 
 def check_same_latents(now: dict[str, Any], before: dict[str, Any], who: str) -> None:
     """Weights belong to the latents that they were trained on: those of one VAE, at one scale."""
-    for key, value in {"scaling_factor": before.get("scaling_factor"), "vae": before.get("vae")}.items():
-        differs = now.get(key) != value
-        if key == "vae" and value and now.get(key):
-            differs = now[key]["hash"] != value["hash"]
-        if before and now and value is not None and differs:
-            raise UsageError(f"{who} on latents of {key} {value}, these are of {now.get(key)}")
+    for key in ("scaling_factor", "vae", "text_encoder"):
+        before_and_now = before.get(key), now.get(key)
+        if None not in before_and_now and not same_fact(*before_and_now):
+            raise UsageError(f"{who} on latents of {key} {before.get(key)}, these are of {now.get(key)}")
 
 
 def _difference(old: Any, new: Any) -> str:

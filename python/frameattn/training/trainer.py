@@ -161,6 +161,7 @@ class Trainer:
                 sampling=vars(self.config.sampling),
                 step=self.step,
                 encoded=self.encoded,
+                lora=self.config.lora,
             )
 
     def load(self, state: dict[str, Any]) -> None:

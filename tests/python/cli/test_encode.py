@@ -1,7 +1,9 @@
 """``frameattn encode``: what is in the shards, resuming, captions; training and sampling on what it made."""
 
 import json
+import os
 import shutil
+import signal
 
 import pytest
 import torch
@@ -123,29 +125,68 @@ def test_draws_are_scaled_samples_around_the_means(classes):
     assert abs(z.mean()) < 0.05 and abs(z.std() - 1) < 0.05
 
 
-def test_stopped_and_started_again_it_encodes_what_is_missing(folder, tmp_path, monkeypatch):
+def shards(folder) -> list[str]:
+    return sorted(path.name for path in folder.glob("*.safetensors"))
+
+
+def test_stopped_and_started_again_it_encodes_what_is_missing(folder, tmp_path, monkeypatch, capsys):
     from frameattn.data import encode as module
 
     monkeypatch.setattr(module, "SHARD_BYTES", 1)  # a clip a shard
-    monkeypatch.setattr(module.Encoder.__init__, "__defaults__", (None, None, 1))
+    calls, original = [], Vae.encode
+
+    def stops_at_the_second(self, frames):
+        calls.append(len(frames))
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(self, frames)
+
+    monkeypatch.setattr(Vae, "encode", stops_at_the_second)
+    assert encode(folder, tmp_path) == 130
+    assert "stopped: 2 clips of 3 are encoded" in capsys.readouterr().out
+    assert len(json.loads((tmp_path / "manifest.json").read_text())["clips"]) == 2
+    assert encode(folder, tmp_path) == 0
+    assert len(calls) == 3 and shards(tmp_path) == [f"0000{i}.safetensors" for i in range(3)]
+    assert encode(folder, tmp_path) == 0 and len(calls) == 3
+    (tmp_path / "00001.safetensors").unlink()
+    assert encode(folder, tmp_path) == 0 and len(calls) == 4
+    assert shards(tmp_path) == ["00000.safetensors", "00002.safetensors", "00003.safetensors"]
+    assert len(LatentClips(tmp_path).places) == 3
+
+
+def test_an_open_shard_is_written_when_an_error_ends_it(folder, tmp_path, monkeypatch):
     calls, original = [], Vae.encode
 
     def fails_at_the_third(self, frames):
         calls.append(len(frames))
         if len(calls) == 3:
-            raise KeyboardInterrupt
+            raise MemoryError
         return original(self, frames)
 
     monkeypatch.setattr(Vae, "encode", fails_at_the_third)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(MemoryError):
         encode(folder, tmp_path)
-    assert len(json.loads((tmp_path / "manifest.json").read_text())["clips"]) == 2
-    assert encode(folder, tmp_path) == 0
-    assert len(calls) == 4 and sorted(path.name for path in tmp_path.glob("*.safetensors")) == [
-        f"0000{i}.safetensors" for i in range(3)
-    ]
-    assert len(LatentClips(tmp_path).places) == 3
-    assert encode(folder, tmp_path) == 0 and len(calls) == 4
+    assert len(LatentClips(tmp_path).places) == 2
+
+
+def test_what_is_not_finite_is_no_clip(folder, tmp_path, monkeypatch, capsys):
+    original = Vae.__init__
+
+    def huge(self, *arguments, **options):
+        original(self, *arguments, **options)
+        for parameter in self.model.quant_conv.parameters():
+            parameter.data *= 1e30
+
+    monkeypatch.setattr(Vae, "__init__", huge)
+    assert encode(folder, tmp_path) == 2
+    assert "what the model computes in float32 is not finite: use another --dtype" in capsys.readouterr().err
+    assert not shards(tmp_path)
+
+
+def test_a_vae_is_told_by_its_configuration(folder, tmp_path):
+    shutil.copytree(folder / "latte" / "vae", tmp_path / "vae")
+    assert encode(folder, tmp_path / "out") == 0
+    assert encode(folder, tmp_path / "out", "--vae", tmp_path / "vae") == 0
 
 
 def test_frames_a_second(folder, tmp_path):
@@ -162,7 +203,7 @@ def test_frames_a_second(folder, tmp_path):
         assert LatentClips(tmp_path / out, frame_interval=2).frame_rate == pytest.approx(rate / 2)
 
 
-def test_captions_of_a_table(folder, tmp_path, fails):
+def test_captions_of_a_table(folder, tmp_path, capsys):
     table = tmp_path / "captions.csv"
     table.write_text("video,prompt\ncat.mp4,the sea\na/waves.mp4,a cat\nb/sea.mp4,a\n")
     options = ["--text-encoder", folder / "latte", "--captions", table]
@@ -171,7 +212,17 @@ def test_captions_of_a_table(folder, tmp_path, fails):
     assert {clip["source"].rpartition("/")[2]: clip["caption"] for clip in clips} == {
         "cat.mp4": "the sea", "waves.mp4": "a cat", "sea.mp4": "a",
     }  # fmt: skip
-    assert encode(folder, tmp_path / "out", "--text-encoder", folder / "latte") == 0  # already there
+    assert encode(folder, tmp_path / "out", "--text-encoder", folder / "latte") == 2
+    assert "a/cat.mp4 with the caption 'the sea', not 'a cat'" in capsys.readouterr().err
+
+    table.write_text("\ufefffile,caption\ncat.mp4,the sea\nwaves.mp4,a cat\nsea.mp4,a\n", encoding="utf-8")
+    assert encode(folder, tmp_path / "out", *options) == 0  # as a spreadsheet writes it
+    table.write_text("file,caption\ncat.mp4,the sea\ncat.mp4,a cat\n")
+    assert encode(folder, tmp_path / "out", *options) == 2
+    assert "captions.csv has two captions of cat.mp4: leave one" in capsys.readouterr().err
+    table.write_bytes(b"file,caption\ncat.mp4,\xff\n")
+    assert encode(folder, tmp_path / "out", *options) == 2
+    assert "captions.csv is not UTF-8" in capsys.readouterr().err
 
 
 def usage_error(capsys, folder, out, *options, **where) -> str:
@@ -285,9 +336,11 @@ def test_clip_texts_train_a_framedit(folder, clip_encoder, tmp_path, capsys):
         == 0
     )
     sample = ["sample", "--ckpt", str(run / "checkpoint.safetensors"), "--steps", "2", "--out", str(tmp_path / "s")]
-    sample += ["--vae", str(folder / "latte"), "--cfg", "2", "--device", "cpu"]
+    sample += ["--vae", str(folder / "latte"), "--device", "cpu"]
     assert main([*sample, "--prompt", "a cat", "--text-encoder", str(clip_encoder)]) == 0
     capsys.readouterr()
+    assert main([*sample, "--prompt", "a cat", "--text-encoder", str(clip_encoder), "--cfg", "2"]) == 2
+    assert "the model knows no missing text: leave out --cfg" in capsys.readouterr().err
     assert main([*sample, "--prompt", "a cat"]) == 2
     assert "--text-encoder is missing: the folder, or the name on the hub, of the CLIP" in capsys.readouterr().err
     assert main([*sample, "--prompt", "a cat", "--text-encoder", str(folder / "latte")]) == 2
@@ -297,6 +350,8 @@ def test_clip_texts_train_a_framedit(folder, clip_encoder, tmp_path, capsys):
 def test_models_that_want_what_the_clips_have_not(classes, texts, tmp_path, fails):
     said = fails("train", "--data", classes, "--out", tmp_path / "x", *MODEL, "--model.extras", "78")
     assert "model.extras 78 needs encoded clips with CLIP's texts of 77 x 768" in said and "has no texts" in said
+    said = fails("train", "--data", texts, "--out", tmp_path / "x", *MODEL)
+    assert "has texts of 5 x 6: set model.extras to 1 (no condition), 2 (classes) or 78" in said
     said = fails("train", "--data", texts, "--out", tmp_path / "x", *MODEL, "--model.extras", "2")
     assert "model.extras 2 needs classes" in said
     said = fails("train", "--data", classes, "--out", tmp_path / "x", "--model", "FrameDiTHT2V-XL/256-2-1-2-concat")

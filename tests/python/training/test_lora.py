@@ -78,8 +78,10 @@ def test_sampling_with_a_lora(tiny_config, base, tmp_path, capsys):
     assert main([*sample, "--out", str(tmp_path / "a"), "--lora", str(tmp_path / "run")]) == 0
     assert main([*sample, "--out", str(tmp_path / "b"), "--lora", str(tmp_path / "run" / FILE_NAME)]) == 0
     assert main([*sample, "--out", str(tmp_path / "c")]) == 0
-    sheets = [(tmp_path / name / "contact_sheet.png").read_bytes() for name in "abc"]
-    assert sheets[0] == sheets[1] != sheets[2]
+    beside = ["sample", "--ckpt", str(tmp_path / "run" / "checkpoint.safetensors"), *sample[3:]]
+    assert main([*beside, "--out", str(tmp_path / "e")]) == 0  # the LoRA beside its checkpoint is taken
+    sheets = [(tmp_path / name / "contact_sheet.png").read_bytes() for name in "abce"]
+    assert sheets[0] == sheets[1] == sheets[3] != sheets[2]
     capsys.readouterr()
     assert main([*sample, "--out", str(tmp_path / "d"), "--lora", str(tmp_path / "none")]) == 2
     assert "none: no such file" in capsys.readouterr().err
@@ -103,6 +105,7 @@ def test_alpha_and_targets(tiny_config, base, tmp_path, capsys):
     [
         (["--init", "null"], "lora needs weights that it adapts: --init, or --latte for text to video"),
         (["--lora_targets", "[nothing]"], "lora: Target modules"),
+        (["--lora", "0", "--lora_alpha", "3"], "lora_alpha and lora_targets go with lora, the rank"),
         (["--lora", "-1"], "lora must be at least 0, got -1"),
         (["--lora_targets", "qkv"], "lora_targets must be a list"),
     ],
@@ -129,6 +132,17 @@ def test_files_of_other_models(tmp_path):
     }
     save_file({f"transformer.{name}": weight for name, weight in wide.items()}, tmp_path / "x.safetensors")
     with pytest.raises(ValueError, match=r"blocks.0.attn.qkv.lora_A.weight is \[2, 9\], not \[2, 8\]"):
+        load_lora(tiny.create(FrameDiTG), tmp_path / "x.safetensors")
+
+
+def test_what_other_loras_have(tmp_path):
+    from safetensors.torch import save_file
+
+    from frameattn.models import FrameDiTG
+
+    tensors = {"lora_A.weight": torch.ones(2, 8), "lora_B.weight": torch.ones(24, 2), "lora_magnitude": torch.ones(24)}
+    save_file({f"transformer.blocks.0.attn.qkv.{k}": v for k, v in tensors.items()}, tmp_path / "x.safetensors")
+    with pytest.raises(ValueError, match="has blocks.0.attn.qkv.lora_magnitude, which is not supported here"):
         load_lora(tiny.create(FrameDiTG), tmp_path / "x.safetensors")
 
 
