@@ -6,7 +6,7 @@ these count as well, from the start; the rest are decoded from the start and cou
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from itertools import chain
@@ -94,7 +94,14 @@ def read_video(
             frames = _pick_frames(container, stream, rate, [i * step for i in range(count)], to_end=True)
         else:
             frames = container.decode(stream)
-        images = [_to_image(frame, aspect, size) for frame in frames]
+        # Of this call: one that a frame keeps may be freed in a process that is forked later, which would hang.
+        reformat = require("av.video.reformatter").VideoReformatter().reformat
+        images: list[np.ndarray] = []
+        mirrored = False
+        for frame in frames:
+            if not images:  # asking makes a frame refer to itself: it would stay until the garbage is collected
+                mirrored = _is_mirrored(frame)
+            images.append(_to_image(frame, reformat, aspect, size, mirrored))
     if not images:
         raise UnreadableVideo(f"{path}: no frame can be decoded")
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
@@ -211,7 +218,9 @@ def _decode_from(container: Any, stream: Any, rate: Fraction, index: Rational) -
     return decode()
 
 
-def _to_image(frame: Any, aspect: Fraction, size: int | None) -> np.ndarray:
+def _to_image(
+    frame: Any, reformat: Callable[..., Any], aspect: Fraction, size: int | None, mirrored: bool
+) -> np.ndarray:
     """A decoded frame, whose pixels are aspect times as wide as high, as bytes [H, W, 3], upright."""
     height, width = frame.height * max(1, 1 / aspect), frame.width * max(1, aspect)
     scale = size / min(height, width) if size else 1
@@ -220,10 +229,11 @@ def _to_image(frame: Any, aspect: Fraction, size: int | None) -> np.ndarray:
     if frame.colorspace not in (RGB, UNKNOWN):  # PyAV 14 does not convert what it takes for the same on both sides
         span = "JPEG" if frame.color_range == FULL else "MPEG"
         colours = {"src_color_range": span, "dst_color_range": "JPEG", "dst_colorspace": "ITU601"}
-    image = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation=SCALING, **colours)
+    rgb = reformat(frame, format="rgb24", width=width, height=height, interpolation=SCALING, **colours)
+    image = rgb.to_ndarray()
     quarters = round(frame.rotation / 90)  # phones store how they were held
     image = np.rot90(image, quarters)
-    if _is_mirrored(frame):
+    if mirrored:
         image = image[:, ::-1] if quarters % 2 else image[::-1]
     if size:
         top, left = (image.shape[0] - size) // 2, (image.shape[1] - size) // 2

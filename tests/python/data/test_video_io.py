@@ -1,5 +1,6 @@
 """Files read back with PyAV and Pillow, and frames by number for every kind of file."""
 
+import gc
 from fractions import Fraction
 
 import numpy as np
@@ -345,3 +346,18 @@ def test_mp4_without_encoder(tmp_path, monkeypatch):
     monkeypatch.setattr(av, "codecs_available", av.codecs_available - {"libx264"})
     with pytest.raises(RuntimeError, match="write_mp4 needs PyAV with libx264"):
         write_mp4(tmp_path / "x.mp4", smooth_videos(1, 2, 1), fps=8)
+
+
+def test_frames_are_freed_when_they_are_read(tmp_path, write_numbers):
+    """Not when the garbage is collected: a process that is forked meanwhile may hang as it frees FFmpeg's threads."""
+    av = pytest.importorskip("av")
+    write_numbers(tmp_path / "a.mp4", range(20))
+    gc.collect()
+    gc.disable()
+    try:
+        read_video(tmp_path / "a.mp4")
+        read_video(tmp_path / "a.mp4", range(0, 20, 3), size=16)
+        alive = sum(isinstance(thing, av.VideoFrame) for thing in gc.get_objects())
+    finally:
+        gc.enable()
+    assert alive <= 2  # the first of each, which was asked for its orientation
