@@ -47,7 +47,8 @@ def test_writes_table_csv_and_plot(tmp_path):
         reader = csv.DictReader(file)
         rows = list(reader)
     assert ",".join(reader.fieldnames) == COLUMNS
-    assert {row["operation"] for row in rows} == {"attention", "linear_qk", "linear_v", "linear_proj", "module"}
+    operations = {"attention", "linear_qk", "linear_v", "linear_proj", "module", "block"}
+    assert {row["operation"] for row in rows} == operations
     assert {"eager", "frameattn"} <= {row["candidate"] for row in rows}
     assert {row["dtype"] for row in rows} == {"float32", "bfloat16"}
     assert {row["direction"] for row in rows} == {"forward", "forward+backward"}
