@@ -1,11 +1,17 @@
 """Errors of the user: the command line prints them in one line and exits with code 2."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 
 class UsageError(Exception):
     """What the user asked for cannot be done; the message says what to change."""
+
+
+def first_of(problems: Sequence[str]) -> str:
+    """Problems in one line: five of them, and how many more there are."""
+    more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
+    return "; ".join(problems[:5]) + more
 
 
 @contextmanager

@@ -260,34 +260,34 @@ def generate(
 
 def write_video(video: Tensor, index: int, labels: list[int | None], options: argparse.Namespace) -> list[Path]:
     """Writes a video [T, C, H, W] as --format asks for it and returns the paths; none for latents."""
-    from frameattn.data.video_io import write_gif, write_mp4
-
     if video.shape[1] not in (1, 3):
         return []
     name = f"{index:04d}" if labels[index] is None else f"{index:04d}_class_{labels[index]}"
-    paths = []
-    for suffix, write in (("gif", write_gif), ("mp4", write_mp4)):
-        if suffix in options.format:
-            paths.append(options.out / f"{name}.{suffix}")
-            write(paths[-1], video[None], options.fps)
-    return paths
+    return _write_moving(name, video[None], options)
 
 
 def write_overviews(videos: Tensor, labels: list[int | None], options: argparse.Namespace) -> list[Path]:
     """Writes all videos side by side and a row of frames for each, large ones made smaller, and returns the paths."""
-    from frameattn.data.video_io import write_contact_sheet, write_gif, write_mp4
+    from frameattn.data.video_io import write_contact_sheet
 
     shrink = -(-max(videos.shape[-2:]) // LARGEST_TILE)
     if shrink > 1:
         videos = F.avg_pool3d(videos.transpose(1, 2), (1, shrink, shrink)).transpose(1, 2)
-    paths = []
-    for suffix, write in (("gif", write_gif), ("mp4", write_mp4)):
-        if suffix in options.format:
-            paths.append(options.out / f"overview.{suffix}")
-            write(paths[-1], videos, options.fps)
+    paths = _write_moving("overview", videos, options)
     if "png" in options.format:
         paths.append(options.out / "contact_sheet.png")
         write_contact_sheet(paths[-1], videos, labels)
+    return paths
+
+
+def _write_moving(name: str, videos: Tensor, options: argparse.Namespace) -> list[Path]:
+    from frameattn.data.video_io import write_gif, write_mp4
+
+    paths = []
+    for suffix, write in (("gif", write_gif), ("mp4", write_mp4)):
+        if suffix in options.format:
+            paths.append(options.out / f"{name}.{suffix}")
+            write(paths[-1], videos, options.fps)
     return paths
 
 

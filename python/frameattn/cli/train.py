@@ -14,7 +14,7 @@ examples:
   frameattn train --data clips/ --data.fps 8 --out runs/clips      # 8 frames a second of every video, whatever it has
   frameattn train --out runs/digits                      # go on where it stopped
 
-text to video, from a Latte and clips that were encoded (frameattn.data.save_latents):
+text to video, from a Latte and clips that were encoded (frameattn encode --text-encoder):
   frameattn train --model FrameDiTHT2V-XL/256-2-1-2-concat --latte DIR --data latents/ --out runs/text
   frameattn train --config FrameDiTHT2V-XL-256-2-concat_train.yaml --data latents/ --out runs/text   # an official file
 

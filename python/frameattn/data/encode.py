@@ -12,7 +12,8 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -200,7 +201,6 @@ class Encoder:
     vae: Vae
     text_encoder: TextEncoder | None = None
     captions: Mapping[Path, str] | None = None
-    shard_bytes: int = field(default_factory=lambda: SHARD_BYTES)
 
     def run(self) -> Generator[str, None, None]:
         """Yields the name of every clip that is encoded, those of earlier runs first.
@@ -215,27 +215,26 @@ class Encoder:
         shard: dict[str, EncodedClip] = {}
         waiting = 0
         try:
-            for video in self.videos.videos:
-                for flipped in (False, True) if self.videos.flip else (False,):
-                    name, caption = self.name_of(video, flipped), self.captions and self.captions[video.path]
-                    if name in manifest["clips"]:
-                        if (known := manifest["clips"][name].get("caption")) != caption:
-                            raise ValueError(f"{self.out} has {video.path} with the caption {known!r}, not {caption!r}")
-                        yield name
-                        continue
-                    try:
-                        shard[name] = clip = self._encode(video, flipped)
-                    except UnreadableVideo as error:
-                        warnings.warn(f"video skipped: {error}", stacklevel=2)
-                        continue
-                    manifest["clips"][name] = {"source": str(video.path), "frames": len(clip.latents)}
-                    if caption:
-                        manifest["clips"][name]["caption"] = caption
-                    waiting += sum(tensor.nbytes for tensor in clip.tensors().values())
-                    if waiting >= self.shard_bytes:
-                        self._write(shard, manifest)
-                        shard, waiting = {}, 0
+            for video, flipped in product(self.videos.videos, (False, True) if self.videos.flip else (False,)):
+                name, caption = self.name_of(video, flipped), self.captions and self.captions[video.path]
+                if name in manifest["clips"]:
+                    if (known := manifest["clips"][name].get("caption")) != caption:
+                        raise ValueError(f"{self.out} has {video.path} with the caption {known!r}, not {caption!r}")
                     yield name
+                    continue
+                try:
+                    shard[name] = clip = self._encode(video, flipped)
+                except UnreadableVideo as error:
+                    warnings.warn(f"video skipped: {error}", stacklevel=2)
+                    continue
+                manifest["clips"][name] = {"source": str(video.path), "frames": len(clip.latents)}
+                if caption:
+                    manifest["clips"][name]["caption"] = caption
+                waiting += sum(tensor.nbytes for tensor in clip.tensors().values())
+                if waiting >= SHARD_BYTES:
+                    self._write(shard, manifest)
+                    shard, waiting = {}, 0
+                yield name
         finally:
             if shard:
                 self._write(shard, manifest)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from frameattn._errors import first_of
 from frameattn._optional import require
 from frameattn.models.framedit import FrameDiT
 from frameattn.models.registry import create_model, is_text_to_video
@@ -155,8 +156,9 @@ def _read_pickle(path: Path) -> Mapping[str, Any]:
 
 
 def _load(model: nn.Module, state: dict[str, Tensor], path: str | Path, strict: bool) -> None:
-    names = {_unwrapped(key): key for key in model.state_dict()}  # the model may be wrapped itself
-    expected = {_unwrapped(key): tensor for key, tensor in model.state_dict().items()}
+    own = model.state_dict()
+    names = {_unwrapped(key): key for key in own}  # the model may be wrapped itself
+    expected = {_unwrapped(key): tensor for key, tensor in own.items()}
     problems = []
     if strict:
         problems += [f"missing {key}" for key in expected if key not in state]
@@ -167,8 +169,7 @@ def _load(model: nn.Module, state: dict[str, Tensor], path: str | Path, strict: 
         if key in state and state[key].shape != tensor.shape
     ]
     if problems:
-        shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
-        raise ValueError(f"{path} does not fit {type(model).__name__}: {shown}")
+        raise ValueError(f"{path} does not fit {type(model).__name__}: {first_of(problems)}")
     model.load_state_dict({names.get(key, key): tensor for key, tensor in state.items()}, strict=strict)
 
 

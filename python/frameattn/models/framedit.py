@@ -30,6 +30,11 @@ TEXT_TOKENS, TEXT_CHANNELS = 77, 768  # CLIP
 TEMPORAL_MLP_RATIO = 4.0
 
 
+def gelu(x: Tensor) -> Tensor:
+    """GELU in its tanh form. On a GPU inductor may join torch's own with what stands beside it."""
+    return gelu_tanh(x) if x.is_cpu else F.gelu(x, approximate="tanh")
+
+
 class Mlp(nn.Module):
     """fc2(gelu(fc1(x)))."""
 
@@ -39,9 +44,7 @@ class Mlp(nn.Module):
         self.fc2 = Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = self.fc1(x)
-        # On a GPU inductor may join torch's own with what stands beside it.
-        return self.fc2(gelu_tanh(hidden) if hidden.is_cpu else F.gelu(hidden, approximate="tanh"))
+        return self.fc2(gelu(self.fc1(x)))
 
 
 class Modulation(nn.Sequential):

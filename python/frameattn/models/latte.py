@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from frameattn._errors import first_of
+
 if TYPE_CHECKING:
     from frameattn.models.text_to_video import FrameDiTHT2V
 
@@ -100,8 +102,7 @@ def copy_latte(latte: Mapping[str, Tensor], model: "FrameDiTHT2V") -> None:
 def refuse(problems: list[str], of: str) -> None:
     """Raises ValueError with the first five problems of a Latte's weights, if there are any."""
     if problems:
-        shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
-        raise ValueError(f"the weights of {of} do not fit FrameDiTHT2V: {shown}")
+        raise ValueError(f"the weights of {of} do not fit FrameDiTHT2V: {first_of(problems)}")
 
 
 def _renamed(name: str) -> str:

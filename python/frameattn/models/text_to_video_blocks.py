@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from frameattn.functional import gated_add, gelu_tanh, modulated_layer_norm
+from frameattn.functional import gated_add, modulated_layer_norm
+from frameattn.models.framedit import gelu
 from frameattn.modules import Linear, MatrixAttention
 from frameattn.modules.attention import attend_in_frames, attend_over_time
 from frameattn.modules.local_global import Fusion
@@ -122,9 +123,7 @@ class GeluProjection(nn.Module):
         self.proj = Linear(dim, hidden)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = self.proj(x)
-        # On a GPU inductor may join torch's own with what stands beside it.
-        return gelu_tanh(hidden) if hidden.is_cpu else F.gelu(hidden, approximate="tanh")
+        return gelu(self.proj(x))
 
 
 class FeedForward(nn.Module):
