@@ -1,6 +1,6 @@
 # make demo and make test create .venv, install torch and this package in it, and build the operators again when their
 # sources have changed. An activated environment that has torch is used as it is, and so is the one that PYTHON names
-# (make demo PYTHON=python). What Debian has to provide is named first, in one message, if something is missing.
+# (make demo PYTHON=python). What Debian has to provide and does not is named first, and installed where that is allowed.
 
 TORCH ?= torch==2.13.0
 OUT ?= outputs/demo
@@ -9,6 +9,8 @@ CPP_BUILD ?= build/cpp
 DIFFUSERS ?= 0.35.0
 MAX_JOBS ?= $(shell nproc)
 export MAX_JOBS
+# Python compiles what it imports, which takes less than to compile all of torch ahead.
+export PIP_COMPILE ?= 0
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -89,12 +91,7 @@ build: $(INSTALLED)/video,dev
 
 # What Debian has to provide, before any work is done.
 check-demo check-test: check-%:
-	@missing=$$(bash .ci/missing_packages $* $(GIVEN_PYTHON) | xargs); \
-	if [ -n "$$missing" ]; then \
-	  echo "This machine lacks: $$missing"; \
-	  echo "On Debian, install with:  sudo apt-get install $$missing"; \
-	  exit 1; \
-	fi
+	@bash .ci/install_missing $* $(GIVEN_PYTHON)
 
 # ---- What to do with it ----------------------------------------------------------------------------------------------
 

@@ -116,7 +116,7 @@ def extension():
     kind = CUDAExtension if TOOLKIT else CppExtension
     built = kind(
         "frameattn._C",
-        [*read_sources(""), *(read_sources("cuda") if TOOLKIT else []), "csrc/bindings/module.cpp"],
+        ["csrc/bindings/module.cpp", *read_sources(""), *(read_sources("cuda") if TOOLKIT else [])],
         include_dirs=[*include_dirs],
         define_macros=macros,
         extra_compile_args=flags,
@@ -149,24 +149,7 @@ class Build(BuildExtension):
         # Kept between builds, also those of pip: ninja then compiles only what changed.
         self.build_temp = os.path.join("build", f"temp-{sys.implementation.cache_tag}-torch-{torch.__version__}")
 
-    def precompile_headers(self, ext) -> list[str]:
-        """Compiles csrc/precompiled.h; returns what makes g++ use it. Another compiler reads the headers each time."""
-        if "Free Software Foundation" not in describe_compiler():
-            return []
-        folder = Path(self.build_temp).absolute() / "precompiled"
-        header, compiled = folder / "precompiled.h", folder / "precompiled.h.gch"
-        flags = [*self.compiler.compiler_so[1:], *ext.extra_compile_args["cxx"]]
-        flags += [f"-D{name}={value}" for name, value in ext.define_macros]
-        text = f"// {shlex.join(flags)}\n{(ROOT / 'csrc' / 'precompiled.h').read_text()}"
-        if not compiled.exists() or header.read_text() != text:
-            folder.mkdir(parents=True, exist_ok=True)
-            header.write_text(text)
-            compiler = shlex.split(get_cxx_compiler())
-            subprocess.run([*compiler, *flags, "-x", "c++-header", header, "-o", compiled], check=True)
-        return ["-include", str(header)]
-
     def build_extension(self, ext):
-        ext.extra_compile_args["cxx"] += self.precompile_headers(ext)
         if sources := sm_90a_sources():
             # torch gives every .cu file of an extension the same architectures, but none where the flags name one.
             nvcc = [*ext.extra_compile_args["nvcc"], "-gencode=arch=compute_90a,code=sm_90a"]

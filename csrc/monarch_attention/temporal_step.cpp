@@ -72,19 +72,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> temporal_output_backward(const Option
 
 namespace {
 
-Tensor empty_of(const Tensor& t) { return t.new_empty_symint(t.sym_sizes()); }
+Tensor symbolic_like(const Tensor& t) { return t.new_empty_symint(t.sym_sizes()); }
 
 std::tuple<Tensor, Tensor> temporal_update_meta(const Tensor& query, const Tensor& weighted_key, const Tensor& entropy,
                                                 c10::SymInt frames, double) {
   check_temporal_step_inputs("temporal_update", query, weighted_key, entropy, std::nullopt, frames);
-  return {empty_of(query), empty_statistic(query)};
+  return {symbolic_like(query), empty_statistic(query)};
 }
 
 std::tuple<Tensor, Tensor, Tensor> temporal_update_backward_meta(const Tensor&, const Tensor& query,
                                                                  const Tensor& weighted_key, const Tensor& entropy,
                                                                  const Tensor&, c10::SymInt frames, double) {
   check_temporal_step_inputs("temporal_update_backward", query, weighted_key, entropy, std::nullopt, frames);
-  return {empty_of(query), empty_of(weighted_key), empty_of(entropy)};
+  return {symbolic_like(query), symbolic_like(weighted_key), symbolic_like(entropy)};
 }
 
 std::tuple<Tensor, Tensor> temporal_output_meta(const Tensor& query, const Tensor& weighted_key, const Tensor& entropy,
@@ -99,7 +99,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> temporal_output_backward_meta(const O
                                                                          const Tensor& entropy, const Tensor& value,
                                                                          c10::SymInt frames) {
   check_temporal_step_inputs("temporal_output_backward", query, weighted_key, entropy, value, frames);
-  return {empty_of(query), empty_of(weighted_key), empty_of(entropy), empty_of(value)};
+  return {symbolic_like(query), symbolic_like(weighted_key), symbolic_like(entropy), symbolic_like(value)};
 }
 
 // Statistics stay in float32: entropy is not cast.

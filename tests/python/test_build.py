@@ -1,12 +1,12 @@
 """What setup.py decides before anything is compiled, and that its list of sources is complete."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from runpy import run_path
-from types import SimpleNamespace
 from unittest.mock import patch
 
 import pytest
@@ -54,7 +54,7 @@ def test_a_cpu_torch_gives_a_cpu_build(setup, toolkit):
     assert values["CUDA"] == "no: the installed torch is a CPU build"
     extension = values["extension"]()
     assert all(source.endswith(".cpp") for source in extension.sources)
-    assert "csrc/matrix_attention/cuda/matrix_attention.cpp" not in extension.sources
+    assert "csrc/units/cuda.cpp" not in extension.sources
     assert ("FRAMEATTN_CUDA", '"no: the installed torch is a CPU build"') in extension.define_macros
 
 
@@ -143,33 +143,6 @@ def test_frameattn_debug_leaves_optimisation_out(setup, debug, expected):
     assert {flag for flag in flags if flag.startswith(("-O", "-g"))} == expected
 
 
-@pytest.mark.parametrize("compiler, precompiles", [("g++ 12\nFree Software Foundation", True), ("clang 19", False)])
-def test_headers_are_compiled_once_and_again_with_other_flags(setup, monkeypatch, tmp_path, compiler, precompiles):
-    values = setup(None)
-    build, extension = values["Build"](Distribution()), values["extension"]()
-    build.build_temp, build.compiler = str(tmp_path), SimpleNamespace(compiler_so=["cc", "-fPIC"])
-    commands = []
-
-    def run(command, **options):
-        if command[-1] == "--version":
-            return SimpleNamespace(stdout=compiler)
-        commands.append(command)
-        Path(command[-1]).touch()
-
-    monkeypatch.setattr(subprocess, "run", run)
-    flags = [build.precompile_headers(extension) for _ in range(2)]
-    header = tmp_path / "precompiled" / "precompiled.h"
-    assert flags == [["-include", str(header)] if precompiles else []] * 2
-    assert len(commands) == precompiles
-    if not precompiles:
-        return
-    assert {"-fPIC", "-std=c++20", "-O3"} < set(commands[0])
-    assert header.read_text().endswith((ROOT / "csrc" / "precompiled.h").read_text())
-    extension.extra_compile_args["cxx"] += ["-O0"]
-    build.precompile_headers(extension)
-    assert len(commands) == 2
-
-
 @pytest.mark.parametrize("architectures, compiled", [("8.0;9.0a", True), ("8.0", False)])
 def test_sources_of_sm_90a_are_compiled_for_it_alone(cuda_setup, architectures, compiled, monkeypatch):
     values = cuda_setup(architectures)
@@ -184,7 +157,6 @@ def test_sources_of_sm_90a_are_compiled_for_it_alone(cuda_setup, architectures, 
     monkeypatch.setattr(build_ext, "build_extension", lambda build, extension: linked.extend(extension.extra_objects))
     build, extension = values["Build"](Distribution()), values["extension"]()
     build.build_temp, build.compiler = "temp", Compiler()
-    monkeypatch.setattr(values["Build"], "precompile_headers", lambda build, extension: [])
     build.build_extension(extension)
     if not compiled:
         assert calls == linked == []
@@ -200,13 +172,15 @@ def test_sources_of_sm_90a_are_compiled_for_it_alone(cuda_setup, architectures, 
     assert len(cpp_extension._get_cuda_arch_flags(for_all)) == 2
 
 
-def test_every_source_is_listed_once(setup):
+def test_every_source_is_compiled_once(setup):
     read_sources = setup(None)["read_sources"]
     listed = [source for when in ("", "cuda", "cuda sm_90a") for source in read_sources(when)]
+    units = [ROOT / source for source in listed if source.startswith("csrc/units/")]
+    included = [source for unit in units for source in re.findall(r'#include "(.*)"', unit.read_text())]
     found = [
         path.relative_to(ROOT).as_posix() for pattern in ("*.cpp", "*.cu") for path in ROOT.glob(f"csrc/**/{pattern}")
     ]
-    assert sorted([*listed, "csrc/bindings/module.cpp"]) == sorted(found)
+    assert sorted([*listed, *included, "csrc/bindings/module.cpp"]) == sorted(found)
 
 
 def test_check_kernels_reads_the_same_list(setup):

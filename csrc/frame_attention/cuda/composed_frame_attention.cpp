@@ -7,7 +7,8 @@
 #include <ATen/TensorOperators.h>
 
 #include <algorithm>
-#include <limits>
+
+#include "csrc/shared/infinity.h"
 
 namespace frameattn {
 namespace {
@@ -19,7 +20,6 @@ struct Range {
   bool operator==(const Range&) const = default;
 };
 
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr int64_t kTileMatrices = 6, kRowMatrices = 3;  // temporaries at once: [l, k], and [frames, columns]
 
 class Items {

@@ -13,16 +13,14 @@
 
 #include <algorithm>
 #include <initializer_list>
-#include <limits>
+
+#include "csrc/shared/infinity.h"
 
 namespace frameattn {
 namespace {
 
 using at::Tensor;
 using Member = Tensor FrameProblem::*;
-
-constexpr int kFrameDim = 3;
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 Tensor zeros(const Tensor& like) { return at::zeros(like.sizes(), like.options().dtype(at::kFloat)); }
 

@@ -7,8 +7,6 @@ namespace {
 
 using at::Tensor;
 
-constexpr int kFrameDim = 3, kSegmentsDim = 4, kSegmentDim = 5;
-
 Tensor padded_like(const Tensor& rows, at::ScalarType dtype) {
   auto sizes = rows.sizes().vec();
   sizes[kSegmentDim] = padded_segment(sizes[kSegmentDim]);

@@ -11,6 +11,9 @@
 
 namespace frameattn {
 
+// Dims of rows and, without the last two, of scalars.
+inline constexpr int kFrameDim = 3, kSegmentsDim = 4, kSegmentDim = 5;
+
 // Tensors are views of what an operator was given, with any strides; one that is not there is undefined. Three dims
 // number the items, the last of them being what lies closest together in memory.
 struct FrameProblem {
@@ -34,7 +37,7 @@ struct FrameProblem {
     return kernel == FrameKernel::attention_backward || kernel == FrameKernel::update_backward;
   }
   int64_t items() const { return query.size(0) * query.size(1) * query.size(2); }
-  int64_t frames() const { return query.size(3); }
+  int64_t frames() const { return query.size(kFrameDim); }
 };
 
 inline constexpr at::Tensor FrameProblem::* kFrameInputRows[] = {&FrameProblem::query, &FrameProblem::key,
@@ -46,7 +49,9 @@ inline constexpr at::Tensor FrameProblem::* kFrameScalars[] = {
     &FrameProblem::grad_entropy, &FrameProblem::row_lse, &FrameProblem::row_offset};
 
 // Columns of a row, 0 where there is no tensor.
-inline int64_t frame_columns(const at::Tensor& rows) { return rows.defined() ? rows.size(4) * rows.size(5) : 0; }
+inline int64_t frame_columns(const at::Tensor& rows) {
+  return rows.defined() ? rows.size(kSegmentsDim) * rows.size(kSegmentDim) : 0;
+}
 
 // What computes the outputs of a problem.
 using FrameRunner = std::function<void(const FrameProblem&)>;

@@ -28,7 +28,7 @@ using at::Tensor;
 
 constexpr int64_t kRowBlock = 64;
 constexpr int64_t kDepthBytes = 4096;        // of one row of A between two rounds over the panels
-constexpr int64_t kTasks = 32;               // fewer rows than this many blocks: columns are shared out, too
+constexpr int64_t kLeastTasks = 32;          // fewer rows than this many blocks: columns are shared out, too
 constexpr int64_t kPackedBytes = 512 << 10;  // what a task packs of B
 
 // A batch of matrices [rows, columns]. Rows have unit stride inside or, transposed, columns have.
@@ -195,7 +195,8 @@ class Product {
     const int64_t results = p.sum_batch ? 1 : p.batch;
     // A task that packs its part of B multiplies all rows with it.
     const int64_t rows = pack_b_in_tasks ? p.rows : kRowBlock, row_parts = divide_up(p.rows, rows);
-    int64_t panels_at_once = divide_up(panels, std::clamp<int64_t>(divide_up(kTasks, results * row_parts), 1, panels));
+    int64_t panels_at_once =
+        divide_up(panels, std::clamp<int64_t>(divide_up(kLeastTasks, results * row_parts), 1, panels));
     if (pack_b_in_tasks)
       panels_at_once =
           std::clamp<int64_t>(kPackedBytes / (kPanel * depth * static_cast<int64_t>(sizeof(Block))), 1, panels_at_once);

@@ -134,8 +134,8 @@ auto with_sums(const Tensor& like, const Body& body) {
   return like.scalar_type() == at::kDouble ? body(double()) : body(float());
 }
 
-std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor& shift, const Tensor& scale, double eps,
-                                           std::optional<at::ScalarType> dtype) {
+std::tuple<Tensor, Tensor, Tensor> norm_forward(const Tensor& x, const Tensor& shift, const Tensor& scale, double eps,
+                                                std::optional<at::ScalarType> dtype) {
   check_modulated_layer_norm_inputs(x, shift, scale, dtype);
   const Tensor out = at::empty(x.sizes(), x.options().dtype(dtype.value_or(x.scalar_type())));
   const Tensor mean = at::empty(x.sizes().slice(0, 3), x.options().dtype(dtype_of_sums(x))),
@@ -159,8 +159,8 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor& shift,
   return {out, mean, rstd};
 }
 
-std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_out, const Tensor& x, const Tensor& scale,
-                                            const Tensor& mean, const Tensor& rstd) {
+std::tuple<Tensor, Tensor, Tensor> norm_backward(const Tensor& grad_out, const Tensor& x, const Tensor& scale,
+                                                 const Tensor& mean, const Tensor& rstd) {
   check_modulated_layer_norm_backward_inputs(grad_out, x, scale, mean, rstd);
   const Tensor grad_x = at::empty(x.sizes(), x.options());
   const auto sums = scale.options().dtype(dtype_of_sums(x));
@@ -228,8 +228,8 @@ std::tuple<Tensor, Tensor> gated_backward(const Tensor& grad_out, const Tensor& 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(frameattn, CPU, m) {
-  m.impl("modulated_layer_norm_forward", &forward);
-  m.impl("modulated_layer_norm_backward", &backward);
+  m.impl("modulated_layer_norm_forward", &norm_forward);
+  m.impl("modulated_layer_norm_backward", &norm_backward);
   m.impl("gated_add_forward", &gated_forward);
   m.impl("gated_add_backward", &gated_backward);
 }

@@ -4,14 +4,14 @@
 #include <ATen/TensorOperators.h>
 
 #include <algorithm>
-#include <limits>
+
+#include "csrc/shared/infinity.h"
 
 namespace frameattn {
 namespace {
 
 using at::Tensor;
 
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr int64_t kLogitMatrices = 5;  // at once in backward
 
 // Some rows of some frames of some heads of one clip.

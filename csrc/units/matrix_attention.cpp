@@ -1,0 +1,11 @@
+// Matrix Attention, the activation and the modulation: what no device decides.
+#include "csrc/matrix_attention/matrix_attention.cpp"
+#include "csrc/activation/activation.cpp"
+#include "csrc/matrix_attention/cuda/matrix_attention_problem.cpp"
+#include "csrc/matrix_attention/matrix_attention_autograd.cpp"
+#include "csrc/matrix_attention/matrix_linear.cpp"
+#include "csrc/matrix_attention/matrix_linear_autograd.cpp"
+#include "csrc/matrix_attention/matrix_linear_order.cpp"
+#include "csrc/modulation/modulation.cpp"
+#include "csrc/modulation/modulation_autograd.cpp"
+#include "csrc/shared/warn_once.cpp"
