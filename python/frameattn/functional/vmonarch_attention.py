@@ -61,9 +61,9 @@ def vmonarch_attention(
 ) -> Tensor | tuple[Tensor, Tensor]:
     r"""Attention whose matrix is a Monarch matrix, found by alternating minimization.
 
-    Dense attention is the row-stochastic A that maximises :math:`\langle A, s Q K^\top \rangle + H(A)`. Here A is
+    Dense attention is the row-stochastic A that maximises $\langle A, s Q K^\top \rangle + H(A)$. Here A is
 
-    .. math:: A_{(l,j),(k,i)} = L_{j,l,k} R_{k,j,i}
+    $$ A_{(l,j),(k,i)} = L_{j,l,k} R_{k,j,i} $$
 
     for query position j of frame l and key position i of frame k: R chooses positions inside a key frame, L chooses key
     frames, and every iteration finds the best R for L, then the best L for R. It costs about (iterations + 1.5) /
@@ -102,9 +102,10 @@ def vmonarch_attention(
 
     Source: VMonarch, arXiv 2601.22275; iterations as in MonarchAttention, arXiv 2505.18698.
 
-    >>> q, k, v = (torch.randn(1, 4, 8 * 6 * 10, 64) for _ in range(3))
-    >>> vmonarch_attention(q, k, v, frames=8).shape
-    torch.Size([1, 4, 480, 64])
+    Examples:
+        >>> q, k, v = (torch.randn(1, 4, 8 * 6 * 10, 64) for _ in range(3))
+        >>> vmonarch_attention(q, k, v, frames=8).shape
+        torch.Size([1, 4, 480, 64])
     """
     out, lse = torch.ops.frameattn.vmonarch_attention(
         query,
