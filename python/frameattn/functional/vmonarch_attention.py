@@ -88,8 +88,8 @@ def vmonarch_attention(
             results, one at least. None is twice the bytes of query, and at least 128 MiB. Results are the same for all.
 
     Returns:
-        out [B, H, N, Dv], contiguous; with return_lse also lse [B, H, N]: natural logarithm, float32 (float64 for
-        float64), over all keys that the row sees. The Monarch part of a row's lse is a lower bound of the dense one.
+        out [B, H, N, Dv], contiguous; with return_lse also lse [B, H, N], natural logarithms in float32 (float64 for
+        float64) over all keys that the row sees. The Monarch part of a row's lse is a lower bound of the dense one.
         Both are differentiable, so that a caller can merge attention of its own with this one.
 
     Tensors share one dtype (float64, float32, bfloat16, float16) and device; any strides ([B, N, H, D] storage passed
