@@ -1,4 +1,4 @@
-"""The documentation site (tools/build_site.py): where links lead, what it finds wrong, an entry for every public name."""
+"""The documentation site (tools/build_site.py): where links lead, what is wrong, an entry for every public name."""
 
 import ast
 import re
