@@ -77,9 +77,11 @@ class Handle:
     def profile(self) -> Profiler:
         """Times the models and their video attention.
 
-            with handle.profile() as profile:
-                pipe("A cat walks on the grass", num_inference_steps=3)
-            print(profile)  # attention, swapped: 31% of 4021 ms in 6 calls
+        ```python
+        with handle.profile() as profile:
+            pipe("A cat walks on the grass", num_inference_steps=3)
+        print(profile)  # attention, swapped: 31% of 4021 ms in 6 calls
+        ```
         """
         return Profiler((state.model, [module for _, module, _ in state.swapped]) for state in self._states.values())
 
