@@ -17,7 +17,7 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 MAKEFLAGS += --no-print-directory
-.PHONY: help demo test test-python test-diffusers test-cpp build bench format lint clean distclean check-demo check-test
+.PHONY: help demo docs test test-python test-diffusers test-cpp build bench format lint clean distclean check-demo check-test
 .PHONY: gpu-check gpu-report check-emulator check-kernels test-emulator test-cuda-on-emulator emulator-program device-program
 
 help:
@@ -35,6 +35,7 @@ help:
 	@echo 'make gpu-report    what gpu-check left in DIR=DIR, as files of the repository'
 	@echo 'make format        bring the sources into their format'
 	@echo 'make lint          check format, style and types'
+	@echo 'make docs          the documentation site in build/site'
 	@echo 'make clean         remove what was built; make distclean removes .venv too'
 	@echo
 	@echo 'TORCH="$(TORCH)" goes into .venv; PYTHON=python uses an environment that has torch instead.'
@@ -176,8 +177,19 @@ lint: $(INSTALLED)/video,dev
 	$(PYTHON) -m mypy
 	clang-format --dry-run -Werror $(CPP_FILES)
 
+# In an environment of its own: the site is made of sources, which are read and not imported.
+docs: .venv-docs/installed
+	.venv-docs/bin/python tools/build_site.py
+
+EXTRA_DOCS = import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"])
+.venv-docs/installed: pyproject.toml
+	@python3 -c 'import tomllib' 2>/dev/null || { echo 'make docs needs Python 3.11 or newer as python3'; exit 1; }
+	test -x .venv-docs/bin/python || python3 -m venv .venv-docs
+	.venv-docs/bin/python -c '$(EXTRA_DOCS)' | xargs .venv-docs/bin/python -m pip install --quiet
+	touch $@
+
 clean:
 	rm -rf build python/frameattn.egg-info python/frameattn/_C*.so python/frameattn/_build.py
 
 distclean: clean
-	rm -rf .venv
+	rm -rf .venv .venv-docs

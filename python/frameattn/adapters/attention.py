@@ -35,7 +35,7 @@ def joint_attention(
     the video (o_M, log-sum-exp l_M) with dense attention to the text (o_T, l_T), by the weights that one softmax over
     both would give them:
 
-    .. math:: o = w\, o_M + (1 - w)\, o_T, \qquad w = \mathrm{sigmoid}(l_M - l_T)
+    $$ o = w\, o_M + (1 - w)\, o_T, \qquad w = \mathrm{sigmoid}(l_M - l_T) $$
 
     l_M is a lower bound of the dense log-sum-exp, so text gains some weight: 1.1 to 1.5 times its dense mass on smooth
     data.

@@ -26,24 +26,25 @@ def attention_fn(
     dropout, other numbers of tokens, as in cross-attention) it is F.scaled_dot_product_attention, with one warning for
     each reason.
 
-    A transformer that was written by hand needs one other line, where its attention is:
-
-    >>> import torch
-    >>> from torch import nn
-    >>> class SelfAttention(nn.Module):
-    ...     def __init__(self, dim, heads):
-    ...         super().__init__()
-    ...         self.heads, self.qkv, self.out = heads, nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
-    ...
-    ...     def forward(self, x, grid):  # x [B, T * H * W, dim]
-    ...         query, key, value = self.qkv(x).unflatten(-1, (3, self.heads, -1)).transpose(1, 3).unbind(2)
-    ...         attention = attention_fn(grid)  # was: F.scaled_dot_product_attention
-    ...         return self.out(attention(query, key, value).transpose(1, 2).flatten(2))
-    >>> SelfAttention(64, 4)(torch.randn(1, 4 * 3 * 5, 64), (4, 3, 5)).shape
-    torch.Size([1, 60, 64])
-
     A function that is made once, in the model's ``__init__``, warns once; one that is made anew in every call, in every
     call.
+
+    Examples:
+        A transformer that was written by hand needs one other line, where its attention is:
+
+        >>> import torch
+        >>> from torch import nn
+        >>> class SelfAttention(nn.Module):
+        ...     def __init__(self, dim, heads):
+        ...         super().__init__()
+        ...         self.heads, self.qkv, self.out = heads, nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        ...
+        ...     def forward(self, x, grid):  # x [B, T * H * W, dim]
+        ...         query, key, value = self.qkv(x).unflatten(-1, (3, self.heads, -1)).transpose(1, 3).unbind(2)
+        ...         attention = attention_fn(grid)  # was: F.scaled_dot_product_attention
+        ...         return self.out(attention(query, key, value).transpose(1, 2).flatten(2))
+        >>> SelfAttention(64, 4)(torch.randn(1, 4 * 3 * 5, 64), (4, 3, 5)).shape
+        torch.Size([1, 60, 64])
     """
     return GridAttention(
         grid, text_tokens=text_tokens, text_first=text_first, iterations=iterations, mass_floor=mass_floor

@@ -77,9 +77,11 @@ class Handle:
     def profile(self) -> Profiler:
         """Times the models and their video attention.
 
-        >>> with handle.profile() as profile:
-        ...     pipe("A cat walks on the grass", num_inference_steps=3)
-        >>> print(profile)  # attention, swapped: 31% of 4021 ms in 6 calls
+        ```python
+        with handle.profile() as profile:
+            pipe("A cat walks on the grass", num_inference_steps=3)
+        print(profile)  # attention, swapped: 31% of 4021 ms in 6 calls
+        ```
         """
         return Profiler((state.model, [module for _, module, _ in state.swapped]) for state in self._states.values())
 
@@ -157,9 +159,18 @@ def apply(
         ValueError: an argument does not fit, or nothing can be swapped; the message says why.
         RuntimeError: the model is swapped already, or backward still needs a swap that was removed.
 
-    >>> handle = frameattn.adapters.apply(pipe.transformer, iterations=2, dense_layers=2)
-    >>> print(handle.report())
-    >>> handle.remove()
+    Examples:
+        >>> import diffusers, frameattn, torch
+        >>> sizes = dict(num_layers=3, num_attention_heads=2, attention_head_dim=12, text_dim=16, ffn_dim=32)
+        >>> model = diffusers.WanTransformer3DModel(**sizes)  # or a pipeline
+        >>> handle = frameattn.adapters.apply(model, dense_layers=1)
+        >>> out = model(torch.randn(1, 16, 4, 8, 8), torch.tensor([500]), torch.randn(1, 7, 16))
+        >>> print(handle.report())
+        WanTransformer3DModel: 2 of 3 video self-attention modules swapped (iterations=2, mass_floor=0.1)
+          token grid: 4 x 4 x 4
+          calls of the model: 1 with VMonarch
+          dense, in the first 1 blocks: blocks.0.attn1
+        >>> handle.remove()
     """
     if method != "vmonarch":
         raise ValueError(f'apply: method must be "vmonarch", got {method!r}')

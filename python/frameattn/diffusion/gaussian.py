@@ -18,12 +18,12 @@ Model = Callable[..., Any]
 
 
 class GaussianDiffusion:
-    r"""The forward process :math:`q(x_t | x_0)` of DDPM and the losses and samplers of a network that reverses it.
+    r"""The forward process $q(x_t | x_0)$ of DDPM and the losses and samplers of a network that reverses it.
 
     Args:
         learn_sigma: the network returns 2 C channels: its prediction, then v in -1..1 for the variance, which is
-            interpolated between the smallest and the largest possible one: :math:`\log\sigma^2 = \frac{v + 1}{2}
-            \log\beta_t + \frac{1 - v}{2}\log\tilde\beta_t` (arXiv 2102.09672, equation 15).
+            interpolated between the smallest and the largest possible one: $\log\sigma^2 = \frac{v + 1}{2}
+            \log\beta_t + \frac{1 - v}{2}\log\tilde\beta_t$ (arXiv 2102.09672, equation 15).
         predict_xstart: the network predicts x_0 instead of the noise.
         sigma_small: without learn_sigma, DDPM samples with the posterior variance instead of beta.
         max_snr_weight: weighs the squared error of x_0 in the loss by min(1 + SNR_t, max_snr_weight), SNR_t =

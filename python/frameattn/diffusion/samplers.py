@@ -26,8 +26,9 @@ def sampling_timesteps(steps: int, total: int = 1000) -> list[int]:
     The stride is added up and each sum rounded half to even: the rounding that FrameDiT's checkpoints were evaluated
     with; ``round(i * stride)`` gives other timesteps for some counts.
 
-    >>> sampling_timesteps(5)
-    [999, 749, 500, 250, 0]
+    Examples:
+        >>> sampling_timesteps(5)
+        [999, 749, 500, 250, 0]
     """
     if not 2 <= steps <= total:
         raise ValueError(f"sampling_timesteps: steps must be in 2..{total}, got {steps}")

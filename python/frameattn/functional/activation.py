@@ -6,7 +6,7 @@ from torch import Tensor
 
 def gelu_tanh(x: Tensor) -> Tensor:
     r"""GELU in its tanh form:
-    :math:`x \cdot \sigma\left(2 \sqrt{2 / \pi} \, (x + 0.044715 x^3)\right)`,
+    $x \cdot \sigma\left(2 \sqrt{2 / \pi} \, (x + 0.044715 x^3)\right)$,
     that is ``torch.nn.functional.gelu(x, approximate="tanh")``.
 
     Args:
@@ -21,7 +21,8 @@ def gelu_tanh(x: Tensor) -> Tensor:
 
     Source: GELU, arXiv 1606.08415, section 2.
 
-    >>> gelu_tanh(torch.tensor([-1.0, 0.0, 1.0]))
-    tensor([-0.1588,  0.0000,  0.8412])
+    Examples:
+        >>> gelu_tanh(torch.tensor([-1.0, 0.0, 1.0]))
+        tensor([-0.1588,  0.0000,  0.8412])
     """
     return torch.ops.frameattn.gelu_tanh(x)

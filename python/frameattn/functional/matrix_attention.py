@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def matrix_linear(x: Tensor, u: Tensor | None, w: Tensor, bias: Tensor | None = None) -> Tensor:
-    r"""Linear map of matrices from both sides: :math:`Y = U^\top X W + \text{bias}`, for every frame X.
+    r"""Linear map of matrices from both sides: $Y = U^\top X W + \text{bias}$, for every frame X.
 
     Args:
         x: [..., N, D], frames of N tokens with D channels; any leading sizes and any strides.
@@ -25,9 +25,10 @@ def matrix_linear(x: Tensor, u: Tensor | None, w: Tensor, bias: Tensor | None = 
 
     Source: FrameDiT, arXiv 2603.09721, the matrix-valued linear layer of Matrix Attention.
 
-    >>> x, u, w = torch.randn(2, 16, 256, 384), torch.randn(256, 128), torch.randn(384, 384)
-    >>> matrix_linear(x, u, w).shape
-    torch.Size([2, 16, 128, 384])
+    Examples:
+        >>> x, u, w = torch.randn(2, 16, 256, 384), torch.randn(256, 128), torch.randn(384, 384)
+        >>> matrix_linear(x, u, w).shape
+        torch.Size([2, 16, 128, 384])
     """
     return torch.ops.frameattn.matrix_linear(x, u, w, bias)
 
@@ -39,9 +40,9 @@ def matrix_attention(
 
     Head (c, r) sees rows c*n .. (c+1)*n (n = M / col_heads) and columns r*d .. (r+1)*d (d = D / row_heads) of a frame:
 
-    .. math:: O_t = \sum_s \text{softmax}_s\big(\text{scale} \cdot \langle Q_t, K_s \rangle\big) V_s
+    $$ O_t = \sum_s \text{softmax}_s\big(\text{scale} \cdot \langle Q_t, K_s \rangle\big) V_s $$
 
-    with the inner product of matrices :math:`\langle Q, K \rangle = \sum_{ij} Q_{ij} K_{ij}`.
+    with the inner product of matrices $\langle Q, K \rangle = \sum_{ij} Q_{ij} K_{ij}$.
 
     Args:
         query, key: [B, T, Mq, D]: B clips, T frames.
@@ -62,8 +63,9 @@ def matrix_attention(
 
     Source: FrameDiT, arXiv 2603.09721, Matrix Attention.
 
-    >>> q, v = torch.randn(1, 16, 128, 384), torch.randn(1, 16, 512, 384)
-    >>> matrix_attention(q, q, v, row_heads=6, col_heads=64).shape
-    torch.Size([1, 16, 512, 384])
+    Examples:
+        >>> q, v = torch.randn(1, 16, 128, 384), torch.randn(1, 16, 512, 384)
+        >>> matrix_attention(q, q, v, row_heads=6, col_heads=64).shape
+        torch.Size([1, 16, 512, 384])
     """
     return torch.ops.frameattn.matrix_attention(query, key, value, row_heads, col_heads, scale)

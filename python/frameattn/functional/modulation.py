@@ -8,7 +8,7 @@ def modulated_layer_norm(
     x: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6, dtype: torch.dtype | None = None
 ) -> Tensor:
     r"""Layer norm without parameters, scaled and shifted by a condition:
-    :math:`\text{LN}(x) \cdot (1 + \text{scale}) + \text{shift}`.
+    $\text{LN}(x) \cdot (1 + \text{scale}) + \text{shift}$.
 
     Args:
         x: [B, T, N, D], tokens of B clips of T frames; any strides.
@@ -29,14 +29,15 @@ def modulated_layer_norm(
 
     Source: adaLN of DiT, arXiv 2212.09748, section 3.2.
 
-    >>> modulated_layer_norm(torch.randn(2, 16, 64, 384), torch.zeros(2, 384), torch.zeros(2, 384)).shape
-    torch.Size([2, 16, 64, 384])
+    Examples:
+        >>> modulated_layer_norm(torch.randn(2, 16, 64, 384), torch.zeros(2, 384), torch.zeros(2, 384)).shape
+        torch.Size([2, 16, 64, 384])
     """
     return torch.ops.frameattn.modulated_layer_norm(x, shift, scale, eps, dtype)
 
 
 def gated_add(x: Tensor, gate: Tensor, y: Tensor) -> Tensor:
-    r"""The residual of a block with adaLN-Zero: :math:`x + \text{gate} \cdot y`.
+    r"""The residual of a block with adaLN-Zero: $x + \text{gate} \cdot y$.
 
     Args:
         x, y: [B, T, N, D]; any strides.
@@ -54,7 +55,8 @@ def gated_add(x: Tensor, gate: Tensor, y: Tensor) -> Tensor:
 
     Source: adaLN-Zero of DiT, arXiv 2212.09748, section 3.2.
 
-    >>> gated_add(torch.ones(1, 2, 3, 4), torch.full((1, 4), 0.5), torch.ones(1, 2, 3, 4))[0, 0, 0]
-    tensor([1.5000, 1.5000, 1.5000, 1.5000])
+    Examples:
+        >>> gated_add(torch.ones(1, 2, 3, 4), torch.full((1, 4), 0.5), torch.ones(1, 2, 3, 4))[0, 0, 0]
+        tensor([1.5000, 1.5000, 1.5000, 1.5000])
     """
     return torch.ops.frameattn.gated_add(x, gate, y)

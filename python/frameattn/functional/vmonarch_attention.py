@@ -61,9 +61,9 @@ def vmonarch_attention(
 ) -> Tensor | tuple[Tensor, Tensor]:
     r"""Attention whose matrix is a Monarch matrix, found by alternating minimization.
 
-    Dense attention is the row-stochastic A that maximises :math:`\langle A, s Q K^\top \rangle + H(A)`. Here A is
+    Dense attention is the row-stochastic A that maximises $\langle A, s Q K^\top \rangle + H(A)$. Here A is
 
-    .. math:: A_{(l,j),(k,i)} = L_{j,l,k} R_{k,j,i}
+    $$ A_{(l,j),(k,i)} = L_{j,l,k} R_{k,j,i} $$
 
     for query position j of frame l and key position i of frame k: R chooses positions inside a key frame, L chooses key
     frames, and every iteration finds the best R for L, then the best L for R. It costs about (iterations + 1.5) /
@@ -88,8 +88,8 @@ def vmonarch_attention(
             results, one at least. None is twice the bytes of query, and at least 128 MiB. Results are the same for all.
 
     Returns:
-        out [B, H, N, Dv], contiguous; with return_lse also lse [B, H, N]: natural logarithm, float32 (float64 for
-        float64), over all keys that the row sees. The Monarch part of a row's lse is a lower bound of the dense one.
+        out [B, H, N, Dv], contiguous; with return_lse also lse [B, H, N], natural logarithms in float32 (float64 for
+        float64) over all keys that the row sees. The Monarch part of a row's lse is a lower bound of the dense one.
         Both are differentiable, so that a caller can merge attention of its own with this one.
 
     Tensors share one dtype (float64, float32, bfloat16, float16) and device; any strides ([B, N, H, D] storage passed
@@ -102,9 +102,10 @@ def vmonarch_attention(
 
     Source: VMonarch, arXiv 2601.22275; iterations as in MonarchAttention, arXiv 2505.18698.
 
-    >>> q, k, v = (torch.randn(1, 4, 8 * 6 * 10, 64) for _ in range(3))
-    >>> vmonarch_attention(q, k, v, frames=8).shape
-    torch.Size([1, 4, 480, 64])
+    Examples:
+        >>> q, k, v = (torch.randn(1, 4, 8 * 6 * 10, 64) for _ in range(3))
+        >>> vmonarch_attention(q, k, v, frames=8).shape
+        torch.Size([1, 4, 480, 64])
     """
     out, lse = torch.ops.frameattn.vmonarch_attention(
         query,

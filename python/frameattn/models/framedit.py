@@ -228,7 +228,7 @@ class FrameDiT(nn.Module):
             use_image_num: so many last frames of x are still images: they pass the spatial blocks only.
 
         Returns:
-            [B, T, C_out, H, W], C_out = 2 C with learn_sigma: prediction, then variance.
+            [B, T, C_out, H, W]; with learn_sigma C_out = 2 C, prediction and variance.
 
         Raises:
             ValueError: shapes do not fit the model, or a condition is missing; the message names what came.
@@ -266,7 +266,7 @@ class FrameDiT(nn.Module):
             y, text_embedding: [2 B, ...]: conditions, then null conditions.
 
         Returns:
-            [2 B, T, C_out, H, W]: the first 4 channels of the prediction are uncond + cfg_scale (cond - uncond) in both
+            [2 B, T, C_out, H, W]. The first 4 channels of the prediction are uncond + cfg_scale (cond - uncond) in both
             halves; the others, and the variance, are what each half gives.
         """
         half = x[: len(x) // 2]

@@ -61,8 +61,9 @@ def create_model(name: str, **overrides: Any) -> "FrameDiT | FrameDiTHT2V":
         ValueError: arguments do not fit together.
         MissingExtra: the text-to-video model needs diffusers.
 
-    >>> create_model("FrameDiTG-S/64-256/2", input_size=32, num_frames=16, extras=2, num_classes=101).num_frames
-    16
+    Examples:
+        >>> create_model("FrameDiTG-S/64-256/2", input_size=32, num_frames=16, extras=2, num_classes=101).num_frames
+        16
     """
     if name not in list_models():
         raise KeyError(f"unknown model {name!r}: did you mean {_nearest(name, list_models())!r}?")

@@ -18,8 +18,8 @@ class Fusion(nn.Module):
 
     Args:
         dim: D.
-        fuse_mode: ``concat`` output_linear([l, g]); ``sum`` :math:`(l + g) / \sqrt 2`; ``gated``
-            :math:`a \gamma_l l + (1 - a) \gamma_g g` with a = sigmoid(alpha), all per channel; with another one there
+        fuse_mode: ``concat`` output_linear([l, g]); ``sum`` $(l + g) / \sqrt 2$; ``gated``
+            $a \gamma_l l + (1 - a) \gamma_g g$ with a = sigmoid(alpha), all per channel; with another one there
             is nothing to fuse, and no parameters.
         alpha: what alpha starts from.
     """
@@ -58,8 +58,8 @@ class LocalGlobalAttention(Fusion):
     Args:
         dim, num_tokens, qk_col_dim, v_col_dim, num_row_heads, num_col_heads: as in MatrixAttention; the local attention
             has num_row_heads heads.
-        fuse_mode: ``concat`` output_linear([l, g]); ``sum`` :math:`(l + g) / \sqrt 2`; ``gated``
-            :math:`a \gamma_l l + (1 - a) \gamma_g g` with a = sigmoid(alpha), all per channel; ``local`` l alone,
+        fuse_mode: ``concat`` output_linear([l, g]); ``sum`` $(l + g) / \sqrt 2$; ``gated``
+            $a \gamma_l l + (1 - a) \gamma_g g$ with a = sigmoid(alpha), all per channel; ``local`` l alone,
             without norm and without Matrix Attention.
         matrix_options: further arguments of MatrixAttention.
 

@@ -14,7 +14,7 @@ _BIAS_RANK = 16  # of col_row
 
 
 class MatrixLinear(nn.Module):
-    r"""Linear map of frames from both sides: :math:`Y = U^\top X W + \text{bias}`.
+    r"""Linear map of frames from both sides: $Y = U^\top X W + \text{bias}$.
 
     Args:
         in_size: (N, D), tokens and channels of a frame X.
@@ -36,8 +36,9 @@ class MatrixLinear(nn.Module):
 
     Shapes: x [..., N, D] -> [..., M, E].
 
-    >>> MatrixLinear((256, 384), (128, 384), u_type="softmax")(torch.randn(2, 16, 256, 384)).shape
-    torch.Size([2, 16, 128, 384])
+    Examples:
+        >>> MatrixLinear((256, 384), (128, 384), u_type="softmax")(torch.randn(2, 16, 256, 384)).shape
+        torch.Size([2, 16, 128, 384])
     """
 
     u: Tensor  # a buffer or a parameter

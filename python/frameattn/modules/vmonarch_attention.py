@@ -24,25 +24,14 @@ class VMonarchAttention(Projections):
             ``layer.attention`` to switch.
         iterations, dense_first_frame, mass_floor, workspace_bytes: of ``functional.vmonarch_attention``.
 
-    Forward:
-        x: [B, N, D], N = frames * S, tokens row-major over (frame, height, width).
-        frames: T. With one frame both attentions are the same.
-        rotary: cos and sin of the angles, each [N, d] or anything that broadcasts to [B, num_heads, N, d]. Channel c
-            turns with channel c + d / 2 (the half-rotated form, not interleaved pairs): query and key become
-
-            .. math:: x \cos + [-x_{d/2:}, x_{:d/2}] \sin
-
-            so both halves of the last axis usually hold the same angles. Computed in the wider dtype of the two.
-
     Raises:
-        ValueError: an argument or a size does not fit; the message names what came.
+        ValueError: an argument does not fit; the message names what came.
 
-    Shapes: x [B, N, D] -> [B, N, D].
-
-    >>> layer = VMonarchAttention(384, 6, qk_norm=True)
-    >>> layer(torch.randn(1, 8 * 6 * 10, 384), frames=8).shape
-    torch.Size([1, 480, 384])
-    >>> layer.attention = "dense"
+    Examples:
+        >>> layer = VMonarchAttention(384, 6, qk_norm=True)
+        >>> layer(torch.randn(1, 8 * 6 * 10, 384), frames=8).shape
+        torch.Size([1, 480, 384])
+        >>> layer.attention = "dense"
     """
 
     def __init__(
@@ -87,6 +76,22 @@ class VMonarchAttention(Projections):
         self._attention = attention
 
     def forward(self, x: Tensor, frames: int, rotary: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        r"""Attention of all tokens to all tokens.
+
+        Args:
+            x: [B, N, D], N = frames * S, tokens row-major over (frame, height, width).
+            frames: T. With one frame both attentions are the same.
+            rotary: cos and sin of the angles, each [N, d] or anything that broadcasts to [B, num_heads, N, d]. Channel
+                c turns with channel c + d / 2 (the half-rotated form, not interleaved pairs): query and key become
+                $x \cos + [-x_{d/2:}, x_{:d/2}] \sin$, so both halves of the last axis usually hold the same angles.
+                Computed in the wider dtype of the two.
+
+        Returns:
+            [B, N, D].
+
+        Raises:
+            ValueError: a size does not fit; the message names what came.
+        """
         if x.dim() != 3 or x.size(2) != self.qkv.in_features:
             raise ValueError(f"VMonarchAttention: x must be [B, N, {self.qkv.in_features}], got {list(x.shape)}")
         if frames < 1 or x.size(1) % frames:

@@ -39,8 +39,9 @@ def share(total: int, parts: int) -> list[int]:
     """So many things for so many processes: the first ones have one more where they do not divide, as in
     torch.tensor_split.
 
-    >>> share(21, 4)
-    [6, 5, 5, 5]
+    Examples:
+        >>> share(21, 4)
+        [6, 5, 5, 5]
     """
     return [(total + parts - 1 - rank) // parts for rank in range(parts)]  # without a branch, for compilers
 

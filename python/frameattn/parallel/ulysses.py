@@ -38,8 +38,6 @@ def ulysses(
     divide, and some have none where there are not enough. All processes call this together, and backward too. Forward
     sends what others need of four tensors like the process's own query, by two collectives; backward as much.
 
-    >>> out = frameattn.parallel.ulysses(query, key, value, lambda *heads: frameattn.vmonarch_attention(*heads, frames))
-
     Args:
         query, key, value: [B, H, own tokens, D], the last [B, H, own tokens, Dv].
         attention: returns [B, some of H, N, Dv], and where rows of replicated tokens have a result, too, a pair of that
@@ -59,6 +57,16 @@ def ulysses(
 
     Raises:
         RuntimeError: arguments do not fit, or, where processes ask one another, not together; that names the rank.
+
+    Examples:
+        Under ``torchrun``, in each of up to 8 processes, of a video of 8 frames:
+
+        >>> import frameattn
+        >>> own = frameattn.parallel.share(8, torch.distributed.get_world_size())[torch.distributed.get_rank()]
+        >>> query, key, value = (torch.randn(1, 4, own * 60, 64) for _ in range(3))
+        >>> attention = lambda *heads: frameattn.vmonarch_attention(*heads, frames=8)
+        >>> frameattn.parallel.ulysses(query, key, value, attention).shape == query.shape
+        True
     """
     group = default_group(group)
     if dist.get_world_size(group) == 1:

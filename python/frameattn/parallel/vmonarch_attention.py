@@ -110,12 +110,15 @@ def vmonarch_attention(
         RuntimeError: arguments do not fit. With the question above on every process, and it names the rank; without it
             others wait until the group's timeout for the one that stopped.
 
-    By ``torchrun --nproc_per_node 4``, where the processes have 6, 5, 5 and 5 frames:
+    Examples:
+        Under ``torchrun``; of 21 frames four processes have 6, 5, 5 and 5:
 
-    >>> counts = frameattn.parallel.share(21, 4)
-    >>> own = counts[torch.distributed.get_rank()]
-    >>> q, k, v = (torch.randn(1, 12, own * 1560, 128) for _ in range(3))
-    >>> out = frameattn.parallel.vmonarch_attention(q, k, v, 21, frames_per_rank=counts)
+        >>> import frameattn
+        >>> counts = frameattn.parallel.share(21, torch.distributed.get_world_size())
+        >>> own = counts[torch.distributed.get_rank()]
+        >>> q, k, v = (torch.randn(1, 4, own * 60, 64) for _ in range(3))
+        >>> frameattn.parallel.vmonarch_attention(q, k, v, 21, frames_per_rank=counts).shape == q.shape
+        True
     """
     options = Options(iterations, dense_first_frame, mass_floor, scale, entropy_gradient, return_lse, workspace_bytes)
     layout = layout_of(OP, query, key, value, extra_key=extra_key, extra_value=extra_value, extra_mask=extra_mask)
