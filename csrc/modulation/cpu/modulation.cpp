@@ -18,9 +18,9 @@ using at::Tensor;
 
 // Loads and stores of a row [.., D] of [B, T, N, D], whatever its dtype and strides.
 template <typename acc_t>
-class Rows {
+class TokenRows {
  public:
-  explicit Rows(const Tensor& t) : tensor_(t.size(3) == 0 ? t : unit_stride(t)), dtype_(t.scalar_type()) {
+  explicit TokenRows(const Tensor& t) : tensor_(t.size(3) == 0 ? t : unit_stride(t)), dtype_(t.scalar_type()) {
     TORCH_INTERNAL_ASSERT(dtype_of_sums(t) == c10::CppTypeToScalarType<acc_t>::value);
     for (int i = 0; i < 3; ++i) strides_[i] = tensor_.stride(i);
     bytes_ = static_cast<int64_t>(tensor_.element_size());
@@ -143,7 +143,7 @@ std::tuple<Tensor, Tensor, Tensor> norm_forward(const Tensor& x, const Tensor& s
   with_sums(x, [&](auto zero) {
     using acc_t = decltype(zero);
     const Sizes sizes(x);
-    const Rows<acc_t> from(x), to(out);
+    const TokenRows<acc_t> from(x), to(out);
     const Modulation<acc_t> factors(scale, 1), shifts(shift);
     acc_t *const means = mean.mutable_data_ptr<acc_t>(), *const rstds = rstd.mutable_data_ptr<acc_t>();
     for_rows<acc_t>(sizes, [&](acc_t* row, acc_t*, int64_t clip, int64_t frame, int64_t token) {
@@ -169,7 +169,7 @@ std::tuple<Tensor, Tensor, Tensor> norm_backward(const Tensor& grad_out, const T
   with_sums(x, [&](auto zero) {
     using acc_t = decltype(zero);
     const Sizes sizes(x);
-    const Rows<acc_t> from(x), gradients(grad_out), to(grad_x);
+    const TokenRows<acc_t> from(x), gradients(grad_out), to(grad_x);
     const Modulation<acc_t> factors(scale, 1);
     const acc_t *const means = of_mean.const_data_ptr<acc_t>(), *const rstds = of_rstd.const_data_ptr<acc_t>();
     acc_t* const totals[] = {grad_scale.mutable_data_ptr<acc_t>(), grad_shift.mutable_data_ptr<acc_t>()};
@@ -192,7 +192,7 @@ Tensor gated_forward(const Tensor& x, const Tensor& gate, const Tensor& y) {
   with_sums(x, [&](auto zero) {
     using acc_t = decltype(zero);
     const Sizes sizes(x);
-    const Rows<acc_t> from(x), others(y), to(out);
+    const TokenRows<acc_t> from(x), others(y), to(out);
     const Modulation<acc_t> gates(gate);
     for_rows<acc_t>(sizes, [&](acc_t* row, acc_t* other, int64_t clip, int64_t frame, int64_t token) {
       from.load(clip, frame, token, row);
@@ -211,7 +211,7 @@ std::tuple<Tensor, Tensor> gated_backward(const Tensor& grad_out, const Tensor& 
   with_sums(y, [&](auto zero) {
     using acc_t = decltype(zero);
     const Sizes sizes(y);
-    const Rows<acc_t> gradients(grad_out), from(y), to(grad_y);
+    const TokenRows<acc_t> gradients(grad_out), from(y), to(grad_y);
     const Modulation<acc_t> gates(gate);
     acc_t* const totals[] = {grad_gate.mutable_data_ptr<acc_t>()};
     sum_rows<acc_t>(sizes, gates.of_frames, 1, totals,
