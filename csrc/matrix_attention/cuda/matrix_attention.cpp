@@ -8,7 +8,7 @@
 namespace frameattn {
 namespace {
 
-LaunchContext context_of(const at::Tensor& on) {
+LaunchContext context_of_frames(const at::Tensor& on) {
   LaunchContext context = current_context(on);
   context.launch_frames = &launch_frame_kernel;
   return context;
@@ -17,8 +17,8 @@ LaunchContext context_of(const at::Tensor& on) {
 }  // namespace
 
 TORCH_LIBRARY_IMPL(frameattn, CUDA, m) {
-  m.impl("matrix_attention", &ByFrames<&matrix_attention_by, &run_frames<&context_of>>::call);
-  m.impl("matrix_attention_backward", &ByFrames<&matrix_attention_backward_by, &run_frames<&context_of>>::call);
+  m.impl("matrix_attention", &ByFrames<&matrix_attention_by, &run_frames<&context_of_frames>>::call);
+  m.impl("matrix_attention_backward", &ByFrames<&matrix_attention_backward_by, &run_frames<&context_of_frames>>::call);
 }
 
 }  // namespace frameattn

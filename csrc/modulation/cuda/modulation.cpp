@@ -8,7 +8,7 @@
 namespace frameattn {
 namespace {
 
-LaunchContext context_of(const at::Tensor& on) {
+LaunchContext context_of_rows(const at::Tensor& on) {
   if (!on.is_cuda()) return {};  // the checks of the operator say what is wrong
   LaunchContext context = current_context(on);
   context.launch_modulation = &launch_modulation_kernel;
@@ -17,6 +17,6 @@ LaunchContext context_of(const at::Tensor& on) {
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(frameattn, CUDA, m) { register_modulation<&context_of>(m); }
+TORCH_LIBRARY_IMPL(frameattn, CUDA, m) { register_modulation<&context_of_rows>(m); }
 
 }  // namespace frameattn

@@ -7,7 +7,7 @@
 namespace frameattn {
 namespace {
 
-LaunchContext context_of(const at::Tensor& on) {
+LaunchContext context_of_monarch(const at::Tensor& on) {
   LaunchContext context = current_context(on);
   context.launch_frames = &launch_frame_kernel;
   context.launch_flash = &launch_flash_kernel;
@@ -16,6 +16,6 @@ LaunchContext context_of(const at::Tensor& on) {
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(frameattn, CUDA, m) { register_on_device<&gpu_implementation<&context_of>>(m); }
+TORCH_LIBRARY_IMPL(frameattn, CUDA, m) { register_on_device<&gpu_implementation<&context_of_monarch>>(m); }
 
 }  // namespace frameattn
