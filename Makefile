@@ -124,7 +124,7 @@ test-cpp: check-test $(TORCH_FILE)
 	cmake --build $(CPP_BUILD) --parallel $(MAX_JOBS)
 	ctest --test-dir $(CPP_BUILD) --output-on-failure --no-tests=error --parallel $(MAX_JOBS)
 	cmake --install $(CPP_BUILD) --prefix $(CPP_BUILD)/installed
-	$(CMAKE) -S $(CPP_SOURCE)/tests/cpp_consumer -B $(CPP_BUILD)/consumer -Dframeattn_ROOT=$(abspath $(CPP_BUILD)/installed)
+	$(CMAKE) -S $(CPP_SOURCE)/examples/cpp -B $(CPP_BUILD)/consumer -Dframeattn_ROOT=$(abspath $(CPP_BUILD)/installed)
 	cmake --build $(CPP_BUILD)/consumer
 	$(CPP_BUILD)/consumer/consumer
 
@@ -166,7 +166,7 @@ gpu-report: DIR = outputs/gpu_check
 gpu-report:
 	$(GPU_PYTHON) -m benchmarks.gpu_report '$(DIR)'
 
-CPP_FILES := $(shell find csrc benchmarks tests/cpp tests/cpp_consumer tools/emulator -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name '*.inc')
+CPP_FILES := $(shell find csrc benchmarks tests/cpp examples/cpp tools/emulator -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name '*.inc')
 
 format: $(INSTALLED)/video,dev
 	ruff format .
