@@ -25,7 +25,7 @@ help:
 	@echo 'make test          the whole test suite: pytest and GoogleTest'
 	@echo 'make test-python   pytest only; PYTEST="-x -k matrix_linear" are options for it'
 	@echo 'make test-diffusers the adapters with another diffusers, the oldest that is supported: DIFFUSERS=$(DIFFUSERS)'
-	@echo 'make test-cpp      the C++ library: GoogleTests, installation, a project that uses it'
+	@echo 'make test-cpp      the C++ library: GoogleTests, installation, a project that uses it, packages of AOTInductor'
 	@echo 'make test-emulator the CUDA kernels on the emulator; make check-emulator shows that it catches their faults'
 	@echo 'make test-cuda-on-emulator the tests of the CUDA operators on the emulator'
 	@echo 'make check-kernels compile the CUDA kernels for every architecture and inspect the machine code'
@@ -42,8 +42,10 @@ help:
 
 # ---- The environment and the package in it ---------------------------------------------------------------------------
 
-# The file of the torch that a Python finds: it names the environment, and is new when torch was installed anew.
-torch_of = $(shell $(1) -c 'import importlib.util as u; print(u.find_spec("torch").origin)' 2>/dev/null)
+# The file of a package that a Python finds. That of torch names the environment, and is new when torch was installed
+# anew.
+origin_of = $(shell $(2) -c 'import importlib.util as u; print(u.find_spec("$(1)").origin)' 2>/dev/null)
+torch_of = $(call origin_of,torch,$(1))
 
 ifneq ($(filter-out $(CURDIR)/.venv,$(VIRTUAL_ENV) $(CONDA_PREFIX)),)  # an environment of the user's is activated
   ifneq ($(call torch_of,python),)
@@ -114,17 +116,21 @@ test-diffusers: $(INSTALLED)/video,dev
 	PYTHONPATH=build/diffusers-$(DIFFUSERS) $(RUN_PYTEST) tests/python/adapters $(PYTEST)
 
 # The C++ library is built from the same sources without Python. CMake's cache would remember the torch of another
-# environment; what is compiled stays.
+# environment; what is compiled stays. The packages that a C++ program runs are made by the Python package, which is
+# installed first where there is none.
 test-cpp: CMAKE = torch=$$($(PYTHON) $(CPP_SOURCE)/cmake/torch_options.py); cmake $$torch
-test-cpp: check-test $(TORCH_FILE)
+test-cpp: check-test $(TORCH_FILE) $(if $(call origin_of,frameattn,$(PYTHON)),,$(INSTALLED)/video,dev)
 	rm -f $(CPP_BUILD)/CMakeCache.txt $(CPP_BUILD)/consumer/CMakeCache.txt
 	$(CMAKE) -S $(CPP_SOURCE) -B $(CPP_BUILD) $(CMAKE_OPTIONS)
 	cmake --build $(CPP_BUILD) --parallel $(MAX_JOBS)
 	ctest --test-dir $(CPP_BUILD) --output-on-failure --no-tests=error --parallel $(MAX_JOBS)
 	cmake --install $(CPP_BUILD) --prefix $(CPP_BUILD)/installed
-	$(CMAKE) -S $(CPP_SOURCE)/tests/cpp_consumer -B $(CPP_BUILD)/consumer -Dframeattn_ROOT=$(abspath $(CPP_BUILD)/installed)
+	$(CMAKE) -S $(CPP_SOURCE)/examples/cpp -B $(CPP_BUILD)/consumer -Dframeattn_ROOT=$(abspath $(CPP_BUILD)/installed)
 	cmake --build $(CPP_BUILD)/consumer
 	$(CPP_BUILD)/consumer/consumer
+	rm -rf $(CPP_BUILD)/packages
+	$(PYTHON) examples/export_aoti.py --out $(CPP_BUILD)/packages
+	AOTI_RUNTIME_CHECK_INPUTS=1 $(CPP_BUILD)/consumer/run_package $(CPP_BUILD)/packages/*.pt2
 
 # The CUDA kernels as programs without torch: tools/emulator/README.md.
 EMULATOR = $(MAKE) -C tools/emulator -j $(MAX_JOBS) BUILD=$(CURDIR)/build
@@ -164,7 +170,7 @@ gpu-report: DIR = outputs/gpu_check
 gpu-report:
 	$(GPU_PYTHON) -m benchmarks.gpu_report '$(DIR)'
 
-CPP_FILES := $(shell find csrc benchmarks tests/cpp tests/cpp_consumer tools/emulator -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name '*.inc')
+CPP_FILES := $(shell find csrc benchmarks tests/cpp examples/cpp tools/emulator -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name '*.inc')
 
 format: $(INSTALLED)/video,dev
 	ruff format .

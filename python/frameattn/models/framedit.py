@@ -306,14 +306,15 @@ class FrameDiT(nn.Module):
                 got = list(tensor.shape) if isinstance(tensor, Tensor) else tensor
                 raise ValueError(f"{name}: {argument} must be {what} = {list(shape)}, got {got}")
 
-        check_shape("t", t, "steps [B]", len(x))
+        batch = x.size(0)  # len(x) is a plain int, of which torch.export makes a constant
+        check_shape("t", t, "steps [B]", batch)
         if config["extras"] == TEXT:
-            check_shape("text_embedding", text_embedding, "[B, tokens, channels]", len(x), TEXT_TOKENS, TEXT_CHANNELS)
+            check_shape("text_embedding", text_embedding, "[B, tokens, channels]", batch, TEXT_TOKENS, TEXT_CHANNELS)
         elif config["extras"] == CLASSES:
             if self.num_frames:
-                check_shape("y", y, "labels [B]", len(x))
+                check_shape("y", y, "labels [B]", batch)
             if use_image_num:
-                check_shape("y_image", y_image, "labels [B, use_image_num]", len(x), use_image_num)
+                check_shape("y_image", y_image, "labels [B, use_image_num]", batch, use_image_num)
 
     def _conditions(
         self,
