@@ -2,7 +2,7 @@
 
   benchmarks/results/<device>/gpu_check.csv and .png   the measurements, with commit, torch, CUDA, driver and clocks
   csrc/trust/trusted_kernels.inc                       the kernels that passed `elements` and `tests` on this capability
-  README.md                                            the table between its markers gpu-table:begin and gpu-table:end
+  docs/speed.md                                          the table between its markers gpu-table:begin and gpu-table:end
 
 example:
   python -m benchmarks.gpu_report outputs/gpu_check
@@ -109,7 +109,7 @@ def write_measurements(results: dict[str, Any], root: Path) -> list[str]:
     else:
         write_plot(rows, folder / "gpu_check.png")
         written.append(f"wrote {folder / 'gpu_check.png'}")
-    return [*written, tables.write_readme(tables.readme_table(rows, results), root / "README.md")]
+    return [*written, tables.write_table(tables.speed_table(rows, results), root / "docs" / "speed.md")]
 
 
 def write_trust(results: dict[str, Any], root: Path) -> list[str]:

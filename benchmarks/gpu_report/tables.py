@@ -1,4 +1,4 @@
-"""The measurements of a run as rows, as a CSV file and as the table in README.md."""
+"""The measurements of a run as rows, as a CSV file and as the table in docs/speed.md."""
 
 import csv
 from pathlib import Path
@@ -9,7 +9,7 @@ BEGIN, END = "<!-- gpu-table:begin -->", "<!-- gpu-table:end -->"
 # What binds an operator; the module is bound by products of a library.
 COPIES = ("matrix_attention", "temporal_update", "temporal_output", "modulated_layer_norm", "gated_add")
 PRODUCTS = ("spatial_middle", "spatial_last", "vmonarch_attention")
-# In README.md; the others are in the CSV file.
+# In docs/speed.md; the others are in the CSV file.
 SHOWN = ("vmonarch_attention", "matrix_attention", "MatrixAttention")
 MACHINE = ("gpu", "torch", "cuda", "driver_version")
 
@@ -59,7 +59,7 @@ def write_csv(rows: list[dict[str, Any]], path: Path) -> None:
             writer.writerow({name: f"{v:.6g}" if isinstance(v, float) else v for name, v in row.items()})
 
 
-def readme_table(rows: list[dict[str, Any]], results: dict[str, Any]) -> str:
+def speed_table(rows: list[dict[str, Any]], results: dict[str, Any]) -> str:
     """What users call against each peer, one line for each case."""
     cases: dict[tuple, dict[str, dict[str, Any]]] = {}
     for row in rows:
@@ -92,7 +92,7 @@ def where(row: dict[str, Any], results: dict[str, Any]) -> str:
     return ", ".join(words)
 
 
-def write_readme(table: str, path: Path) -> str:
+def write_table(table: str, path: Path) -> str:
     """Replaces what is between the markers; says what it did."""
     text = path.read_text() if path.exists() else ""
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(END) < text.index(BEGIN):

@@ -88,6 +88,7 @@ def checkout(tmp_path) -> Path:
         file = root / header
         file.parent.mkdir(parents=True)
         file.write_text(f"constexpr int {name} = {provenance.constant_of(ROOT / header, name)};\n")
+    (root / "docs").mkdir()
     return root
 
 
@@ -108,7 +109,7 @@ def test_report_writes_measurements_trust_and_the_table(checkout, capsys):
     )
     trusted.parent.mkdir(parents=True)
     trusted.write_text(f"// A comment with an example:\n//   {kept}\n{outdated}\n{kept}\n")
-    (checkout / "README.md").write_text(f"before\n{tables.BEGIN}\nold\n{tables.END}\nafter\n")
+    (checkout / "docs" / "speed.md").write_text(f"before\n{tables.BEGIN}\nold\n{tables.END}\nafter\n")
     assert make_report(checkout, synthetic()) == 0
 
     assert trusted.read_text().splitlines() == [
@@ -141,14 +142,14 @@ def test_report_writes_measurements_trust_and_the_table(checkout, capsys):
     if tables_have_plots():
         assert (folder / "gpu_check.png").read_bytes().startswith(b"\x89PNG")
 
-    readme = (checkout / "README.md").read_text()
-    assert readme.startswith(f"before\n{tables.BEGIN}\nNVIDIA H100") and readme.endswith(f"{tables.END}\nafter\n")
-    assert "| 0.125 (0.113 .. 0.138) | 80% | 1024 |  | 8.00x | 4.00x |" in readme
-    assert "| 0.100 (0.090 .. 0.110) | 100 | 1024 | 2.00x |  |  |" in readme
-    assert "old" not in readme and "dense attention" not in readme and "temporal_update" not in readme
-    assert readme.index("| vmonarch_attention") < readme.index("| matrix_attention")
+    page = (checkout / "docs" / "speed.md").read_text()
+    assert page.startswith(f"before\n{tables.BEGIN}\nNVIDIA H100") and page.endswith(f"{tables.END}\nafter\n")
+    assert "| 0.125 (0.113 .. 0.138) | 80% | 1024 |  | 8.00x | 4.00x |" in page
+    assert "| 0.100 (0.090 .. 0.110) | 100 | 1024 | 2.00x |  |  |" in page
+    assert "old" not in page and "dense attention" not in page and "temporal_update" not in page
+    assert page.index("| vmonarch_attention") < page.index("| matrix_attention")
 
-    before = {path: path.read_bytes() for path in (trusted, checkout / "README.md")}
+    before = {path: path.read_bytes() for path in (trusted, checkout / "docs" / "speed.md")}
     assert make_report(checkout, synthetic()) == 0  # once more changes nothing
     assert before == {path: path.read_bytes() for path in before}
 
@@ -158,10 +159,10 @@ def tables_have_plots() -> bool:
     return True
 
 
-def test_report_leaves_a_readme_without_markers_alone(checkout, capsys):
-    (checkout / "README.md").write_text("no markers\n")
+def test_report_leaves_a_page_without_markers_alone(checkout, capsys):
+    (checkout / "docs" / "speed.md").write_text("no markers\n")
     assert make_report(checkout, synthetic()) == 0
-    assert (checkout / "README.md").read_text() == "no markers\n"
+    assert (checkout / "docs" / "speed.md").read_text() == "no markers\n"
     assert "its table was not written" in capsys.readouterr().out
 
 
@@ -229,12 +230,12 @@ RECORDED = sorted((ROOT / "benchmarks" / "results").glob("*/results.json"))
 
 @pytest.mark.parametrize("recorded", RECORDED, ids=lambda path: path.parent.name)
 def test_what_the_repository_says_of_a_gpu_is_what_the_report_makes_of_its_run(recorded, checkout):
-    readme = (ROOT / "README.md").read_text()
-    (checkout / "README.md").write_text(f"{tables.BEGIN}\n{tables.END}\n")
+    page = (ROOT / "docs" / "speed.md").read_text()
+    (checkout / "docs" / "speed.md").write_text(f"{tables.BEGIN}\n{tables.END}\n")
     assert report.main([str(recorded.parent), "--root", str(checkout)]) == 0
     made = checkout / "benchmarks" / "results" / recorded.parent.name
     assert (made / "gpu_check.csv").read_bytes() == (recorded.parent / "gpu_check.csv").read_bytes()
-    assert (checkout / "README.md").read_text().strip() in readme
+    assert (checkout / "docs" / "speed.md").read_text().strip() in page
     assert (recorded.parent / "gpu_check.png").exists()
 
 
