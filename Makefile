@@ -117,9 +117,9 @@ test-diffusers: $(INSTALLED)/video,dev
 
 # The C++ library is built from the same sources without Python. CMake's cache would remember the torch of another
 # environment; what is compiled stays. The packages that a C++ program runs are made by the Python package, which is
-# installed first where there is none.
+# installed first, or anew, unless it is one of the environment's own.
 test-cpp: CMAKE = torch=$$($(PYTHON) $(CPP_SOURCE)/cmake/torch_options.py); cmake $$torch
-test-cpp: check-test $(TORCH_FILE) $(if $(call origin_of,frameattn,$(PYTHON)),,$(INSTALLED)/video,dev)
+test-cpp: check-test $(TORCH_FILE) $(if $(filter-out $(CURDIR)/python/%,$(call origin_of,frameattn,$(PYTHON))),,$(INSTALLED)/video,dev)
 	rm -f $(CPP_BUILD)/CMakeCache.txt $(CPP_BUILD)/consumer/CMakeCache.txt
 	$(CMAKE) -S $(CPP_SOURCE) -B $(CPP_BUILD) $(CMAKE_OPTIONS)
 	cmake --build $(CPP_BUILD) --parallel $(MAX_JOBS)

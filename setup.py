@@ -158,6 +158,8 @@ def describe_build() -> dict[str, str]:
 class Build(BuildExtension):
     def finalize_options(self):
         super().finalize_options()
+        # setuptools would compare the library with the units alone, not with what these include.
+        self.force = True
         # Kept between builds, also those of pip: ninja then compiles only what changed.
         self.build_temp = os.path.join("build", f"temp-{sys.implementation.cache_tag}-torch-{torch.__version__}")
 

@@ -30,10 +30,13 @@ class Line:
 def lines_of(path: Path, operation: str, dense: str, device: str, median: str) -> list[Line]:
     """Of one file of results, in bfloat16."""
     medians: dict[str, dict[int, dict[str, float]]] = {}
+    shapes: dict[int, str] = {}
     with path.open() as file:
         for row in csv.DictReader(file):
             shape = LONG_FRAMES.fullmatch(row["shape"])
             if shape and row["operation"] == operation and row["dtype"] == "bfloat16":
+                if shapes.setdefault(int(shape[1]), row["shape"]) != row["shape"]:
+                    raise ValueError(f"{path}: {shapes[int(shape[1])]} and {row['shape']} have the same frames")
                 case = medians.setdefault(row["direction"], {}).setdefault(int(shape[1]), {})
                 case[row["candidate"]] = float(row[median])
     return [

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure  # not pyplot: no window system
 from torch import nn
 from torch.autograd import DeviceType
 from torch.profiler import profile, record_function
@@ -61,7 +62,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--grid", default="16x12x20", help="tokens in time, height and width")
     parser.add_argument("--layers", type=int, default=1, help="blocks; the checkpoint has 30")
-    parser.add_argument("--repeat", type=int, default=2, help="calls of each kind; the fastest is shown")
+    parser.add_argument("--repeat", type=int, default=2, choices=range(1, 100), metavar="N", help="calls of each kind")
     parser.add_argument("--device", default="cuda" if on_gpu else "cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16" if on_gpu else "float32")
     parser.add_argument("--out", type=Path, default=Path("outputs/where_time_goes.png"))
@@ -98,8 +99,6 @@ def main() -> None:
 
 
 def plot(milliseconds: dict[str, dict[str, float]], path: Path) -> None:
-    from matplotlib.figure import Figure  # not pyplot: no window system
-
     figure = Figure(figsize=(8, 2.4), layout="constrained")
     axes = figure.subplots()
     left = [0.0, 0.0]

@@ -99,7 +99,7 @@ def collect(root: Path, to: Path) -> list[str]:
         (to / place_of(file)).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(root / file, to / place_of(file))
     navigation = (root / "mkdocs.yml").read_text().partition("\nnav:\n")[2].partition("\n\n")[0]
-    listed = re.findall(r"[\w/]+\.md$", navigation, re.MULTILINE)
+    listed = re.findall(r"[\w./-]+\.md$", navigation, re.MULTILINE)
     problems += [f"mkdocs.yml: nav has {page}, which no file becomes" for page in listed if page not in pages.values()]
     problems += [f"mkdocs.yml: nav lacks {page} ({source})" for source, page in pages.items() if page not in listed]
     return problems

@@ -67,7 +67,7 @@ def test_examples(module, name, text, line, request):
         request.getfixturevalue("one_process")
     if "diffusers" in text:
         pytest.importorskip("diffusers")
-    names = vars(importlib.import_module(module)).copy()
+    names = {name.rpartition(".")[2]: load(module, name)}  # and no more: what is pasted from the page runs
     test = doctest.DocTestParser().get_doctest(text, names, f"{module}.{name}", module, line - 1)
     printed: list[str] = []
     with torch.random.fork_rng(devices=[]):

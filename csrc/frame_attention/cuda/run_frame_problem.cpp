@@ -27,7 +27,7 @@ void run_kernel(const LaunchContext& context, const FrameProblem& problem, const
 }
 
 // Made at every call: no streams.
-std::string shape_of(const FrameProblem& problem) {
+std::string frame_shape(const FrameProblem& problem) {
   const auto columns = [](const Tensor& rows) {
     return std::to_string(rows.size(4)) + "x" + std::to_string(rows.size(5));
   };
@@ -59,7 +59,7 @@ void run_frame_problem(const LaunchContext& context, const FrameProblem& problem
                         .version = kFrameKernelVersion,
                         .capability = context.capability,
                         .dtype = is_half ? "float16" : "bfloat16",
-                        .shape = shape_of(problem),
+                        .shape = frame_shape(problem),
                         .device = context.device};
     const auto check = [&] {
       // The trial has fewer items and columns: a plan of its own.

@@ -286,7 +286,7 @@ bool has_lines(const Tensor& t, int64_t along, int64_t across) {
 }
 
 // 2-dimensional tensors stand for the whole batch.
-Tensor readable(const Tensor& t) {
+Tensor with_lines(const Tensor& t) {
   const Tensor batch = t.dim() == 2 ? t.unsqueeze(0) : t;
   return has_lines(batch, 2, 1) || has_lines(batch, 1, 2) ? batch : batch.contiguous();
 }
@@ -310,7 +310,7 @@ void run(const Gemm<T>& problem) {
 }  // namespace
 
 void gemm(const Tensor& a_in, const Tensor& b_in, const Tensor& bias, const Tensor& out, bool sum_batch) {
-  const Tensor a = readable(a_in), b = readable(b_in);
+  const Tensor a = with_lines(a_in), b = with_lines(b_in);
   const int64_t batch = std::max(a.size(0), b.size(0)), rows = a.size(1), columns = b.size(2), depth = a.size(2);
   if (out.numel() == 0) return;
   if (depth == 0 || a.size(0) == 0 || b.size(0) == 0) {

@@ -56,7 +56,7 @@ Tensor copied_if_apart(const ModulationProblem& problem, const Tensor& rows) {
 }
 
 // As a kernel reads it: a copy of rows whose columns lie apart.
-ModulationProblem readable(const ModulationProblem& given) {
+ModulationProblem with_readable_rows(const ModulationProblem& given) {
   ModulationProblem problem = given;
   problem.first = copied_if_apart(given, given.first);
   problem.second = copied_if_apart(given, given.second);
@@ -84,7 +84,7 @@ T* pointer(const Tensor& t) {
 }
 
 // What decides which code runs. Made at every call: no streams.
-std::string shape_of(const ModulationKernelId& id, const ModulationProblem& problem) {
+std::string modulation_shape(const ModulationKernelId& id, const ModulationProblem& problem) {
   return std::to_string(problem.first.size(3)) + " columns of " + element_name(id.first) + " and " +
          element_name(id.second) + ", modulation in " + element_name(row_element(problem.scale.scalar_type())) +
          (are_aligned(id, problem) ? "" : ", not in pieces of 16 bytes");
@@ -135,7 +135,7 @@ ModulationResults launch_modulation(const LaunchContext& context, const Modulati
 }
 
 ModulationResults run_modulation(const LaunchContext& context, const ModulationProblem& given) {
-  const ModulationProblem problem = readable(given);
+  const ModulationProblem problem = with_readable_rows(given);
   if (problem.first.numel() == 0) {  // sums over nothing
     const ModulationResults results = empty_results(problem);
     for (const Tensor& t : {results.mean, results.rstd, results.grad_scale, results.grad_shift})
@@ -149,7 +149,7 @@ ModulationResults run_modulation(const LaunchContext& context, const ModulationP
                         .version = kModulationKernelVersion,
                         .capability = context.capability,
                         .dtype = dtype_of(*choice.kernel, problem),
-                        .shape = shape_of(*choice.kernel, problem),
+                        .shape = modulation_shape(*choice.kernel, problem),
                         .device = context.device};
     // A whole GPU would have blocks for so few rows that none goes on to other rows, as those of a video do.
     LaunchContext small = context;

@@ -325,6 +325,8 @@ const Implementation& cpu_implementation() {
   return implementation;
 }
 
+#undef DISPATCH
+
 TORCH_LIBRARY_IMPL(frameattn, CPU, m) { register_on_device<&cpu_implementation>(m); }
 
 }  // namespace frameattn

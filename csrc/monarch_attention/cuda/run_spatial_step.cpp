@@ -37,7 +37,7 @@ bool run_kernel(const LaunchContext& context, const FlashKernelChoice& choice, a
 }
 
 // What decides which code runs.
-std::string shape_of(const Tensor& query, const Tensor& value, bool keys, bool values, int64_t frames) {
+std::string step_shape(const Tensor& query, const Tensor& value, bool keys, bool values, int64_t frames) {
   const int width = flash_width(query.size(3), value.defined() ? value.size(3) : 0);
   return std::to_string(width) + " columns" + (keys ? ", keys" : "") + (values ? ", values" : "") +
          (frames == 1 ? ", one frame" : "");
@@ -79,8 +79,8 @@ bool run_backward_kernels(const LaunchContext& context, const FlashKernelChoice&
     const auto by = [&](const SpatialBackwardStep& s) { flash_spatial_backward(context, kernel.architecture, s); };
     return backward_difference(by, like);
   };
-  const std::string shape = shape_of(like.query, like.value, like.grad_weighted_key.defined(),
-                                     like.grad_weighted_value.defined(), like.frames);
+  const std::string shape = step_shape(like.query, like.value, like.grad_weighted_key.defined(),
+                                       like.grad_weighted_value.defined(), like.frames);
   return run_kernel(context, choice, like.query.scalar_type(), shape + (like.dense ? ", dense rows" : ""), check, run);
 }
 
@@ -100,7 +100,8 @@ void run_backward(const LaunchContext& context, const SpatialBackwardStep& step,
 void run_spatial_forward(const LaunchContext& context, const SpatialForwardStep& step) {
   if (step.query.size(0) * step.query.size(1) * step.query.size(2) == 0) return;
   const bool keys = step.weighted_key.defined(), values = step.weighted_value.defined();
-  const std::string shape = shape_of(step.query, step.value, keys, values, step.frames) + (step.join ? ", joined" : "");
+  const std::string shape =
+      step_shape(step.query, step.value, keys, values, step.frames) + (step.join ? ", joined" : "");
   const auto by = [&](const FlashKernelId& kernel) {
     return [&, kernel](const SpatialForwardStep& s) { flash_spatial_forward(context, kernel, s); };
   };

@@ -22,6 +22,7 @@ def gelu_tanh(x: Tensor) -> Tensor:
     Source: GELU, arXiv 1606.08415, section 2.
 
     Examples:
+        >>> import torch
         >>> gelu_tanh(torch.tensor([-1.0, 0.0, 1.0]))
         tensor([-0.1588,  0.0000,  0.8412])
     """

@@ -26,6 +26,7 @@ def matrix_linear(x: Tensor, u: Tensor | None, w: Tensor, bias: Tensor | None = 
     Source: FrameDiT, arXiv 2603.09721, the matrix-valued linear layer of Matrix Attention.
 
     Examples:
+        >>> import torch
         >>> x, u, w = torch.randn(2, 16, 256, 384), torch.randn(256, 128), torch.randn(384, 384)
         >>> matrix_linear(x, u, w).shape
         torch.Size([2, 16, 128, 384])
@@ -64,6 +65,7 @@ def matrix_attention(
     Source: FrameDiT, arXiv 2603.09721, Matrix Attention.
 
     Examples:
+        >>> import torch
         >>> q, v = torch.randn(1, 16, 128, 384), torch.randn(1, 16, 512, 384)
         >>> matrix_attention(q, q, v, row_heads=6, col_heads=64).shape
         torch.Size([1, 16, 512, 384])

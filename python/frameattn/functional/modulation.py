@@ -30,6 +30,7 @@ def modulated_layer_norm(
     Source: adaLN of DiT, arXiv 2212.09748, section 3.2.
 
     Examples:
+        >>> import torch
         >>> modulated_layer_norm(torch.randn(2, 16, 64, 384), torch.zeros(2, 384), torch.zeros(2, 384)).shape
         torch.Size([2, 16, 64, 384])
     """
@@ -56,6 +57,7 @@ def gated_add(x: Tensor, gate: Tensor, y: Tensor) -> Tensor:
     Source: adaLN-Zero of DiT, arXiv 2212.09748, section 3.2.
 
     Examples:
+        >>> import torch
         >>> gated_add(torch.ones(1, 2, 3, 4), torch.full((1, 4), 0.5), torch.ones(1, 2, 3, 4))[0, 0, 0]
         tensor([1.5000, 1.5000, 1.5000, 1.5000])
     """

@@ -103,6 +103,7 @@ def vmonarch_attention(
     Source: VMonarch, arXiv 2601.22275; iterations as in MonarchAttention, arXiv 2505.18698.
 
     Examples:
+        >>> import torch
         >>> q, k, v = (torch.randn(1, 4, 8 * 6 * 10, 64) for _ in range(3))
         >>> vmonarch_attention(q, k, v, frames=8).shape
         torch.Size([1, 4, 480, 64])

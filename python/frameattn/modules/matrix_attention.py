@@ -27,6 +27,7 @@ class MatrixAttention(nn.Module):
     Shapes: x [B, T, N, D] -> [B, T, N, D].
 
     Examples:
+        >>> import torch
         >>> layer = MatrixAttention(384, 256, qk_col_dim=128, v_col_dim=512, num_row_heads=6, num_col_heads=64)
         >>> layer(torch.randn(1, 16, 256, 384)).shape
         torch.Size([1, 16, 256, 384])

@@ -37,6 +37,7 @@ class MatrixLinear(nn.Module):
     Shapes: x [..., N, D] -> [..., M, E].
 
     Examples:
+        >>> import torch
         >>> MatrixLinear((256, 384), (128, 384), u_type="softmax")(torch.randn(2, 16, 256, 384)).shape
         torch.Size([2, 16, 128, 384])
     """

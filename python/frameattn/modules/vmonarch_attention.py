@@ -28,6 +28,7 @@ class VMonarchAttention(Projections):
         ValueError: an argument does not fit; the message names what came.
 
     Examples:
+        >>> import torch
         >>> layer = VMonarchAttention(384, 6, qk_norm=True)
         >>> layer(torch.randn(1, 8 * 6 * 10, 384), frames=8).shape
         torch.Size([1, 480, 384])

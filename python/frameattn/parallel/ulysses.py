@@ -61,6 +61,7 @@ def ulysses(
     Examples:
         Under ``torchrun``, in each of up to 8 processes, of a video of 8 frames:
 
+        >>> import torch
         >>> import frameattn
         >>> own = frameattn.parallel.share(8, torch.distributed.get_world_size())[torch.distributed.get_rank()]
         >>> query, key, value = (torch.randn(1, 4, own * 60, 64) for _ in range(3))

@@ -113,6 +113,7 @@ def vmonarch_attention(
     Examples:
         Under ``torchrun``; of 21 frames four processes have 6, 5, 5 and 5:
 
+        >>> import torch
         >>> import frameattn
         >>> counts = frameattn.parallel.share(21, torch.distributed.get_world_size())
         >>> own = counts[torch.distributed.get_rank()]

@@ -25,7 +25,7 @@ def exported(tmp_path_factory):
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    assert result.returncode == 0, result.stderr
+    assert result.returncode == 0, result.stdout + result.stderr
     return folder, result.stdout.splitlines()
 
 
