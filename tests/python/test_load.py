@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import frameattn
-from frameattn import _load
+from frameattn import _build, _load
 
 REBUILD = "pip install --no-build-isolation"
 
@@ -21,12 +21,44 @@ def load_again() -> str:
     return str(error.value)
 
 
-def test_another_torch(monkeypatch):
-    built_for = torch.__version__
-    monkeypatch.setattr(torch, "__version__", "2.99.0")
+def of_build(monkeypatch, torch_version: str, cuda: str) -> None:
+    """As if the library had been built for this torch."""
+    monkeypatch.setattr(_build, "TORCH_VERSION", torch_version)
+    monkeypatch.setattr(_build, "CUDA_VERSION", cuda)
+
+
+@pytest.mark.parametrize(
+    "built, cuda, needs, found, found_cuda",
+    [
+        ("2.13.0+cpu", "", "2.13", "2.99.0", None),
+        ("2.13.1", "", "2.13", "2.1.3", None),
+        ("2.13.0+cu130", "13.0", "2.13 with CUDA 13", "2.13.0+cpu", None),
+        ("2.13.0+cu130", "13.0", "2.13 with CUDA 13", "2.13.0+cu126", "12.6"),
+    ],
+)
+def test_another_torch(monkeypatch, built, cuda, needs, found, found_cuda):
+    of_build(monkeypatch, built, cuda)
+    monkeypatch.setattr(torch, "__version__", found)
+    monkeypatch.setattr(torch.version, "cuda", found_cuda)
     message = load_again()
-    assert message.startswith(f"frameattn was built for torch {built_for}, but torch 2.99.0 is installed: ")
+    assert message.startswith(f"frameattn was built for torch {needs}, but torch {found} is installed: ")
     assert REBUILD in message
+
+
+@pytest.mark.parametrize(
+    "built, cuda, found, found_cuda",
+    [
+        ("2.13.0+cpu", "", "2.13.2+cu130", "13.0"),
+        ("2.13.0+cu130", "13.0", "2.13.1+cu132", "13.2"),
+        ("2.13.0+cpu", "", "2.13.0a0+git1234567", None),
+    ],
+)
+def test_another_torch_that_fits(monkeypatch, built, cuda, found, found_cuda):
+    of_build(monkeypatch, built, cuda)
+    monkeypatch.setattr(torch, "__version__", found)
+    monkeypatch.setattr(torch.version, "cuda", found_cuda)
+    spec = importlib.util.spec_from_file_location("frameattn._load_again", _load.__file__)
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
 
 def test_never_built(monkeypatch):
