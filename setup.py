@@ -43,6 +43,16 @@ def find_cuda_toolkit() -> Path | None:
     return Path(top[1]).resolve() if top else None
 
 
+def find_release(toolkit: Path) -> str:
+    """Of the toolkit's nvcc, "13.0"; "" if it does not say."""
+    try:
+        said = subprocess.run([toolkit / "bin" / "nvcc", "--version"], capture_output=True, text=True).stdout
+    except OSError:
+        return ""
+    release = re.search(r"release (\d+\.\d+)", said)
+    return release[1] if release else ""
+
+
 def decide_cuda() -> tuple[Path | None, str]:
     """The CUDA toolkit to build with, or None, and what the build summary says about it."""
     forced = os.environ.get("FRAMEATTN_CUDA")
@@ -55,6 +65,8 @@ def decide_cuda() -> tuple[Path | None, str]:
         reason = "no: the installed torch is a CPU build"
     elif toolkit is None:
         reason = "no: nvcc was not found"
+    elif (release := find_release(toolkit)) and release.split(".")[0] != torch.version.cuda.split(".")[0]:
+        reason = f"no: nvcc is of CUDA {release}, torch of CUDA {torch.version.cuda}"
     else:
         return toolkit, f"{torch.version.cuda} (toolkit {toolkit})"
     if forced == "1":

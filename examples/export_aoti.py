@@ -5,7 +5,7 @@ attention in it (needs diffusers), for any number of frames, height and width. E
 compared with eager torch at the sizes it was exported with and at two others. Beside NAME.pt2 comes NAME.cases.pt,
 inputs and outputs for the C++ half: examples/cpp/run_package.cpp, docs/cpp.md.
 
-    python examples/export_aoti.py --out packages
+    python examples/export_aoti.py
 """
 
 import argparse
@@ -170,7 +170,7 @@ def export(name: str, folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--out", type=Path, required=True, help="folder of the packages")
+    parser.add_argument("--out", type=Path, default=Path("outputs/packages"), help="folder of the packages")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)

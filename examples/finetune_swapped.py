@@ -4,7 +4,8 @@ docs/fine_tune.md goes through it. Without --checkpoint the model is a small Wan
 that move, so nothing is downloaded and what is learned means nothing. Needs diffusers and peft.
 
     python examples/finetune_swapped.py
-    python examples/finetune_swapped.py --checkpoint Wan-AI/Wan2.1-T2V-1.3B-Diffusers --device cuda --size 60x104
+    python examples/finetune_swapped.py --checkpoint Wan-AI/Wan2.1-T2V-1.3B-Diffusers --rate 1e-4 --device cuda \
+        --frames 21 --size 60x104
 """
 
 import argparse

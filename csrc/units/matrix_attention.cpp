@@ -1,4 +1,4 @@
-// Matrix Attention, the activation and the modulation: what no device decides.
+// Matrix Attention, the activation and the modulation: what no device decides, and how CUDA sees its problem.
 #include "csrc/matrix_attention/matrix_attention.cpp"
 #include "csrc/activation/activation.cpp"
 #include "csrc/matrix_attention/cuda/matrix_attention_problem.cpp"

@@ -65,6 +65,15 @@ def test_a_cuda_torch_with_a_toolkit_gives_a_cuda_build(setup, toolkit):
     assert any(source.endswith(".cu") for source in values["read_sources"]("cuda"))
 
 
+@pytest.mark.parametrize(
+    "release, cuda", [("12.4", "no: nvcc is of CUDA 12.4, torch of CUDA 13.0"), ("13.2", "13.0 (toolkit {})")]
+)
+def test_nvcc_and_torch_have_one_major_version(setup, toolkit, release, cuda):
+    nvcc = toolkit / "bin" / "nvcc"
+    nvcc.write_text(f"{nvcc.read_text()}echo 'Cuda compilation tools, release {release}, V{release}.99'\n")
+    assert setup("13.0", CUDA_HOME=toolkit)["CUDA"] == cuda.format(toolkit)
+
+
 @pytest.mark.parametrize("cuda_home", ["/nowhere", None])
 def test_a_cuda_torch_without_nvcc_gives_a_cpu_build_that_says_so(setup, cuda_home, monkeypatch):
     if cuda_home is None:  # neither on PATH nor where toolkits are installed

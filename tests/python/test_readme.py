@@ -21,9 +21,15 @@ def test_swap(capsys):
     diffusers = pytest.importorskip("diffusers")
     sizes = dict(num_attention_heads=2, attention_head_dim=24, in_channels=4, out_channels=4, num_layers=2)
     pipe = diffusers.WanTransformer3DModel(**sizes, text_dim=16, freq_dim=32, ffn_dim=64)
-    names: dict = {"pipe": pipe}
+    arguments = dict(
+        hidden_states=torch.randn(1, 4, 5, 8, 12),
+        timestep=torch.tensor([500]),
+        encoder_hidden_states=torch.randn(1, 6, 16),
+    )
+    names: dict = {"pipe": pipe, "arguments": arguments}
     exec(SWAP, names)
-    assert "2 of 2 video self-attention modules swapped" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "2 of 2 video self-attention modules swapped" in said and "calls of the model: 1 with VMonarch" in said
     assert not any("VMonarch" in type(processor).__name__ for processor in pipe.attn_processors.values())
 
 

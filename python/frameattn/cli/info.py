@@ -104,13 +104,13 @@ def describe_sm90a(architectures: str, loads: bool | None, capability: tuple[int
 
 
 def optional_packages() -> dict[str, str]:
-    """The packages of the extra ``video`` and their versions."""
+    """The packages of the extras ``video``, ``text`` and ``lora``, and their versions."""
     try:
         requirements = requires("frameattn") or []
     except PackageNotFoundError:  # run from a source folder that was never installed
         requirements = []
-    names = re.findall(r"^([\w.-]+).*extra == ['\"]video", "\n".join(requirements), re.MULTILINE)
-    return {name: _version(name) for name in names}
+    names = re.findall(r"^([\w.-]+).*extra == ['\"](?:video|text|lora)\b", "\n".join(requirements), re.MULTILINE)
+    return {name: _version(name) for name in names if name != "frameattn"}  # one extra names another
 
 
 def _version(package: str) -> str:

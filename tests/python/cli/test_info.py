@@ -23,7 +23,14 @@ def test_info_has_what_a_bug_report_needs():
     assert result.returncode == 0, result.stderr
     for text in (frameattn.__version__, frameattn.library_path(), torch.__version__, *frameattn.build_info().values()):
         assert text in result.stdout
-    for line in ("running on", torch.backends.cpu.get_cpu_capability(), "optional packages", "diffusers"):
+    for line in (
+        "running on",
+        torch.backends.cpu.get_cpu_capability(),
+        "optional packages",
+        "diffusers",
+        "transformers",
+        "peft",
+    ):
         assert line in result.stdout
 
 
