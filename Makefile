@@ -94,9 +94,8 @@ $(INSTALLED)/%: $(TORCH_FILE) $(SOURCES) $(wildcard python/frameattn/_build.py) 
 build: $(INSTALLED)/video,dev
 
 # A wheel for TORCH, in dist/VARIANT; FRAMEATTN_CUDA=0 makes one for CPUs beside a CUDA torch.
-WHEEL_PYTHON ?= python3
-wheels: check-demo
-	bash tools/build_wheel '$(TORCH)' $(WHEEL_PYTHON)
+wheels: check-demo $(TORCH_FILE)
+	bash tools/build_wheel $(PYTHON)
 
 # What Debian has to provide, before any work is done.
 check-demo check-test: check-%:
