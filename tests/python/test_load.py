@@ -1,6 +1,7 @@
 """A build that is missing or was made for another torch explains itself when frameattn is imported."""
 
 import importlib.util
+import re
 import subprocess
 import sys
 
@@ -81,6 +82,13 @@ def test_import_under_another_torch_ends_with_that_sentence():
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 1
     assert "ImportError: frameattn was built for torch" in result.stderr.splitlines()[-1]
+
+
+def test_torch_and_the_library_share_one_openmp():
+    """Two pools of threads would take twice the cores. In a process of its own: others have other libraries."""
+    code = "import frameattn; print({line.split()[-1] for line in open('/proc/self/maps') if 'omp' in line})"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert len([path for path in eval(result.stdout) if re.search(r"lib[gi]?omp", path)]) == 1, result.stdout
 
 
 def test_build_info_and_library_path():
