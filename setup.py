@@ -15,8 +15,15 @@ import sysconfig
 from pathlib import Path
 from runpy import run_path
 
-import torch
 from setuptools import setup
+
+try:
+    import torch
+except ImportError:
+    raise SystemExit(
+        "setup.py: frameattn is compiled for the torch that is installed, and this Python finds none. Install torch, "
+        "setuptools>=77 and ninja, then run: pip install --no-build-isolation frameattn (or the path that you gave)"
+    ) from None
 
 ROOT = Path(__file__).parent
 # Every GPU since Ampere: machine code for A100, H100 (with its own instructions) and Blackwell cards, PTX for the rest.
@@ -96,6 +103,17 @@ def sm_90a_sources() -> list[str]:
     return read_sources("cuda sm_90a") if TOOLKIT and "9.0a" in architectures else []
 
 
+def metadata() -> tuple[str, list[str]]:
+    """Version and dependencies. A library loads with the minor version of torch that it was compiled for, so a build
+    says so in both: no resolver then installs it beside another one. A source distribution is for all."""
+    version = (ROOT / "VERSION").read_text().strip()
+    if "sdist" in sys.argv:
+        return version, ["torch>=2.11", "numpy"]
+    minor = ".".join(torch.__version__.split(".")[:2])
+    variant = f"cu{torch.version.cuda.replace('.', '')}" if TOOLKIT else "cpu"
+    return f"{version}+torch{minor}.{variant}", [f"torch=={minor}.*", "numpy"]
+
+
 def extension():
     architectures = os.environ["TORCH_CUDA_ARCH_LIST"] if TOOLKIT else "none"
     optimisation = ["-O0", "-g"] if os.environ.get("FRAMEATTN_DEBUG") == "1" else ["-O3", "-g0"]
@@ -149,6 +167,7 @@ def describe_build() -> dict[str, str]:
     source_digest = run_path(str(ROOT / "csrc" / "source_digest.py"))["source_digest"]
     return {
         "TORCH_VERSION": torch.__version__,
+        "CUDA_VERSION": torch.version.cuda if TOOLKIT else "",
         "SOURCE_DIGEST": source_digest(ROOT, ["csrc", "setup.py"]),
         "PYTHON_ABI": sysconfig.get_config_var("SOABI"),
         "CUDA_ARCHITECTURES": os.environ["TORCH_CUDA_ARCH_LIST"] if TOOLKIT else "none",
@@ -194,4 +213,11 @@ class Build(BuildExtension):
 
 
 if __name__ == "__main__":  # tests and cmake/torch_options.py import this file to ask what it decides
-    setup(ext_modules=[extension()], cmdclass={"build_ext": Build}, package_dir={"": "python"})
+    version, dependencies = metadata()
+    setup(
+        version=version,
+        install_requires=dependencies,
+        ext_modules=[extension()],
+        cmdclass={"build_ext": Build},
+        package_dir={"": "python"},
+    )

@@ -4,17 +4,29 @@ import torch
 
 _REBUILD = "pip install --no-build-isolation --force-reinstall --no-deps ."
 
+
+def _of_torch(version: str, cuda: str | None) -> str:
+    """What a library of one torch and another must have in common: "2.13", "2.13 with CUDA 13"."""
+    minor = ".".join(version.split(".")[:2])
+    return f"{minor} with CUDA {cuda.split('.')[0]}" if cuda else minor
+
+
 try:
-    from frameattn._build import TORCH_VERSION
+    from frameattn._build import CUDA_VERSION, TORCH_VERSION
 except ImportError:
     raise ImportError(
         f"frameattn is not built: from its source folder run `{_REBUILD}` (or `pip install --no-build-isolation -e .`)."
     ) from None
 
-if torch.__version__ != TORCH_VERSION:
+# A library without CUDA code runs beside a CUDA torch, too.
+_needed, _found = (
+    _of_torch(TORCH_VERSION, CUDA_VERSION),
+    _of_torch(torch.__version__, CUDA_VERSION and torch.version.cuda),
+)
+if _needed != _found:
     raise ImportError(
-        f"frameattn was built for torch {TORCH_VERSION}, but torch {torch.__version__} is installed: "
-        f"from frameattn's source folder run `{_REBUILD}`."
+        f"frameattn was built for torch {_needed}, but torch {torch.__version__} is installed: install the "
+        f"wheel for it, or from frameattn's source folder run `{_REBUILD}`."
     )
 
 try:

@@ -181,6 +181,32 @@ def test_sources_of_sm_90a_are_compiled_for_it_alone(cuda_setup, architectures, 
     assert len(cpp_extension._get_cuda_arch_flags(for_all)) == 2
 
 
+@pytest.mark.parametrize("cuda, variant", [(None, "cpu"), ("13.0", "cu130")])
+def test_a_build_is_for_its_minor_version_of_torch(setup, toolkit, monkeypatch, cuda, variant):
+    monkeypatch.setattr(torch, "__version__", "2.13.1+any")
+    monkeypatch.setattr(sys, "argv", ["setup.py", "bdist_wheel"])
+    version, dependencies = setup(cuda, CUDA_HOME=toolkit)["metadata"]()
+    assert version == f"{(ROOT / 'VERSION').read_text().strip()}+torch2.13.{variant}"
+    assert dependencies == ["torch==2.13.*", "numpy"]
+
+
+def test_a_source_distribution_is_for_all(setup, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["setup.py", "sdist"])
+    version, dependencies = setup(None)["metadata"]()
+    assert version == (ROOT / "VERSION").read_text().strip() and dependencies == ["torch>=2.11", "numpy"]
+
+
+def test_without_torch_it_says_what_to_do(tmp_path):
+    (tmp_path / "torch.py").write_text("raise ImportError")
+    result = subprocess.run(
+        [sys.executable, ROOT / "setup.py", "--version"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 1 and "pip install --no-build-isolation" in result.stderr.splitlines()[-1]
+
+
 def test_every_source_is_compiled_once(setup):
     read_sources = setup(None)["read_sources"]
     listed = [source for when in ("", "cuda", "cuda sm_90a") for source in read_sources(when)]

@@ -1,6 +1,7 @@
 """A build that is missing or was made for another torch explains itself when frameattn is imported."""
 
 import importlib.util
+import re
 import subprocess
 import sys
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 import frameattn
-from frameattn import _load
+from frameattn import _build, _load
 
 REBUILD = "pip install --no-build-isolation"
 
@@ -21,12 +22,44 @@ def load_again() -> str:
     return str(error.value)
 
 
-def test_another_torch(monkeypatch):
-    built_for = torch.__version__
-    monkeypatch.setattr(torch, "__version__", "2.99.0")
+def of_build(monkeypatch, torch_version: str, cuda: str) -> None:
+    """As if the library had been built for this torch."""
+    monkeypatch.setattr(_build, "TORCH_VERSION", torch_version)
+    monkeypatch.setattr(_build, "CUDA_VERSION", cuda)
+
+
+@pytest.mark.parametrize(
+    "built, cuda, needs, found, found_cuda",
+    [
+        ("2.13.0+cpu", "", "2.13", "2.99.0", None),
+        ("2.13.1", "", "2.13", "2.1.3", None),
+        ("2.13.0+cu130", "13.0", "2.13 with CUDA 13", "2.13.0+cpu", None),
+        ("2.13.0+cu130", "13.0", "2.13 with CUDA 13", "2.13.0+cu126", "12.6"),
+    ],
+)
+def test_another_torch(monkeypatch, built, cuda, needs, found, found_cuda):
+    of_build(monkeypatch, built, cuda)
+    monkeypatch.setattr(torch, "__version__", found)
+    monkeypatch.setattr(torch.version, "cuda", found_cuda)
     message = load_again()
-    assert message.startswith(f"frameattn was built for torch {built_for}, but torch 2.99.0 is installed: ")
+    assert message.startswith(f"frameattn was built for torch {needs}, but torch {found} is installed: ")
     assert REBUILD in message
+
+
+@pytest.mark.parametrize(
+    "built, cuda, found, found_cuda",
+    [
+        ("2.13.0+cpu", "", "2.13.2+cu130", "13.0"),
+        ("2.13.0+cu130", "13.0", "2.13.1+cu132", "13.2"),
+        ("2.13.0+cpu", "", "2.13.0a0+git1234567", None),
+    ],
+)
+def test_another_torch_that_fits(monkeypatch, built, cuda, found, found_cuda):
+    of_build(monkeypatch, built, cuda)
+    monkeypatch.setattr(torch, "__version__", found)
+    monkeypatch.setattr(torch.version, "cuda", found_cuda)
+    spec = importlib.util.spec_from_file_location("frameattn._load_again", _load.__file__)
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
 
 def test_never_built(monkeypatch):
@@ -49,6 +82,13 @@ def test_import_under_another_torch_ends_with_that_sentence():
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 1
     assert "ImportError: frameattn was built for torch" in result.stderr.splitlines()[-1]
+
+
+def test_torch_and_the_library_share_one_openmp():
+    """Two pools of threads would take twice the cores. In a process of its own: others have other libraries."""
+    code = "import frameattn; print({line.split()[-1] for line in open('/proc/self/maps') if 'omp' in line})"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert len([path for path in eval(result.stdout) if re.search(r"lib[gi]?omp", path)]) == 1, result.stdout
 
 
 def test_build_info_and_library_path():
