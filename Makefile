@@ -106,7 +106,8 @@ check-demo check-test: check-%:
 demo: check-demo $(INSTALLED)/video
 	$(PYTHON) -m frameattn sample --ckpt demo/moving_digits.safetensors --out $(OUT) --classes 0,1,2,3,4,5,6,7,8,9 $(SAMPLE)
 
-test: check-test test-python test-cpp test-emulator
+# The emulator is built first: one of the Python tests builds it, too, and gives it four minutes.
+test: check-test emulator-program test-python test-cpp test-emulator
 
 # Most tests keep one core busy: they run side by side, those of a file after each other. PYTEST="-n 0" has them in one
 # process. Their threads must not spin while they wait for cores that others use.
