@@ -23,11 +23,6 @@ def test_version():
     assert frameattn.__version__.partition("+")[0] == VERSION
 
 
-def test_citation_names_this_version():
-    citation = (Path(__file__).parents[2] / "CITATION.cff").read_text()
-    assert f"\nversion: {VERSION}\n" in citation
-
-
 def test_version_of_a_source_folder(never_installed):
     assert _version.find_version() == VERSION
 
