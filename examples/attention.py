@@ -19,16 +19,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import frameattn.reference
+from frameattn.cli.arguments import grid, positive
 
 HEADS, DIM = 4, 64
-
-
-def sizes(text: str) -> tuple[int, int, int]:
-    """Three positive numbers; argparse says what is wrong with others."""
-    frames, height, width = map(int, text.split("x"))
-    if min(frames, height, width) < 1:
-        raise ValueError
-    return frames, height, width
 
 
 def smooth(frames: int, height: int, width: int) -> Tensor:
@@ -81,10 +74,10 @@ def print_table(functions: dict[str, Callable[..., Tensor]], inputs: list[Tensor
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--grid", type=sizes, default="16x8x14", help="tokens in time, height and width")
+    parser.add_argument("--grid", type=grid, default="16x8x14", help="tokens in time, height and width")
     parser.add_argument("--gain", type=float, default=8.0, help="of the logits, whose query and key have length one")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--repeat", type=int, default=3, choices=range(1, 100), metavar="N")
+    parser.add_argument("--repeat", type=positive, default=3)
     parser.add_argument("--device", default="cuda" if frameattn.cuda_devices() else "cpu")
     options = parser.parse_args()
     frames, height, width = options.grid

@@ -20,6 +20,7 @@ from torch.autograd import DeviceType
 from torch.profiler import profile, record_function
 
 import frameattn
+from frameattn.cli.arguments import grid, positive
 from frameattn.cli.video_models import MODELS
 
 # What the profiler calls the parts: operators by name, layers as label() marks them.
@@ -60,17 +61,16 @@ def profile_call(model: nn.Module, inputs: dict[str, Any]) -> dict[str, float]:
 def main() -> None:
     on_gpu = bool(frameattn.cuda_devices())
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--grid", default="16x12x20", help="tokens in time, height and width")
+    parser.add_argument("--grid", type=grid, default="16x12x20", help="tokens in time, height and width")
     parser.add_argument("--layers", type=int, default=1, help="blocks; the checkpoint has 30")
-    parser.add_argument("--repeat", type=int, default=2, choices=range(1, 100), metavar="N", help="calls of each kind")
+    parser.add_argument("--repeat", type=positive, default=2, help="calls of each kind; the fastest is shown")
     parser.add_argument("--device", default="cuda" if on_gpu else "cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16" if on_gpu else "float32")
     parser.add_argument("--out", type=Path, default=Path("outputs/where_time_goes.png"))
     options = parser.parse_args()
     place = torch.device(options.device), getattr(torch, options.dtype)
-    grid = tuple(map(int, options.grid.split("x")))
     model = MODELS["wan"].build(options.layers, *place).requires_grad_(False)
-    inputs = MODELS["wan"].call(grid, 1, *place)
+    inputs = MODELS["wan"].call(options.grid, 1, *place)
     label(model, MODEL)
     for name, module in model.named_modules():
         for suffix, part in LAYERS.items():
@@ -88,7 +88,9 @@ def main() -> None:
     milliseconds = {kind: min(found, key=lambda parts: sum(parts.values())) for kind, found in calls.items()}
 
     totals = {kind: sum(parts.values()) for kind, parts in milliseconds.items()}
-    print(f"{options.grid} tokens, {options.layers} of 30 blocks, {options.dtype}, {options.device}\n")
+    print(
+        f"{'x'.join(map(str, options.grid))} tokens, {options.layers} of 30 blocks, {options.dtype}, {options.device}\n"
+    )
     print(f"{'':<14}{'dense':>20}{'swapped':>20}")
     for part in milliseconds["dense"]:
         cells = [f"{parts[part]:.1f} ms {parts[part] / totals[kind]:5.0%}" for kind, parts in milliseconds.items()]

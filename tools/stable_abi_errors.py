@@ -33,9 +33,8 @@ def compile_stable(source: Path, options: list[str]) -> str:
 
 
 def main(options: list[str]) -> None:
-    sources = [
-        path for path in sorted(ROOT.glob("csrc/**/*.cpp")) if path.parent.name != "units"
-    ]  # those include these
+    paths = sorted(ROOT.glob("csrc/**/*.cpp"))
+    sources = [path for path in paths if path.parent.name != "units"]  # those include these
     met: Counter[str] = Counter()
     free = 0
     for source in sources:

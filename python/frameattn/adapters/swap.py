@@ -160,7 +160,6 @@ def apply(
         RuntimeError: the model is swapped already, or backward still needs a swap that was removed.
 
     Examples:
-        >>> import torch
         >>> import diffusers, frameattn, torch
         >>> sizes = dict(num_layers=3, num_attention_heads=2, attention_head_dim=12, text_dim=16, ffn_dim=32)
         >>> model = diffusers.WanTransformer3DModel(**sizes)  # or a pipeline
