@@ -146,7 +146,7 @@ void bind_choices(py::module_& m) {
 }  // namespace
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
-  m.attr("OPERATOR_NAMESPACE") = kOperatorNamespace;
+  m.attr("OPERATOR_NAMESPACE") = py::str(kOperatorNamespace);
   m.def("matrix_linear", &matrix_linear, py::arg("x"), py::arg("u"), py::arg("w"), py::arg("bias") = py::none());
   m.def("matrix_attention", &matrix_attention, py::arg("query"), py::arg("key"), py::arg("value"), py::arg("row_heads"),
         py::arg("col_heads"), py::arg("scale") = py::none());
