@@ -131,7 +131,8 @@ def metadata() -> tuple[str, list[str]]:
 
 def extension():
     architectures = os.environ["TORCH_CUDA_ARCH_LIST"] if TOOLKIT else "none"
-    optimisation = ["-O0", "-g"] if os.environ.get("FRAMEATTN_DEBUG") == "1" else ["-O3", "-g0"]
+    debug = os.environ.get("FRAMEATTN_DEBUG") == "1"
+    optimisation = ["-O0", "-g"] if debug else ["-O3", "-g0"]
     macros = [
         ("FRAMEATTN_CUDA", f'"{torch.version.cuda if TOOLKIT else CUDA}"'),
         ("FRAMEATTN_CUDA_ARCHITECTURES", f'"{architectures}"'),
@@ -151,7 +152,10 @@ def extension():
     }
     if TOOLKIT:
         macros.append(("FRAMEATTN_WITH_CUDA", "1"))
-        flags["nvcc"] = ["-std=c++20", "-lineinfo", *optimisation[:1]]
+        # Compressed, the machine code takes a seventh: the format that every driver reads, not that of --compress-mode.
+        flags["nvcc"] = ["-std=c++20", "-Xfatbin=-compress-all", *optimisation[:1]]
+        if debug:
+            flags["nvcc"].append("-lineinfo")
         # Headers of the CUDA libraries may come with torch's own packages instead of the toolkit.
         packaged = Path(torch.__file__).parents[1] / "nvidia" / f"cu{torch.version.cuda.split('.')[0]}" / "include"
         if packaged.is_dir() and not (TOOLKIT / "include" / "cusparse.h").exists():

@@ -146,7 +146,7 @@ def test_a_run_without_a_build_has_a_limit_of_its_own():
 
 def test_setup_says_what_is_looked_at():
     values = run_path(str(ROOT / "setup.py"))["describe_build"]()
-    assert set(values) == {"SOURCE_DIGEST", "PYTHON_ABI", "TORCH_VERSION", "CUDA_ARCHITECTURES"}
+    assert set(values) == {"SOURCE_DIGEST", "PYTHON_ABI", "TORCH_VERSION", "CUDA_VERSION", "CUDA_ARCHITECTURES"}
     assert values["SOURCE_DIGEST"] == source_digest(ROOT, prebuilt.OF_PACKAGE)
     assert (values["PYTHON_ABI"], values["TORCH_VERSION"]) == (ABI, torch.__version__)
 
