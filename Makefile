@@ -17,7 +17,7 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 MAKEFLAGS += --no-print-directory
-.PHONY: help demo docs wheels test test-python test-diffusers test-cpp build bench format lint clean distclean check-demo check-test
+.PHONY: help demo docs wheels hub-kernel test test-python test-diffusers test-cpp build bench format lint clean distclean check-demo check-test
 .PHONY: gpu-check gpu-report check-emulator check-kernels test-emulator test-cuda-on-emulator emulator-program device-program
 
 help:
@@ -31,6 +31,7 @@ help:
 	@echo 'make check-kernels compile the CUDA kernels for every architecture and inspect the machine code'
 	@echo 'make build         the package built in place, with all that development needs'
 	@echo 'make wheels        a wheel for TORCH in dist/'
+	@echo 'make hub-kernel    a kernel for TORCH in the format of the Hugging Face Hub, in build/hub-kernel'
 	@echo 'make bench         both attentions against eager torch and dense attention on this CPU'
 	@echo 'make gpu-check     build, check and time everything on a machine with a GPU; OUT=DIR gets the results'
 	@echo 'make gpu-report    what gpu-check left in DIR=DIR, as files of the repository'
@@ -96,6 +97,12 @@ build: $(INSTALLED)/video,dev
 # A wheel for TORCH, in dist/VARIANT; FRAMEATTN_CUDA=0 makes one for CPUs beside a CUDA torch.
 wheels: check-demo $(TORCH_FILE)
 	bash tools/build_wheel $(PYTHON)
+
+# Beside the kernels for other torches that are there. What `make build` compiled is linked again, where it is of the
+# same torch.
+hub-kernel: check-demo $(TORCH_FILE)
+	$(PYTHON) -m pip install --quiet 'setuptools>=77' ninja
+	$(PYTHON) tools/build_hub_kernel.py
 
 # What Debian has to provide, before any work is done.
 check-demo check-test: check-%:

@@ -1,8 +1,9 @@
 """Builds frameattn._C, the extension module with the C++ and CUDA operators.
 
-What decides the build: the torch that is importable (its CPU or CUDA variant), nvcc, and four variables:
+What decides the build: the torch that is importable (its CPU or CUDA variant), nvcc, and five variables:
 FRAMEATTN_CUDA=0|1 forces a CPU or CUDA build, TORCH_CUDA_ARCH_LIST names the architectures, MAX_JOBS the number of
-compilers at once, FRAMEATTN_DEBUG=1 builds without optimisation. Metadata is in pyproject.toml.
+compilers at once, FRAMEATTN_DEBUG=1 builds without optimisation, FRAMEATTN_NAMESPACE is that of the operators in torch.
+Metadata is in pyproject.toml.
 """
 
 import os
@@ -74,6 +75,15 @@ def decide_cuda() -> tuple[Path | None, str]:
     return None, reason
 
 
+def decide_namespace() -> str:
+    """What the operators are registered under, in torch.ops."""
+    namespace = os.environ.get("FRAMEATTN_NAMESPACE") or "frameattn"
+    if not re.fullmatch(r"[A-Za-z_]\w*", namespace, re.ASCII):
+        raise SystemExit(f"setup.py: FRAMEATTN_NAMESPACE must be a name of letters, digits and _, got {namespace!r}")
+    return namespace
+
+
+NAMESPACE = decide_namespace()
 TOOLKIT, CUDA = decide_cuda()
 if TOOLKIT:
     os.environ["CUDA_HOME"] = str(TOOLKIT)  # before torch.utils.cpp_extension guesses it
@@ -101,6 +111,11 @@ def sm_90a_sources() -> list[str]:
     """Those of the kernels with Hopper's own instructions, if this build has them."""
     architectures = re.split("[; +]", os.environ["TORCH_CUDA_ARCH_LIST"])  # one may be 9.0a+PTX
     return read_sources("cuda sm_90a") if TOOLKIT and "9.0a" in architectures else []
+
+
+def namespace_sources() -> list[str]:
+    """The source that has to know another namespace than the usual one."""
+    return [] if NAMESPACE == "frameattn" else ["csrc/shared/operator_namespace.cpp"]
 
 
 def metadata() -> tuple[str, list[str]]:
@@ -148,9 +163,10 @@ def extension():
     if sm_90a_sources():
         macros.append(("FRAMEATTN_WITH_SM90A", "1"))
     kind = CUDAExtension if TOOLKIT else CppExtension
+    sources = [source for source in read_sources("") if source not in namespace_sources()]
     built = kind(
         "frameattn._C",
-        ["csrc/bindings/module.cpp", *read_sources(""), *(read_sources("cuda") if TOOLKIT else [])],
+        ["csrc/bindings/module.cpp", *sources, *(read_sources("cuda") if TOOLKIT else [])],
         include_dirs=[*include_dirs],
         define_macros=macros,
         extra_compile_args=flags,
@@ -190,15 +206,23 @@ class Build(BuildExtension):
         if sources := sm_90a_sources():
             # torch gives every .cu file of an extension the same architectures, but none where the flags name one.
             nvcc = [*ext.extra_compile_args["nvcc"], "-gencode=arch=compute_90a,code=sm_90a"]
-            ext.extra_objects = self.compiler.compile(
-                sources,
-                output_dir=os.path.join(self.build_temp, "sm_90a"),  # ninja keeps files of its own there
-                macros=ext.define_macros,
-                include_dirs=ext.include_dirs,
-                debug=self.debug,
-                extra_postargs={**ext.extra_compile_args, "nvcc": nvcc},
-            )
+            ext.extra_objects += self.compile_apart(ext, "sm_90a", sources, flags={"nvcc": nvcc})
+        if sources := namespace_sources():
+            # By itself, since ninja compiles everything again where the macros of an extension change.
+            macros = [("FRAMEATTN_NAMESPACE", f'"{NAMESPACE}"')]
+            ext.extra_objects += self.compile_apart(ext, "namespace", sources, macros=macros)
         super().build_extension(ext)
+
+    def compile_apart(self, ext, folder, sources, macros=(), flags=None) -> list[str]:
+        """The objects of sources with macros and flags of their own; ninja keeps files of its own in their folder."""
+        return self.compiler.compile(
+            sources,
+            output_dir=os.path.join(self.build_temp, folder),
+            macros=[*ext.define_macros, *macros],
+            include_dirs=ext.include_dirs,
+            debug=self.debug,
+            extra_postargs={**ext.extra_compile_args, **(flags or {})},
+        )
 
     def run(self):
         values = describe_build()  # before the compilers read the sources: what changes meanwhile is not in it
@@ -210,6 +234,7 @@ class Build(BuildExtension):
             f"  torch               {torch.__version__}\n"
             f"  compiler            {(describe_compiler() or 'unknown').splitlines()[0]}\n"
             f"  openmp              -fopenmp\n"
+            f"  operators           torch.ops.{NAMESPACE}\n"
             f"  cuda                {CUDA}\n"
             f"  cuda architectures  {os.environ['TORCH_CUDA_ARCH_LIST'] if TOOLKIT else 'none'}\n",
             flush=True,

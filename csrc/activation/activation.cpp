@@ -9,6 +9,7 @@
 #include "csrc/shared/checks.h"
 #include "csrc/shared/double_backward.h"
 #include "csrc/shared/find_operator.h"
+#include "csrc/shared/register_operators.h"
 
 namespace frameattn {
 
@@ -29,17 +30,17 @@ void check_gelu_tanh_backward_inputs(const Tensor& grad_out, const Tensor& x) {
 }
 
 Tensor gelu_tanh(const Tensor& x) {
-  static const auto op = find_operator<decltype(gelu_tanh)>("frameattn::gelu_tanh");
+  static const auto op = find_operator<decltype(gelu_tanh)>("gelu_tanh");
   return op.call(x);
 }
 
 Tensor gelu_tanh_forward(const Tensor& x) {
-  static const auto op = find_operator<decltype(gelu_tanh_forward)>("frameattn::gelu_tanh_forward");
+  static const auto op = find_operator<decltype(gelu_tanh_forward)>("gelu_tanh_forward");
   return op.call(x);
 }
 
 std::tuple<Tensor> gelu_tanh_backward(const Tensor& grad_out, const Tensor& x) {
-  static const auto op = find_operator<Tensor(const Tensor&, const Tensor&)>("frameattn::gelu_tanh_backward");
+  static const auto op = find_operator<Tensor(const Tensor&, const Tensor&)>("gelu_tanh_backward");
   return {op.call(grad_out, x)};
 }
 
@@ -81,21 +82,21 @@ Tensor gelu_tanh_backward_autograd(const Tensor& grad_out, const Tensor& x) {
 
 }  // namespace
 
-TORCH_LIBRARY_FRAGMENT(frameattn, m) {
+FRAMEATTN_LIBRARY_FRAGMENT(m) {
   const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag};
   m.def("gelu_tanh(Tensor x) -> Tensor", tags);
   m.def("gelu_tanh_forward(Tensor x) -> Tensor", tags);
   m.def("gelu_tanh_backward(Tensor grad_out, Tensor x) -> Tensor", tags);
 }
 
-TORCH_LIBRARY_IMPL(frameattn, Meta, m) {
+FRAMEATTN_LIBRARY_IMPL(Meta, m) {
   m.impl("gelu_tanh_forward", &gelu_tanh_forward_meta);
   m.impl("gelu_tanh_backward", &gelu_tanh_backward_meta);
 }
 
-TORCH_LIBRARY_IMPL(frameattn, CompositeImplicitAutograd, m) { m.impl("gelu_tanh", &gelu_tanh_composite); }
+FRAMEATTN_LIBRARY_IMPL(CompositeImplicitAutograd, m) { m.impl("gelu_tanh", &gelu_tanh_composite); }
 
-TORCH_LIBRARY_IMPL(frameattn, Autograd, m) {
+FRAMEATTN_LIBRARY_IMPL(Autograd, m) {
   m.impl("gelu_tanh_forward", torch::autograd::autogradNotImplementedFallback());
   m.impl("gelu_tanh_backward", &gelu_tanh_backward_autograd);
 }

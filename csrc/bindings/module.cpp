@@ -1,6 +1,6 @@
-// The Python module frameattn._C. Importing it registers the operators (torch.ops.frameattn.*), which is what Python
-// code calls: torch.compile cannot look into the functions below. They are the C++ interface as C++ users see it, for
-// eager use and tests.
+// The Python module frameattn._C. Importing it registers the operators (torch.ops.frameattn.*, or the namespace that
+// the build was given), which is what Python code calls: torch.compile cannot look into the functions below. They are
+// the C++ interface as C++ users see it, for eager use and tests.
 #include <ATen/core/grad_mode.h>
 #include <pybind11/stl.h>
 #include <torch/csrc/utils/pybind.h>
@@ -13,6 +13,7 @@
 #include "csrc/monarch_attention/cuda/kernels/flash_forward_sm90.h"
 #include "csrc/monarch_attention/cuda/temporal_by_frames.h"
 #include "csrc/monarch_attention/temporal_step.h"
+#include "csrc/shared/operator_namespace.h"
 #include "csrc/trust/kernel_trust.h"
 #include "frameattn/frameattn.h"
 
@@ -22,6 +23,9 @@ using namespace frameattn;
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 namespace py = pybind11;
+
+// pybind11 has one table of classes for the process, and another library of these sources may be there already.
+constexpr py::module_local of_this_library;
 
 // The implementations made of torch's operators, on any device; `bytes` bounds their temporaries. No autograd.
 void bind_composed(py::module_& m) {
@@ -99,7 +103,7 @@ void bind_composed(py::module_& m) {
 
 // Which CUDA kernel a problem gets, from sizes and dtypes only (meta tensors will do).
 void bind_choices(py::module_& m) {
-  py::class_<FrameKernelChoice>(m, "FrameKernelChoice")
+  py::class_<FrameKernelChoice>(m, "FrameKernelChoice", of_this_library)
       .def_property_readonly("kernel",
                              [](const FrameKernelChoice& c) { return c.kernel ? frame_kernel_name(*c.kernel) : ""; })
       .def_readonly("by_blocks", &FrameKernelChoice::by_blocks)
@@ -111,17 +115,17 @@ void bind_choices(py::module_& m) {
                              [](const FrameKernelChoice& c) { return c.plan.items * c.plan.item_bytes; });
   m.def("choose_matrix_attention_kernel", &choose_matrix_attention_kernel, py::arg("query"), py::arg("value"),
         py::arg("row_heads"), py::arg("col_heads"), py::kw_only(), py::arg("backward"), py::arg("capability"));
-  py::class_<FlashTileSm90>(m, "FlashTileSm90")
+  py::class_<FlashTileSm90>(m, "FlashTileSm90", of_this_library)
       .def_readonly("width", &FlashTileSm90::width)
       .def_readonly("keys", &FlashTileSm90::keys)
       .def_readonly("values", &FlashTileSm90::values)
       .def_readonly("key_rows", &FlashTileSm90::key_rows)
       .def_property_readonly("rows", &FlashTileSm90::rows);
-  py::class_<FlashCostSm90>(m, "FlashCostSm90")
+  py::class_<FlashCostSm90>(m, "FlashCostSm90", of_this_library)
       .def_readonly("tile", &FlashCostSm90::tile)
       .def_readonly("step", &FlashCostSm90::step)
       .def_readonly("short_last", &FlashCostSm90::short_last);
-  py::class_<FlashPlanSm90>(m, "FlashPlanSm90")
+  py::class_<FlashPlanSm90>(m, "FlashPlanSm90", of_this_library)
       .def_readonly("tile", &FlashPlanSm90::tile)
       .def_readonly("key_parts", &FlashPlanSm90::key_parts)
       .def_readonly("microseconds", &FlashPlanSm90::microseconds);
@@ -142,6 +146,7 @@ void bind_choices(py::module_& m) {
 }  // namespace
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+  m.attr("OPERATOR_NAMESPACE") = py::str(kOperatorNamespace);
   m.def("matrix_linear", &matrix_linear, py::arg("x"), py::arg("u"), py::arg("w"), py::arg("bias") = py::none());
   m.def("matrix_attention", &matrix_attention, py::arg("query"), py::arg("key"), py::arg("value"), py::arg("row_heads"),
         py::arg("col_heads"), py::arg("scale") = py::none());
@@ -184,7 +189,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def(
       "matrix_linear_cost", [](int64_t n, int64_t d, int64_t m, int64_t e) { return matrix_linear_cost({n, d, m, e}); },
       py::arg("n"), py::arg("d"), py::arg("m"), py::arg("e"));
-  py::class_<MatrixLinearBackwardPlan>(m, "MatrixLinearBackwardPlan")
+  py::class_<MatrixLinearBackwardPlan>(m, "MatrixLinearBackwardPlan", of_this_library)
       .def_readonly("grad_x_left", &MatrixLinearBackwardPlan::grad_x_left)
       .def_readonly("grad_u_left", &MatrixLinearBackwardPlan::grad_u_left)
       .def_readonly("grad_w_left", &MatrixLinearBackwardPlan::grad_w_left)

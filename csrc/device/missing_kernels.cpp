@@ -3,6 +3,8 @@
 #include <torch/library.h>
 #include <torch/version.h>
 
+#include "csrc/shared/register_operators.h"
+
 namespace frameattn {
 
 void refuse_cpu_build(const c10::OperatorHandle& op, torch::jit::Stack*) {
@@ -13,7 +15,7 @@ void refuse_cpu_build(const c10::OperatorHandle& op, torch::jit::Stack*) {
 }
 
 #ifndef FRAMEATTN_WITH_CUDA
-TORCH_LIBRARY_IMPL(frameattn, CUDA, m) {
+FRAMEATTN_LIBRARY_IMPL(CUDA, m) {
   for (const char* op :
        {"spatial_step", "spatial_step_backward", "vmonarch_attention_forward", "vmonarch_attention_backward",
         "matrix_attention", "matrix_attention_backward", "matrix_linear_forward", "matrix_linear_backward",

@@ -10,6 +10,7 @@
 #include "csrc/shared/autocast.h"
 #include "csrc/shared/checks.h"
 #include "csrc/shared/find_operator.h"
+#include "csrc/shared/register_operators.h"
 #include "frameattn/matrix_attention.h"
 
 namespace frameattn {
@@ -57,14 +58,14 @@ void check_matrix_attention_backward_inputs(const Tensor& grad_output, const Ten
 
 Tensor matrix_attention(const Tensor& query, const Tensor& key, const Tensor& value, int64_t row_heads,
                         int64_t col_heads, std::optional<double> scale) {
-  static const auto op = find_operator<decltype(matrix_attention)>("frameattn::matrix_attention");
+  static const auto op = find_operator<decltype(matrix_attention)>("matrix_attention");
   return op.call(query, key, value, row_heads, col_heads, scale);
 }
 
 std::tuple<Tensor, Tensor, Tensor> matrix_attention_backward(const Tensor& grad_output, const Tensor& query,
                                                              const Tensor& key, const Tensor& value, int64_t row_heads,
                                                              int64_t col_heads, std::optional<double> scale) {
-  static const auto op = find_operator<decltype(matrix_attention_backward)>("frameattn::matrix_attention_backward");
+  static const auto op = find_operator<decltype(matrix_attention_backward)>("matrix_attention_backward");
   return op.call(grad_output, query, key, value, row_heads, col_heads, scale);
 }
 
@@ -95,7 +96,7 @@ Tensor matrix_attention_autocast(const Tensor& query, const Tensor& key, const T
 
 }  // namespace
 
-TORCH_LIBRARY_FRAGMENT(frameattn, m) {
+FRAMEATTN_LIBRARY_FRAGMENT(m) {
   m.def(
       "matrix_attention(Tensor query, Tensor key, Tensor value, int row_heads, int col_heads, float? scale=None)"
       " -> Tensor",
@@ -106,17 +107,17 @@ TORCH_LIBRARY_FRAGMENT(frameattn, m) {
       {at::Tag::pt2_compliant_tag});
 }
 
-TORCH_LIBRARY_IMPL(frameattn, Meta, m) {
+FRAMEATTN_LIBRARY_IMPL(Meta, m) {
   m.impl("matrix_attention", &matrix_attention_meta);
   m.impl("matrix_attention_backward", &matrix_attention_backward_meta);
 }
 
-TORCH_LIBRARY_IMPL(frameattn, AutocastCPU, m) {
+FRAMEATTN_LIBRARY_IMPL(AutocastCPU, m) {
   m.impl("matrix_attention", &matrix_attention_autocast<at::kCPU>);
   m.impl("matrix_attention_backward", &WithoutAutocast<at::kCPU, &matrix_attention_backward>::call);
 }
 
-TORCH_LIBRARY_IMPL(frameattn, AutocastCUDA, m) {
+FRAMEATTN_LIBRARY_IMPL(AutocastCUDA, m) {
   m.impl("matrix_attention", &matrix_attention_autocast<at::kCUDA>);
   m.impl("matrix_attention_backward", &WithoutAutocast<at::kCUDA, &matrix_attention_backward>::call);
 }

@@ -4,6 +4,7 @@
 
 #include "csrc/matrix_attention/matrix_attention.h"
 #include "csrc/shared/double_backward.h"
+#include "csrc/shared/register_operators.h"
 #include "frameattn/matrix_attention.h"
 
 namespace frameattn {
@@ -48,7 +49,7 @@ Tensor matrix_attention_autograd(const Tensor& query, const Tensor& key, const T
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(frameattn, Autograd, m) {
+FRAMEATTN_LIBRARY_IMPL(Autograd, m) {
   m.impl("matrix_attention", &matrix_attention_autograd);
   m.impl("matrix_attention_backward", &RefuseDoubleBackward<&matrix_attention_backward>::call);
 }

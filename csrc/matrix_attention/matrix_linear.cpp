@@ -10,6 +10,7 @@
 #include "csrc/shared/autocast.h"
 #include "csrc/shared/checks.h"
 #include "csrc/shared/find_operator.h"
+#include "csrc/shared/register_operators.h"
 #include "frameattn/matrix_attention.h"
 
 namespace frameattn {
@@ -87,13 +88,13 @@ void check_matrix_linear_backward_inputs(const Tensor& grad_output, const Tensor
 }
 
 Tensor matrix_linear(const Tensor& x, const OptionalTensor& u, const Tensor& w, const OptionalTensor& bias) {
-  static const auto op = find_operator<decltype(matrix_linear)>("frameattn::matrix_linear");
+  static const auto op = find_operator<decltype(matrix_linear)>("matrix_linear");
   return op.call(x, u, w, bias);
 }
 
 std::tuple<Tensor, Tensor> matrix_linear_forward(const Tensor& x, const OptionalTensor& u, const Tensor& w,
                                                  const OptionalTensor& bias, bool save) {
-  static const auto op = find_operator<decltype(matrix_linear_forward)>("frameattn::matrix_linear_forward");
+  static const auto op = find_operator<decltype(matrix_linear_forward)>("matrix_linear_forward");
   return op.call(x, u, w, bias, save);
 }
 
@@ -102,7 +103,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> matrix_linear_backward(const Tensor& 
                                                                   const OptionalTensor& bias,
                                                                   const OptionalTensor& product,
                                                                   std::array<bool, 4> wanted) {
-  static const auto op = find_operator<decltype(matrix_linear_backward)>("frameattn::matrix_linear_backward");
+  static const auto op = find_operator<decltype(matrix_linear_backward)>("matrix_linear_backward");
   return op.call(grad_output, x, u, w, bias, product, wanted);
 }
 
@@ -135,7 +136,7 @@ Tensor matrix_linear_autocast(const Tensor& x, const OptionalTensor& u, const Te
 
 }  // namespace
 
-TORCH_LIBRARY_FRAGMENT(frameattn, m) {
+FRAMEATTN_LIBRARY_FRAGMENT(m) {
   m.def("matrix_linear(Tensor x, Tensor? u, Tensor w, Tensor? bias=None) -> Tensor", {at::Tag::pt2_compliant_tag});
   m.def("matrix_linear_forward(Tensor x, Tensor? u, Tensor w, Tensor? bias, bool save) -> (Tensor, Tensor)",
         {at::Tag::pt2_compliant_tag});
@@ -145,17 +146,17 @@ TORCH_LIBRARY_FRAGMENT(frameattn, m) {
       {at::Tag::pt2_compliant_tag});
 }
 
-TORCH_LIBRARY_IMPL(frameattn, Meta, m) {
+FRAMEATTN_LIBRARY_IMPL(Meta, m) {
   m.impl("matrix_linear_forward", &matrix_linear_forward_meta);
   m.impl("matrix_linear_backward", &matrix_linear_backward_meta);
 }
 
-TORCH_LIBRARY_IMPL(frameattn, AutocastCPU, m) {
+FRAMEATTN_LIBRARY_IMPL(AutocastCPU, m) {
   m.impl("matrix_linear", &matrix_linear_autocast<at::kCPU>);
   m.impl("matrix_linear_backward", &WithoutAutocast<at::kCPU, &matrix_linear_backward>::call);
 }
 
-TORCH_LIBRARY_IMPL(frameattn, AutocastCUDA, m) {
+FRAMEATTN_LIBRARY_IMPL(AutocastCUDA, m) {
   m.impl("matrix_linear", &matrix_linear_autocast<at::kCUDA>);
   m.impl("matrix_linear_backward", &WithoutAutocast<at::kCUDA, &matrix_linear_backward>::call);
 }

@@ -10,6 +10,7 @@
 #include "csrc/matrix_attention/matrix_linear.h"
 #include "csrc/shared/double_backward.h"
 #include "csrc/shared/if_defined.h"
+#include "csrc/shared/register_operators.h"
 #include "frameattn/matrix_attention.h"
 
 namespace frameattn {
@@ -84,9 +85,9 @@ Tensor matrix_linear_composite(const Tensor& x, const OptionalTensor& u, const T
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(frameattn, CompositeImplicitAutograd, m) { m.impl("matrix_linear", &matrix_linear_composite); }
+FRAMEATTN_LIBRARY_IMPL(CompositeImplicitAutograd, m) { m.impl("matrix_linear", &matrix_linear_composite); }
 
-TORCH_LIBRARY_IMPL(frameattn, Autograd, m) {
+FRAMEATTN_LIBRARY_IMPL(Autograd, m) {
   m.impl("matrix_linear_forward", torch::autograd::autogradNotImplementedFallback());
   m.impl("matrix_linear_backward", &RefuseDoubleBackward<&matrix_linear_backward>::call);
 }

@@ -7,6 +7,7 @@
 #include "csrc/shared/autocast.h"
 #include "csrc/shared/checks.h"
 #include "csrc/shared/find_operator.h"
+#include "csrc/shared/register_operators.h"
 
 namespace frameattn {
 
@@ -113,38 +114,36 @@ void check_gated_add_backward_inputs(const Tensor& grad_out, const Tensor& gate,
 
 Tensor modulated_layer_norm(const Tensor& x, const Tensor& shift, const Tensor& scale, double eps,
                             std::optional<at::ScalarType> dtype) {
-  static const auto op = find_operator<decltype(modulated_layer_norm)>("frameattn::modulated_layer_norm");
+  static const auto op = find_operator<decltype(modulated_layer_norm)>("modulated_layer_norm");
   return op.call(x, shift, scale, eps, dtype);
 }
 
 std::tuple<Tensor, Tensor, Tensor> modulated_layer_norm_forward(const Tensor& x, const Tensor& shift,
                                                                 const Tensor& scale, double eps,
                                                                 std::optional<at::ScalarType> dtype) {
-  static const auto op =
-      find_operator<decltype(modulated_layer_norm_forward)>("frameattn::modulated_layer_norm_forward");
+  static const auto op = find_operator<decltype(modulated_layer_norm_forward)>("modulated_layer_norm_forward");
   return op.call(x, shift, scale, eps, dtype);
 }
 
 std::tuple<Tensor, Tensor, Tensor> modulated_layer_norm_backward(const Tensor& grad_out, const Tensor& x,
                                                                  const Tensor& scale, const Tensor& mean,
                                                                  const Tensor& rstd) {
-  static const auto op =
-      find_operator<decltype(modulated_layer_norm_backward)>("frameattn::modulated_layer_norm_backward");
+  static const auto op = find_operator<decltype(modulated_layer_norm_backward)>("modulated_layer_norm_backward");
   return op.call(grad_out, x, scale, mean, rstd);
 }
 
 Tensor gated_add(const Tensor& x, const Tensor& gate, const Tensor& y) {
-  static const auto op = find_operator<decltype(gated_add)>("frameattn::gated_add");
+  static const auto op = find_operator<decltype(gated_add)>("gated_add");
   return op.call(x, gate, y);
 }
 
 Tensor gated_add_forward(const Tensor& x, const Tensor& gate, const Tensor& y) {
-  static const auto op = find_operator<decltype(gated_add_forward)>("frameattn::gated_add_forward");
+  static const auto op = find_operator<decltype(gated_add_forward)>("gated_add_forward");
   return op.call(x, gate, y);
 }
 
 std::tuple<Tensor, Tensor> gated_add_backward(const Tensor& grad_out, const Tensor& gate, const Tensor& y) {
-  static const auto op = find_operator<decltype(gated_add_backward)>("frameattn::gated_add_backward");
+  static const auto op = find_operator<decltype(gated_add_backward)>("gated_add_backward");
   return op.call(grad_out, gate, y);
 }
 
@@ -190,7 +189,7 @@ Tensor modulated_layer_norm_autocast(const Tensor& x, const Tensor& shift, const
 
 }  // namespace
 
-TORCH_LIBRARY_FRAGMENT(frameattn, m) {
+FRAMEATTN_LIBRARY_FRAGMENT(m) {
   const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag};
   m.def("modulated_layer_norm(Tensor x, Tensor shift, Tensor scale, float eps=1e-06, ScalarType? dtype=None) -> Tensor",
         tags);
@@ -207,19 +206,15 @@ TORCH_LIBRARY_FRAGMENT(frameattn, m) {
   m.def("gated_add_backward(Tensor grad_out, Tensor gate, Tensor y) -> (Tensor, Tensor)", tags);
 }
 
-TORCH_LIBRARY_IMPL(frameattn, Meta, m) {
+FRAMEATTN_LIBRARY_IMPL(Meta, m) {
   m.impl("modulated_layer_norm_forward", &modulated_layer_norm_forward_meta);
   m.impl("modulated_layer_norm_backward", &modulated_layer_norm_backward_meta);
   m.impl("gated_add_forward", &gated_add_forward_meta);
   m.impl("gated_add_backward", &gated_add_backward_meta);
 }
 
-TORCH_LIBRARY_IMPL(frameattn, AutocastCPU, m) {
-  m.impl("modulated_layer_norm", &modulated_layer_norm_autocast<at::kCPU>);
-}
+FRAMEATTN_LIBRARY_IMPL(AutocastCPU, m) { m.impl("modulated_layer_norm", &modulated_layer_norm_autocast<at::kCPU>); }
 
-TORCH_LIBRARY_IMPL(frameattn, AutocastCUDA, m) {
-  m.impl("modulated_layer_norm", &modulated_layer_norm_autocast<at::kCUDA>);
-}
+FRAMEATTN_LIBRARY_IMPL(AutocastCUDA, m) { m.impl("modulated_layer_norm", &modulated_layer_norm_autocast<at::kCUDA>); }
 
 }  // namespace frameattn

@@ -6,6 +6,7 @@
 
 #include "csrc/modulation/modulation.h"
 #include "csrc/shared/double_backward.h"
+#include "csrc/shared/register_operators.h"
 
 namespace frameattn {
 namespace {
@@ -71,12 +72,12 @@ Tensor gated_add_composite(const Tensor& x, const Tensor& gate, const Tensor& y)
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(frameattn, CompositeImplicitAutograd, m) {
+FRAMEATTN_LIBRARY_IMPL(CompositeImplicitAutograd, m) {
   m.impl("modulated_layer_norm", &modulated_layer_norm_composite);
   m.impl("gated_add", &gated_add_composite);
 }
 
-TORCH_LIBRARY_IMPL(frameattn, Autograd, m) {
+FRAMEATTN_LIBRARY_IMPL(Autograd, m) {
   m.impl("modulated_layer_norm_forward", torch::autograd::autogradNotImplementedFallback());
   m.impl("modulated_layer_norm_backward", &RefuseDoubleBackward<&modulated_layer_norm_backward>::call);
   m.impl("gated_add_forward", torch::autograd::autogradNotImplementedFallback());

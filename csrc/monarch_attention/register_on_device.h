@@ -1,4 +1,4 @@
-// The operators' kernels for a device, by its steps: TORCH_LIBRARY_IMPL(frameattn, CPU, m)
+// The operators' kernels for a device, by its steps: FRAMEATTN_LIBRARY_IMPL(CPU, m)
 // { register_on_device<&cpu_implementation>(m); }
 #pragma once
 

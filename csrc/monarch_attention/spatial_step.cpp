@@ -10,6 +10,7 @@
 #include "csrc/shared/autocast.h"
 #include "csrc/shared/checks.h"
 #include "csrc/shared/find_operator.h"
+#include "csrc/shared/register_operators.h"
 
 namespace frameattn {
 
@@ -41,7 +42,7 @@ void check_spatial_step_inputs(const Tensor& query, const Tensor& key, const Opt
 std::tuple<Tensor, Tensor, Tensor> spatial_step(const Tensor& query, const Tensor& key, const OptionalTensor& value,
                                                 c10::SymInt frames, double scale, bool weigh_keys,
                                                 const OptionalTensor& key_mask) {
-  static const auto op = find_operator<decltype(spatial_step)>("frameattn::spatial_step");
+  static const auto op = find_operator<decltype(spatial_step)>("spatial_step");
   return op.call(query, key, value, std::move(frames), scale, weigh_keys, key_mask);
 }
 
@@ -49,7 +50,7 @@ std::tuple<Tensor, Tensor, Tensor> spatial_step_backward(
     const OptionalTensor& grad_weighted_key, const OptionalTensor& grad_weighted_value, const OptionalTensor& grad_lse,
     const Tensor& query, const Tensor& key, const OptionalTensor& value, const OptionalTensor& key_mask,
     const Tensor& weighted_key, const Tensor& weighted_value, const Tensor& lse, c10::SymInt frames, double scale) {
-  static const auto op = find_operator<decltype(spatial_step_backward)>("frameattn::spatial_step_backward");
+  static const auto op = find_operator<decltype(spatial_step_backward)>("spatial_step_backward");
   return op.call(grad_weighted_key, grad_weighted_value, grad_lse, query, key, value, key_mask, weighted_key,
                  weighted_value, lse, std::move(frames), scale);
 }
@@ -86,7 +87,7 @@ std::tuple<Tensor, Tensor, Tensor> spatial_step_autocast(const Tensor& query, co
 
 }  // namespace
 
-TORCH_LIBRARY_FRAGMENT(frameattn, m) {
+FRAMEATTN_LIBRARY_FRAGMENT(m) {
   m.def(
       "spatial_step(Tensor query, Tensor key, Tensor? value, SymInt frames, float scale, bool weigh_keys,"
       " Tensor? key_mask=None) -> (Tensor, Tensor, Tensor)",
@@ -98,17 +99,17 @@ TORCH_LIBRARY_FRAGMENT(frameattn, m) {
       {at::Tag::pt2_compliant_tag});
 }
 
-TORCH_LIBRARY_IMPL(frameattn, Meta, m) {
+FRAMEATTN_LIBRARY_IMPL(Meta, m) {
   m.impl("spatial_step", &spatial_step_meta);
   m.impl("spatial_step_backward", &spatial_step_backward_meta);
 }
 
-TORCH_LIBRARY_IMPL(frameattn, AutocastCPU, m) {
+FRAMEATTN_LIBRARY_IMPL(AutocastCPU, m) {
   m.impl("spatial_step", &spatial_step_autocast<at::kCPU>);
   m.impl("spatial_step_backward", &WithoutAutocast<at::kCPU, &spatial_step_backward>::call);
 }
 
-TORCH_LIBRARY_IMPL(frameattn, AutocastCUDA, m) {
+FRAMEATTN_LIBRARY_IMPL(AutocastCUDA, m) {
   m.impl("spatial_step", &spatial_step_autocast<at::kCUDA>);
   m.impl("spatial_step_backward", &WithoutAutocast<at::kCUDA, &spatial_step_backward>::call);
 }

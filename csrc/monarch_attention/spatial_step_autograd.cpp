@@ -5,6 +5,7 @@
 #include "csrc/monarch_attention/spatial_step.h"
 #include "csrc/shared/double_backward.h"
 #include "csrc/shared/if_defined.h"
+#include "csrc/shared/register_operators.h"
 
 namespace frameattn {
 namespace {
@@ -57,7 +58,7 @@ std::tuple<Tensor, Tensor, Tensor> spatial_step_autograd(const Tensor& query, co
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(frameattn, Autograd, m) {
+FRAMEATTN_LIBRARY_IMPL(Autograd, m) {
   m.impl("spatial_step", &spatial_step_autograd);
   m.impl("spatial_step_backward", &RefuseDoubleBackward<&spatial_step_backward>::call);
 }

@@ -11,6 +11,7 @@
 #include "csrc/shared/autocast.h"
 #include "csrc/shared/checks.h"
 #include "csrc/shared/find_operator.h"
+#include "csrc/shared/register_operators.h"
 
 namespace frameattn {
 
@@ -45,20 +46,20 @@ void check_temporal_step_inputs(const char* op, const Tensor& query, const Tenso
 
 std::tuple<Tensor, Tensor> temporal_update(const Tensor& query, const Tensor& weighted_key, const Tensor& entropy,
                                            c10::SymInt frames, double mass_floor) {
-  static const auto op = find_operator<decltype(temporal_update)>("frameattn::temporal_update");
+  static const auto op = find_operator<decltype(temporal_update)>("temporal_update");
   return op.call(query, weighted_key, entropy, std::move(frames), mass_floor);
 }
 
 std::tuple<Tensor, Tensor, Tensor> temporal_update_backward(const Tensor& grad_surrogate, const Tensor& query,
                                                             const Tensor& weighted_key, const Tensor& entropy,
                                                             const Tensor& mass, c10::SymInt frames, double mass_floor) {
-  static const auto op = find_operator<decltype(temporal_update_backward)>("frameattn::temporal_update_backward");
+  static const auto op = find_operator<decltype(temporal_update_backward)>("temporal_update_backward");
   return op.call(grad_surrogate, query, weighted_key, entropy, mass, std::move(frames), mass_floor);
 }
 
 std::tuple<Tensor, Tensor> temporal_output(const Tensor& query, const Tensor& weighted_key, const Tensor& entropy,
                                            const Tensor& value, c10::SymInt frames) {
-  static const auto op = find_operator<decltype(temporal_output)>("frameattn::temporal_output");
+  static const auto op = find_operator<decltype(temporal_output)>("temporal_output");
   return op.call(query, weighted_key, entropy, value, std::move(frames));
 }
 
@@ -66,7 +67,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> temporal_output_backward(const Option
                                                                     const OptionalTensor& grad_lse, const Tensor& query,
                                                                     const Tensor& weighted_key, const Tensor& entropy,
                                                                     const Tensor& value, c10::SymInt frames) {
-  static const auto op = find_operator<decltype(temporal_output_backward)>("frameattn::temporal_output_backward");
+  static const auto op = find_operator<decltype(temporal_output_backward)>("temporal_output_backward");
   return op.call(grad_out, grad_lse, query, weighted_key, entropy, value, std::move(frames));
 }
 
@@ -119,7 +120,7 @@ std::tuple<Tensor, Tensor> temporal_output_autocast(const Tensor& query, const T
 
 }  // namespace
 
-TORCH_LIBRARY_FRAGMENT(frameattn, m) {
+FRAMEATTN_LIBRARY_FRAGMENT(m) {
   const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag};
   m.def(
       "temporal_update(Tensor query, Tensor weighted_key, Tensor entropy, SymInt frames, float mass_floor)"
@@ -139,21 +140,21 @@ TORCH_LIBRARY_FRAGMENT(frameattn, m) {
       tags);
 }
 
-TORCH_LIBRARY_IMPL(frameattn, Meta, m) {
+FRAMEATTN_LIBRARY_IMPL(Meta, m) {
   m.impl("temporal_update", &temporal_update_meta);
   m.impl("temporal_update_backward", &temporal_update_backward_meta);
   m.impl("temporal_output", &temporal_output_meta);
   m.impl("temporal_output_backward", &temporal_output_backward_meta);
 }
 
-TORCH_LIBRARY_IMPL(frameattn, AutocastCPU, m) {
+FRAMEATTN_LIBRARY_IMPL(AutocastCPU, m) {
   m.impl("temporal_update", &temporal_update_autocast<at::kCPU>);
   m.impl("temporal_update_backward", &WithoutAutocast<at::kCPU, &temporal_update_backward>::call);
   m.impl("temporal_output", &temporal_output_autocast<at::kCPU>);
   m.impl("temporal_output_backward", &WithoutAutocast<at::kCPU, &temporal_output_backward>::call);
 }
 
-TORCH_LIBRARY_IMPL(frameattn, AutocastCUDA, m) {
+FRAMEATTN_LIBRARY_IMPL(AutocastCUDA, m) {
   m.impl("temporal_update", &temporal_update_autocast<at::kCUDA>);
   m.impl("temporal_update_backward", &WithoutAutocast<at::kCUDA, &temporal_update_backward>::call);
   m.impl("temporal_output", &temporal_output_autocast<at::kCUDA>);

@@ -5,6 +5,7 @@
 #include "csrc/monarch_attention/temporal_step.h"
 #include "csrc/shared/double_backward.h"
 #include "csrc/shared/if_defined.h"
+#include "csrc/shared/register_operators.h"
 
 namespace frameattn {
 namespace {
@@ -84,7 +85,7 @@ std::tuple<Tensor, Tensor> temporal_output_autograd(const Tensor& query, const T
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(frameattn, Autograd, m) {
+FRAMEATTN_LIBRARY_IMPL(Autograd, m) {
   m.impl("temporal_update", &temporal_update_autograd);
   m.impl("temporal_update_backward", &RefuseDoubleBackward<&temporal_update_backward>::call);
   m.impl("temporal_output", &temporal_output_autograd);

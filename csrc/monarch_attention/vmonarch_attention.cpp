@@ -12,6 +12,7 @@
 #include "csrc/shared/autocast.h"
 #include "csrc/shared/checks.h"
 #include "csrc/shared/find_operator.h"
+#include "csrc/shared/register_operators.h"
 #include "frameattn/monarch_attention.h"
 
 namespace frameattn {
@@ -85,8 +86,8 @@ VMonarchSaved VMonarchSaved::from_list(at::TensorList list, int64_t iterations) 
 
 VMonarchForward vmonarch_attention_forward(const VMonarchInputs& inputs, c10::SymInt frames,
                                            const VMonarchOptions& options, bool save) {
-  static const auto op = find_operator<decltype(VMonarchForwardSchema<&vmonarch_attention_forward>::call)>(
-      "frameattn::vmonarch_attention_forward");
+  static const auto op =
+      find_operator<decltype(VMonarchForwardSchema<&vmonarch_attention_forward>::call)>("vmonarch_attention_forward");
   return op.call(inputs.query, inputs.key, inputs.value, std::move(frames), options.iterations,
                  options.dense_first_frame, options.mass_floor, options.scale.value(), inputs.extra_key,
                  inputs.extra_value, inputs.extra_mask, save);
@@ -95,7 +96,7 @@ VMonarchForward vmonarch_attention_forward(const VMonarchInputs& inputs, c10::Sy
 VMonarchGradients vmonarch_attention_backward(const VMonarchOutputs& outputs, const VMonarchInputs& inputs,
                                               c10::SymInt frames, const VMonarchOptions& options) {
   static const auto op = find_operator<decltype(VMonarchBackwardSchema<&vmonarch_attention_backward>::call)>(
-      "frameattn::vmonarch_attention_backward");
+      "vmonarch_attention_backward");
   return op.call(outputs.grad_out, outputs.grad_lse, inputs.query, inputs.key, inputs.value, outputs.out, outputs.lse,
                  outputs.saved, std::move(frames), options.iterations, options.dense_first_frame, options.mass_floor,
                  options.scale.value(), options.entropy_gradient, inputs.extra_key, inputs.extra_value,
@@ -119,7 +120,7 @@ struct Schema {
 };
 
 Result call_operator(const VMonarchInputs& inputs, const c10::SymInt& frames, const VMonarchOptions& options) {
-  static const auto op = find_operator<decltype(Schema<&call_operator>::call)>("frameattn::vmonarch_attention");
+  static const auto op = find_operator<decltype(Schema<&call_operator>::call)>("vmonarch_attention");
   return op.call(inputs.query, inputs.key, inputs.value, frames, options.iterations, options.dense_first_frame,
                  options.mass_floor, options.scale, options.entropy_gradient, inputs.extra_key, inputs.extra_value,
                  inputs.extra_mask, options.return_lse, options.workspace_bytes);
@@ -160,7 +161,7 @@ Result vmonarch_attention(const Tensor& query, const Tensor& key, const Tensor& 
   return call_operator({query, key, value, extra_key, extra_value, extra_mask}, frames, options);
 }
 
-TORCH_LIBRARY_FRAGMENT(frameattn, m) {
+FRAMEATTN_LIBRARY_FRAGMENT(m) {
   const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag};
   m.def(
       "vmonarch_attention(Tensor query, Tensor key, Tensor value, SymInt frames, int iterations=2,"
@@ -182,21 +183,21 @@ TORCH_LIBRARY_FRAGMENT(frameattn, m) {
       tags);
 }
 
-TORCH_LIBRARY_IMPL(frameattn, Meta, m) {
+FRAMEATTN_LIBRARY_IMPL(Meta, m) {
   m.impl("vmonarch_attention_forward", &VMonarchForwardSchema<&forward_meta>::call);
   m.impl("vmonarch_attention_backward", &VMonarchBackwardSchema<&backward_meta>::call);
 }
 
-TORCH_LIBRARY_IMPL(frameattn, CompositeImplicitAutograd, m) {
+FRAMEATTN_LIBRARY_IMPL(CompositeImplicitAutograd, m) {
   m.impl("vmonarch_attention", &Schema<&vmonarch_attention_composite>::call);
 }
 
-TORCH_LIBRARY_IMPL(frameattn, AutocastCPU, m) {
+FRAMEATTN_LIBRARY_IMPL(AutocastCPU, m) {
   m.impl("vmonarch_attention", &Schema<&autocast<at::kCPU>>::call);
   m.impl("vmonarch_attention_backward", &WithoutAutocast<at::kCPU, &VMonarchBackwardCall::call>::call);
 }
 
-TORCH_LIBRARY_IMPL(frameattn, AutocastCUDA, m) {
+FRAMEATTN_LIBRARY_IMPL(AutocastCUDA, m) {
   m.impl("vmonarch_attention", &Schema<&autocast<at::kCUDA>>::call);
   m.impl("vmonarch_attention_backward", &WithoutAutocast<at::kCUDA, &VMonarchBackwardCall::call>::call);
 }

@@ -8,6 +8,7 @@
 #include "csrc/monarch_attention/vmonarch_attention.h"
 #include "csrc/shared/double_backward.h"
 #include "csrc/shared/if_defined.h"
+#include "csrc/shared/register_operators.h"
 
 namespace frameattn {
 namespace {
@@ -93,7 +94,7 @@ std::tuple<Tensor, Tensor> vmonarch_attention_composite(const VMonarchInputs& in
   return {out, options.return_lse ? lse : lse.new_empty({0})};
 }
 
-TORCH_LIBRARY_IMPL(frameattn, Autograd, m) {
+FRAMEATTN_LIBRARY_IMPL(Autograd, m) {
   m.impl("vmonarch_attention_forward", torch::autograd::autogradNotImplementedFallback());
   m.impl("vmonarch_attention_backward", &RefuseDoubleBackward<&VMonarchBackwardCall::call>::call);
 }

@@ -1,5 +1,7 @@
 """Loads the compiled operators once. A missing or mismatched build explains itself instead of failing in the linker."""
 
+import sysconfig
+
 import torch
 
 _REBUILD = "pip install --no-build-isolation --force-reinstall --no-deps ."
@@ -12,7 +14,7 @@ def _of_torch(version: str, cuda: str | None) -> str:
 
 
 try:
-    from frameattn._build import CUDA_VERSION, TORCH_VERSION
+    from frameattn._build import CUDA_VERSION, PYTHON_ABI, TORCH_VERSION
 except ImportError:
     raise ImportError(
         f"frameattn is not built: from its source folder run `{_REBUILD}` (or `pip install --no-build-isolation -e .`)."
@@ -32,9 +34,17 @@ if _needed != _found:
 try:
     from frameattn import _C
 except ImportError as error:
+    _why = str(error)
+    if (_of_this_python := sysconfig.get_config_var("SOABI")) != PYTHON_ABI:
+        _why = f"it was built for {PYTHON_ABI}, and this Python is {_of_this_python}"
     raise ImportError(
-        f"frameattn's compiled library does not load ({error}): from its source folder run `{_REBUILD}`."
+        f"frameattn's compiled library does not load ({_why}): from its source folder run `{_REBUILD}`."
     ) from error
+
+
+def operator_namespace() -> str:
+    """Where in ``torch.ops`` the operators are: "frameattn", unless the build was given another name."""
+    return _C.OPERATOR_NAMESPACE
 
 
 def build_info() -> dict[str, str]:

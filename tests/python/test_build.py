@@ -16,7 +16,14 @@ from setuptools.command.build_ext import build_ext
 from torch.utils import cpp_extension
 
 ROOT = Path(__file__).parents[2]
-VARIABLES = ("FRAMEATTN_CUDA", "FRAMEATTN_DEBUG", "CUDA_HOME", "CUDA_PATH", "TORCH_CUDA_ARCH_LIST")
+VARIABLES = (
+    "FRAMEATTN_CUDA",
+    "FRAMEATTN_DEBUG",
+    "FRAMEATTN_NAMESPACE",
+    "CUDA_HOME",
+    "CUDA_PATH",
+    "TORCH_CUDA_ARCH_LIST",
+)
 
 
 @pytest.fixture
@@ -152,21 +159,30 @@ def test_frameattn_debug_leaves_optimisation_out(setup, debug, expected):
     assert {flag for flag in flags if flag.startswith(("-O", "-g"))} == expected
 
 
-@pytest.mark.parametrize("architectures, compiled", [("8.0;9.0a", True), ("8.0", False)])
-def test_sources_of_sm_90a_are_compiled_for_it_alone(cuda_setup, architectures, compiled, monkeypatch):
-    values = cuda_setup(architectures)
-    calls = []
+@pytest.fixture
+def build_extension(monkeypatch) -> Callable[[dict], tuple]:
+    """build(values of setup.py): the extension, what is compiled apart from it, and the objects that are linked."""
+    calls, linked = [], []
 
     class Compiler:
         def compile(self, sources, **options):
             calls.append((sources, options))
             return [f"{options['output_dir']}/{source}.o" for source in sources]
 
-    linked = []
+    def run(values: dict) -> tuple:
+        build, extension = values["Build"](Distribution()), values["extension"]()
+        build.build_temp, build.compiler = "temp", Compiler()
+        build.build_extension(extension)
+        return extension, calls, linked
+
     monkeypatch.setattr(build_ext, "build_extension", lambda build, extension: linked.extend(extension.extra_objects))
-    build, extension = values["Build"](Distribution()), values["extension"]()
-    build.build_temp, build.compiler = "temp", Compiler()
-    build.build_extension(extension)
+    return run
+
+
+@pytest.mark.parametrize("architectures, compiled", [("8.0;9.0a", True), ("8.0", False)])
+def test_sources_of_sm_90a_are_compiled_for_it_alone(cuda_setup, architectures, compiled, build_extension):
+    values = cuda_setup(architectures)
+    extension, calls, linked = build_extension(values)
     if not compiled:
         assert calls == linked == []
         return
@@ -179,6 +195,31 @@ def test_sources_of_sm_90a_are_compiled_for_it_alone(cuda_setup, architectures, 
     # What torch adds to either.
     assert cpp_extension._get_cuda_arch_flags(flags) == []
     assert len(cpp_extension._get_cuda_arch_flags(for_all)) == 2
+
+
+def test_another_namespace_is_one_source_and_leaves_the_others_as_they_are(setup, build_extension):
+    usual = setup(None)["extension"]()
+    extension, ((sources, options),), linked = build_extension(setup(None, FRAMEATTN_NAMESPACE="other_1"))
+    assert sources == ["csrc/shared/operator_namespace.cpp"]
+    assert set(options["macros"]) - set(extension.define_macros) == {("FRAMEATTN_NAMESPACE", '"other_1"')}
+    assert linked == ["temp/namespace/csrc/shared/operator_namespace.cpp.o"]
+    assert set(usual.sources) - set(extension.sources) == set(sources)
+    # Or ninja would compile them again.
+    assert extension.define_macros == usual.define_macros
+    assert extension.extra_compile_args == usual.extra_compile_args
+
+
+@pytest.mark.parametrize("namespace", ["1st", "a-b", "a::b", "é", "a\n"])
+def test_a_namespace_is_a_name(setup, namespace):
+    with pytest.raises(SystemExit, match="FRAMEATTN_NAMESPACE must be a name of"):
+        setup(None, FRAMEATTN_NAMESPACE=namespace)
+
+
+def test_operators_are_registered_in_that_namespace():
+    """torch's own macros and a name of the dispatcher would have the usual one."""
+    paths = [path for pattern in ("*.cpp", "*.h") for path in ROOT.glob(f"csrc/**/{pattern}")]
+    found = [path.name for path in paths if re.search(r'^TORCH_LIBRARY|"frameattn::', path.read_text(), re.MULTILINE)]
+    assert found == []
 
 
 @pytest.mark.parametrize("cuda, variant", [(None, "cpu"), ("13.0", "cu130")])

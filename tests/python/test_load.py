@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import shutil
 import subprocess
 import sys
 
@@ -77,6 +78,13 @@ def test_library_missing(monkeypatch):
     assert REBUILD in message
 
 
+def test_library_of_another_python(monkeypatch):
+    monkeypatch.delattr(frameattn, "_C")
+    monkeypatch.setitem(sys.modules, "frameattn._C", None)
+    monkeypatch.setattr(_build, "PYTHON_ABI", "cpython-39-x86_64-linux-gnu")
+    assert "it was built for cpython-39-x86_64-linux-gnu, and this Python is cpython-3" in load_again()
+
+
 def test_import_under_another_torch_ends_with_that_sentence():
     code = "import torch; torch.__version__ = '2.99.0'; import frameattn"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -89,6 +97,15 @@ def test_torch_and_the_library_share_one_openmp():
     code = "import frameattn; print({line.split()[-1] for line in open('/proc/self/maps') if 'omp' in line})"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert len([path for path in eval(result.stdout) if re.search(r"lib[gi]?omp", path)]) == 1, result.stdout
+
+
+@pytest.mark.skipif(shutil.which("nm") is None, reason="needs nm, of binutils")
+def test_libraries_of_several_versions_share_nothing():
+    """The linker has one object of a unique symbol for all libraries of a process (docs/hub_kernel.md)."""
+    command = ["nm", "--demangle", "--dynamic", "--defined-only", frameattn.library_path()]
+    symbols = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert any(" T PyInit__C" in symbol for symbol in symbols)
+    assert [symbol for symbol in symbols if re.search(r"^\w+ u .*\bframeattn::", symbol)] == []
 
 
 def test_build_info_and_library_path():

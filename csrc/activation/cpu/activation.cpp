@@ -8,6 +8,7 @@
 
 #include "csrc/activation/activation.h"
 #include "csrc/shared/cpu/row_kernels.h"
+#include "csrc/shared/register_operators.h"
 
 namespace frameattn {
 namespace {
@@ -61,7 +62,7 @@ Tensor gelu_tanh_backward_cpu(const Tensor& grad_out, const Tensor& x) {
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(frameattn, CPU, m) {
+FRAMEATTN_LIBRARY_IMPL(CPU, m) {
   m.impl("gelu_tanh_forward", &gelu_tanh_forward_cpu);
   m.impl("gelu_tanh_backward", &gelu_tanh_backward_cpu);
 }

@@ -4,6 +4,7 @@
 #include <torch/library.h>
 
 #include "csrc/activation/activation.h"
+#include "csrc/shared/register_operators.h"
 
 namespace frameattn {
 namespace {
@@ -24,7 +25,7 @@ Tensor gelu_tanh_backward_cuda(const Tensor& grad_out, const Tensor& x) {
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(frameattn, CUDA, m) {
+FRAMEATTN_LIBRARY_IMPL(CUDA, m) {
   m.impl("gelu_tanh_forward", &gelu_tanh_forward_cuda);
   m.impl("gelu_tanh_backward", &gelu_tanh_backward_cuda);
 }

@@ -40,11 +40,12 @@ struct FrameProblem {
   int64_t frames() const { return query.size(kFrameDim); }
 };
 
-inline constexpr at::Tensor FrameProblem::* kFrameInputRows[] = {&FrameProblem::query, &FrameProblem::key,
-                                                                 &FrameProblem::value, &FrameProblem::grad_out};
-inline constexpr at::Tensor FrameProblem::* kFrameOutputRows[] = {&FrameProblem::out, &FrameProblem::grad_query,
-                                                                  &FrameProblem::grad_key, &FrameProblem::grad_value};
-inline constexpr at::Tensor FrameProblem::* kFrameScalars[] = {
+// Not inline, which would make them one for all libraries of a process, of other versions, too.
+constexpr at::Tensor FrameProblem::* kFrameInputRows[] = {&FrameProblem::query, &FrameProblem::key,
+                                                          &FrameProblem::value, &FrameProblem::grad_out};
+constexpr at::Tensor FrameProblem::* kFrameOutputRows[] = {&FrameProblem::out, &FrameProblem::grad_query,
+                                                           &FrameProblem::grad_key, &FrameProblem::grad_value};
+constexpr at::Tensor FrameProblem::* kFrameScalars[] = {
     &FrameProblem::entropy,      &FrameProblem::lse,     &FrameProblem::mass,      &FrameProblem::grad_lse,
     &FrameProblem::grad_entropy, &FrameProblem::row_lse, &FrameProblem::row_offset};
 

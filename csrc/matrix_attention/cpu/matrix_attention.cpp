@@ -29,6 +29,7 @@
 #include "csrc/matrix_attention/cpu/weights.h"
 #include "csrc/shared/cpu/row_kernels.h"
 #include "csrc/shared/cpu/tasks.h"
+#include "csrc/shared/register_operators.h"
 #include "csrc/shared/unit_stride.h"
 
 namespace frameattn {
@@ -312,7 +313,7 @@ std::tuple<Tensor, Tensor, Tensor> matrix_attention_backward_cpu(const Tensor& g
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(frameattn, CPU, m) {
+FRAMEATTN_LIBRARY_IMPL(CPU, m) {
   m.impl("matrix_attention", &matrix_attention_cpu);
   m.impl("matrix_attention_backward", &matrix_attention_backward_cpu);
 }

@@ -4,6 +4,7 @@
 #include "csrc/device/cuda/current_context.h"
 #include "csrc/frame_attention/cuda/run_frame_problem.h"
 #include "csrc/matrix_attention/cuda/matrix_attention_problem.h"
+#include "csrc/shared/register_operators.h"
 
 namespace frameattn {
 namespace {
@@ -16,7 +17,7 @@ LaunchContext context_of_frames(const at::Tensor& on) {
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(frameattn, CUDA, m) {
+FRAMEATTN_LIBRARY_IMPL(CUDA, m) {
   m.impl("matrix_attention", &ByFrames<&matrix_attention_by, &run_frames<&context_of_frames>>::call);
   m.impl("matrix_attention_backward", &ByFrames<&matrix_attention_backward_by, &run_frames<&context_of_frames>>::call);
 }

@@ -5,6 +5,7 @@
 
 #include "csrc/gemm/cuda/gemm.h"
 #include "csrc/matrix_attention/matrix_linear_products.h"
+#include "csrc/shared/register_operators.h"
 
 namespace frameattn {
 namespace {
@@ -42,7 +43,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> matrix_linear_backward_cuda(const Ten
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(frameattn, CUDA, m) {
+FRAMEATTN_LIBRARY_IMPL(CUDA, m) {
   m.impl("matrix_linear_forward", &matrix_linear_forward_cuda);
   m.impl("matrix_linear_backward", &matrix_linear_backward_cuda);
 }

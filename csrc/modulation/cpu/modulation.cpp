@@ -9,6 +9,7 @@
 #include "csrc/modulation/modulation.h"
 #include "csrc/shared/cpu/row_kernels.h"
 #include "csrc/shared/cpu/tasks.h"
+#include "csrc/shared/register_operators.h"
 #include "csrc/shared/unit_stride.h"
 
 namespace frameattn {
@@ -227,7 +228,7 @@ std::tuple<Tensor, Tensor> gated_backward(const Tensor& grad_out, const Tensor& 
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(frameattn, CPU, m) {
+FRAMEATTN_LIBRARY_IMPL(CPU, m) {
   m.impl("modulated_layer_norm_forward", &norm_forward);
   m.impl("modulated_layer_norm_backward", &norm_backward);
   m.impl("gated_add_forward", &gated_forward);

@@ -4,6 +4,7 @@
 
 #include "csrc/device/cuda/current_context.h"
 #include "csrc/modulation/cuda/run_modulation.h"
+#include "csrc/shared/register_operators.h"
 
 namespace frameattn {
 namespace {
@@ -17,6 +18,6 @@ LaunchContext context_of_rows(const at::Tensor& on) {
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(frameattn, CUDA, m) { register_modulation<&context_of_rows>(m); }
+FRAMEATTN_LIBRARY_IMPL(CUDA, m) { register_modulation<&context_of_rows>(m); }
 
 }  // namespace frameattn

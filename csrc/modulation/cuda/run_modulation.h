@@ -36,7 +36,7 @@ struct OnContextOf<operation, context_of, Result (*)(const LaunchContext&, const
   }
 };
 
-// All four, in a TORCH_LIBRARY_IMPL.
+// All four, in a FRAMEATTN_LIBRARY_IMPL.
 template <auto context_of, typename Library>
 void register_modulation(Library& m) {
   m.impl("modulated_layer_norm_forward", &OnContextOf<&modulated_layer_norm_on, context_of>::call);

@@ -11,6 +11,7 @@
 #include "csrc/monarch_attention/register_on_device.h"
 #include "csrc/shared/cpu/row_kernels.h"
 #include "csrc/shared/cpu/tasks.h"
+#include "csrc/shared/register_operators.h"
 
 namespace frameattn {
 namespace {
@@ -327,6 +328,6 @@ const Implementation& cpu_implementation() {
 
 #undef DISPATCH
 
-TORCH_LIBRARY_IMPL(frameattn, CPU, m) { register_on_device<&cpu_implementation>(m); }
+FRAMEATTN_LIBRARY_IMPL(CPU, m) { register_on_device<&cpu_implementation>(m); }
 
 }  // namespace frameattn

@@ -3,6 +3,7 @@
 #include "csrc/monarch_attention/cuda/gpu_implementation.h"
 #include "csrc/monarch_attention/cuda/kernels/flash_attention.h"
 #include "csrc/monarch_attention/register_on_device.h"
+#include "csrc/shared/register_operators.h"
 
 namespace frameattn {
 namespace {
@@ -16,6 +17,6 @@ LaunchContext context_of_monarch(const at::Tensor& on) {
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(frameattn, CUDA, m) { register_on_device<&gpu_implementation<&context_of_monarch>>(m); }
+FRAMEATTN_LIBRARY_IMPL(CUDA, m) { register_on_device<&gpu_implementation<&context_of_monarch>>(m); }
 
 }  // namespace frameattn

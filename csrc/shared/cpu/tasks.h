@@ -28,8 +28,9 @@ void run_tasks(int64_t count, const Body& body) {
 
 // Uninitialised memory of the calling thread, valid while this object lives. It comes from blocks that the thread keeps
 // for its next Scratch: megabytes of fresh memory in every task would cost page faults. Only blocks of more than 32 MB
-// are given back. Objects nest as functions do.
-class Scratch {
+// are given back. Objects nest as functions do. Hidden, or the linker would have one `arena` for all libraries of a
+// process, of other versions, too.
+class [[gnu::visibility("hidden")]] Scratch {
  public:
   Scratch() : arena_(arena()), first_(arena_.used) {}
   ~Scratch() {

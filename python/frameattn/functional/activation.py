@@ -1,7 +1,8 @@
 """The activation of a transformer's MLP."""
 
-import torch
 from torch import Tensor
+
+from frameattn._operators import operators
 
 
 def gelu_tanh(x: Tensor) -> Tensor:
@@ -26,4 +27,4 @@ def gelu_tanh(x: Tensor) -> Tensor:
         >>> gelu_tanh(torch.tensor([-1.0, 0.0, 1.0]))
         tensor([-0.1588,  0.0000,  0.8412])
     """
-    return torch.ops.frameattn.gelu_tanh(x)
+    return operators.gelu_tanh(x)

@@ -1,7 +1,8 @@
 """Matrix Attention of FrameDiT (arXiv 2603.09721): a frame is a matrix, attention compares frames."""
 
-import torch
 from torch import Tensor
+
+from frameattn._operators import operators
 
 
 def matrix_linear(x: Tensor, u: Tensor | None, w: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -31,7 +32,7 @@ def matrix_linear(x: Tensor, u: Tensor | None, w: Tensor, bias: Tensor | None = 
         >>> matrix_linear(x, u, w).shape
         torch.Size([2, 16, 128, 384])
     """
-    return torch.ops.frameattn.matrix_linear(x, u, w, bias)
+    return operators.matrix_linear(x, u, w, bias)
 
 
 def matrix_attention(
@@ -70,4 +71,4 @@ def matrix_attention(
         >>> matrix_attention(q, q, v, row_heads=6, col_heads=64).shape
         torch.Size([1, 16, 512, 384])
     """
-    return torch.ops.frameattn.matrix_attention(query, key, value, row_heads, col_heads, scale)
+    return operators.matrix_attention(query, key, value, row_heads, col_heads, scale)

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from frameattn._operators import operators
+
 
 def modulated_layer_norm(
     x: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6, dtype: torch.dtype | None = None
@@ -34,7 +36,7 @@ def modulated_layer_norm(
         >>> modulated_layer_norm(torch.randn(2, 16, 64, 384), torch.zeros(2, 384), torch.zeros(2, 384)).shape
         torch.Size([2, 16, 64, 384])
     """
-    return torch.ops.frameattn.modulated_layer_norm(x, shift, scale, eps, dtype)
+    return operators.modulated_layer_norm(x, shift, scale, eps, dtype)
 
 
 def gated_add(x: Tensor, gate: Tensor, y: Tensor) -> Tensor:
@@ -61,4 +63,4 @@ def gated_add(x: Tensor, gate: Tensor, y: Tensor) -> Tensor:
         >>> gated_add(torch.ones(1, 2, 3, 4), torch.full((1, 4), 0.5), torch.ones(1, 2, 3, 4))[0, 0, 0]
         tensor([1.5000, 1.5000, 1.5000, 1.5000])
     """
-    return torch.ops.frameattn.gated_add(x, gate, y)
+    return operators.gated_add(x, gate, y)

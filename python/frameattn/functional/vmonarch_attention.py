@@ -2,8 +2,9 @@
 
 from typing import Literal, overload
 
-import torch
 from torch import Tensor
+
+from frameattn._operators import operators
 
 
 @overload
@@ -108,7 +109,7 @@ def vmonarch_attention(
         >>> vmonarch_attention(q, k, v, frames=8).shape
         torch.Size([1, 4, 480, 64])
     """
-    out, lse = torch.ops.frameattn.vmonarch_attention(
+    out, lse = operators.vmonarch_attention(
         query,
         key,
         value,

@@ -23,9 +23,8 @@ from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 from torch.nn import functional as F
 
+from frameattn._operators import operators
 from frameattn.parallel.exchange import Reshard, all_sums, send, share
-
-_ops = torch.ops.frameattn
 
 
 class Route(NamedTuple):
@@ -90,7 +89,7 @@ def frame_attention(
     for step in range(iterations):
         last = step == iterations - 1
         frames = max(shards.own, 1)  # of no tokens, if none
-        weighted_key, *values, lse = _ops.spatial_step(u, key, value if last else None, frames, scale, True)
+        weighted_key, *values, lse = operators.spatial_step(u, key, value if last else None, frames, scale, True)
         rows = [*([query] if step == 0 else []), weighted_key, *(values if last else [])]
         loads = dict(
             rows=Load(shards.to_positions, [_by_frame(x, shards.own) for x in rows], _by_frame(lse, shards.own))
@@ -110,7 +109,7 @@ def frame_attention(
         if not entropy_gradient:
             entropy = entropy.detach()
         if not last:
-            u_here, _ = _ops.temporal_update(query_here, key_here, entropy, shards.all, mass_floor)
+            u_here, _ = operators.temporal_update(query_here, key_here, entropy, shards.all, mass_floor)
             loads = dict(u=Load(shards.to_frames, [_by_frame(u_here, shards.all)]))
             if step == 0 and dense_first_frame:
                 loads["first"] = _first_rows(query_here, shards)
@@ -118,7 +117,7 @@ def frame_attention(
             u = moved["u"][0].flatten(2, 3)
             (first_query,) = moved.get("first", [first_query])
 
-    parts = [_ops.temporal_output(query_here, key_here, entropy, *value_here, shards.all)]
+    parts = [operators.temporal_output(query_here, key_here, entropy, *value_here, shards.all)]
     if extra_streams:
         parts.append(_dense(query_here, extra_streams[0], extra_streams[1], extra_mask, scale))
     out, lse = (_by_frame(x, shards.all) for x in _merge(parts))
@@ -252,7 +251,7 @@ def _by_frame(x: Tensor, frames: int) -> Tensor:
 
 def _dense(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
     """Attention of all rows to all keys, and its log-sum-exp."""
-    _, out, lse = _ops.spatial_step(query, key, value, 1, scale, False, mask)
+    _, out, lse = operators.spatial_step(query, key, value, 1, scale, False, mask)
     return out, lse
 
 

@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from frameattn._operators import operators
 from frameattn.parallel.agreement import agree
 from frameattn.parallel.dtensor import layout_of
 from frameattn.parallel.exchange import default_group, replicated, under_autocast
@@ -15,7 +16,7 @@ from frameattn.parallel.frames import Shards, frame_attention
 
 OP = "frameattn.parallel.vmonarch_attention"
 
-_operator = torch.ops.frameattn.vmonarch_attention
+_operator = operators.vmonarch_attention
 
 
 @overload
