@@ -152,7 +152,7 @@ def extension():
     }
     if TOOLKIT:
         macros.append(("FRAMEATTN_WITH_CUDA", "1"))
-        # Compressed, the machine code takes a seventh: the format that every driver reads, not that of --compress-mode.
+        # Compressed, the machine code takes a fifth: in the format that every driver reads, not --compress-mode's.
         flags["nvcc"] = ["-std=c++20", "-Xfatbin=-compress-all", *optimisation[:1]]
         if debug:
             flags["nvcc"].append("-lineinfo")
