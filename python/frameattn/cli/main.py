@@ -1,6 +1,7 @@
 """The entry point of the command ``frameattn``: finds the subcommand and turns errors of the user into exit code 2."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -32,7 +33,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         module.add_arguments(subparser)
     options, rest = parser.parse_known_args(arguments)
     try:
-        return COMMANDS[options.command].run(options, rest)
+        code = COMMANDS[options.command].run(options, rest)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # who read the output has seen enough: frameattn info | head -3
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains at its exit
+        return 1
     except (UsageError, MissingExtra) as error:
         print(f"frameattn {options.command}: {error}", file=sys.stderr)
         return 2

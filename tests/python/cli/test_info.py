@@ -34,6 +34,15 @@ def test_info_has_what_a_bug_report_needs():
         assert line in result.stdout
 
 
+def test_a_reader_that_has_seen_enough():
+    read, write = os.pipe()
+    os.close(read)  # as head does once it has its lines
+    command = [sys.executable, "-m", "frameattn", "info"]
+    result = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (result.returncode, result.stderr) == (1, "")
+
+
 def test_info_takes_no_arguments(fails):
     assert "unexpected argument 'x': info takes none" in fails("info", "x")
 
