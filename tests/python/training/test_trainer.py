@@ -58,7 +58,15 @@ def test_average_follows_faster_in_the_beginning(tiny_config, tmp_path):
     torch.testing.assert_close(trainer.ema[name], start + (1 - 1 / 10))
 
 
-def test_second_signal_acts_as_before_or_not_at_all():
+@pytest.fixture
+def interruptible():
+    """As in the foreground: a shell has its background jobs ignore SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_second_signal_acts_as_before_or_not_at_all(interruptible):
     with stop_signals() as received:
         signal.raise_signal(signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
