@@ -23,7 +23,7 @@ try:
 except ImportError:
     raise SystemExit(
         "setup.py: frameattn is compiled for the torch that is installed, and this Python finds none. Install torch, "
-        "setuptools>=77 and ninja, then run: pip install --no-build-isolation frameattn (or the path that you gave)"
+        "setuptools>=77 and ninja, then run pip install --no-build-isolation, with the path or name that you gave"
     ) from None
 
 ROOT = Path(__file__).parent
@@ -120,11 +120,14 @@ def namespace_sources() -> list[str]:
 
 def metadata() -> tuple[str, list[str]]:
     """Version and dependencies. A library loads with the minor version of torch that it was compiled for, so a build
-    says so in both: no resolver then installs it beside another one. A source distribution is for all."""
+    says so in both: no resolver then installs it beside another one. A source distribution is for all; what is built of
+    one keeps its version, which pip compares with the file's name."""
     version = (ROOT / "VERSION").read_text().strip()
     if "sdist" in sys.argv:
         return version, ["torch>=2.11", "numpy"]
     minor = ".".join(torch.__version__.split(".")[:2])
+    if (ROOT / "PKG-INFO").exists():
+        return version, [f"torch=={minor}.*", "numpy"]
     variant = f"cu{torch.version.cuda.replace('.', '')}" if TOOLKIT else "cpu"
     return f"{version}+torch{minor}.{variant}", [f"torch=={minor}.*", "numpy"]
 

@@ -55,7 +55,11 @@ from pathlib import Path
 if "{id}" not in sys.modules:
     spec = importlib.util.spec_from_file_location("{id}", Path(__file__).parents[1] / "__init__.py")
     sys.modules["{id}"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(sys.modules["{id}"])
+    try:
+        spec.loader.exec_module(sys.modules["{id}"])
+    except BaseException:
+        del sys.modules["{id}"]
+        raise
 kernel = sys.modules["{id}"]
 __all__ = kernel.__all__
 globals().update({{name: getattr(kernel, name) for name in __all__}})

@@ -5,6 +5,7 @@ import sysconfig
 import torch
 
 _REBUILD = "pip install --no-build-isolation --force-reinstall --no-deps ."
+_AGAIN = f"install its wheel for what is here, or from its source folder run `{_REBUILD}` (docs/install.md)"
 
 
 def _of_torch(version: str, cuda: str | None) -> str:
@@ -27,8 +28,7 @@ _needed, _found = (
 )
 if _needed != _found:
     raise ImportError(
-        f"frameattn was built for torch {_needed}, but torch {torch.__version__} is installed: install the "
-        f"wheel for it, or from frameattn's source folder run `{_REBUILD}`."
+        f"frameattn was built for torch {_needed}, but torch {torch.__version__} is installed: {_AGAIN}."
     )
 
 try:
@@ -38,7 +38,7 @@ except ImportError as error:
     if (_of_this_python := sysconfig.get_config_var("SOABI")) != PYTHON_ABI:
         _why = f"it was built for {PYTHON_ABI}, and this Python is {_of_this_python}"
     raise ImportError(
-        f"frameattn's compiled library does not load ({_why}): from its source folder run `{_REBUILD}`."
+        f"frameattn's compiled library does not load ({_why}): {_AGAIN}."
     ) from error
 
 

@@ -155,10 +155,12 @@ def test_its_metadata_is_that_of_its_files(folder):
 
 def test_releases_that_import_the_inner_folder_get_the_same(folder):
     code = (
-        "import importlib.util as u, sys; from kernels import get_local_kernel; from pathlib import Path\n"
-        "kernel = get_local_kernel(Path(sys.argv[1]))\n"
-        "spec = u.spec_from_file_location('frameattn', Path(kernel.__file__).parent / 'frameattn' / '__init__.py')\n"
+        "import importlib.util as u, sys; from pathlib import Path\n"
+        "variant = next(Path(sys.argv[1]).glob('build/torch*'))\n"
+        "spec = u.spec_from_file_location('frameattn', variant / 'frameattn' / '__init__.py')\n"
         "inner = u.module_from_spec(spec); spec.loader.exec_module(inner)\n"
+        "from kernels import get_local_kernel\n"
+        "kernel = get_local_kernel(Path(sys.argv[1]))\n"
         "assert inner.__all__ == kernel.__all__ and inner.matrix_linear is kernel.matrix_linear\n"
     )
     subprocess.run([sys.executable, "-c", code, folder], check=True)

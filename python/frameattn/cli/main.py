@@ -2,8 +2,10 @@
 
 import argparse
 import os
+import select
 import sys
 from collections.abc import Sequence
+from typing import TextIO
 
 from frameattn._errors import UsageError
 from frameattn._optional import MissingExtra
@@ -36,12 +38,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = COMMANDS[options.command].run(options, rest)
         sys.stdout.flush()
         return code
-    except BrokenPipeError:  # who read the output has seen enough: frameattn info | head -3
+    except BrokenPipeError:
+        if not _is_left(sys.stdout):
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains at its exit
         return 1
     except (UsageError, MissingExtra) as error:
         print(f"frameattn {options.command}: {error}", file=sys.stderr)
         return 2
+
+
+def _is_left(stream: TextIO) -> bool:
+    """Whether who read a pipe has seen enough: frameattn info | head -3. The end of another pipe is an error."""
+    poll = select.poll()
+    poll.register(stream, 0)
+    return any(events & select.POLLERR for _, events in poll.poll(0))
 
 
 if __name__ == "__main__":

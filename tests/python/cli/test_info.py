@@ -43,6 +43,16 @@ def test_a_reader_that_has_seen_enough():
     assert (result.returncode, result.stderr) == (1, "")
 
 
+def test_the_end_of_another_pipe_is_an_error(monkeypatch, tmp_path):
+    def lose_a_worker(options, rest):
+        raise BrokenPipeError("a worker's")
+
+    monkeypatch.setattr(info, "run", lose_a_worker)
+    with open(tmp_path / "out", "w") as out, pytest.raises(BrokenPipeError, match="a worker's"):
+        monkeypatch.setattr(sys, "stdout", out)
+        main(["info"])
+
+
 def test_info_takes_no_arguments(fails):
     assert "unexpected argument 'x': info takes none" in fails("info", "x")
 
