@@ -31,8 +31,8 @@ class DenseProcessor:
 
 def dense_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """F.scaled_dot_product_attention of [B, H, N, d]."""
-    # One frame of vmonarch_attention is dense attention. At 4 heads of 1024 x 32 on a Zen 3 (float32) it takes 0.6 of the
-    # time of torch's own, forward and backward.
+    # One frame of vmonarch_attention is dense attention. At 4 heads of 1024 x 32 on a Zen 3 (float32) it takes 0.6 of
+    # the time of torch's own, forward and backward.
     if has_block_gemm(query) and query.size(-1) <= LARGEST_HEAD:
         return vmonarch_attention(query, key, value, frames=1)
     return F.scaled_dot_product_attention(query, key, value)
