@@ -74,6 +74,7 @@ FAMILIES = (
     "diffusers.mochi",
     "diffusers.motif",
     "diffusers.wan",
+    "video_dit",
 )
 for _family in FAMILIES:
     import_module(f"frameattn.adapters.{_family}")

@@ -9,17 +9,24 @@ from typing import TextIO
 
 from frameattn._errors import UsageError
 from frameattn._optional import MissingExtra
-from frameattn.cli import bench_swap, encode, info, sample, train
+from frameattn.cli import bench_swap, compare, encode, info, sample, train
 
-COMMANDS = {"encode": encode, "train": train, "sample": sample, "bench-swap": bench_swap, "info": info}
+COMMANDS = {
+    "encode": encode,
+    "train": train,
+    "sample": sample,
+    "compare": compare,
+    "bench-swap": bench_swap,
+    "info": info,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs ``frameattn`` with arguments (of the process if None) and returns its exit code."""
     parser = argparse.ArgumentParser(
         prog="frameattn",
-        description="Train and sample video diffusion transformers with Matrix Attention (FrameDiT), and time those of "
-        "diffusers with VMonarch attention.",
+        description="Train and sample video diffusion transformers with Matrix Attention (FrameDiT), and compare those "
+        "of diffusers with VMonarch attention to themselves.",
     )
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="{" + ",".join(COMMANDS) + "}")
     for name, module in COMMANDS.items():

@@ -70,7 +70,7 @@ def write_mp4(path: str | PathLike, videos: Tensor, fps: float) -> None:
         container.mux(stream.encode(None))
 
 
-def write_contact_sheet(path: str | PathLike, videos: Tensor, labels: Sequence[int | None]) -> None:
+def write_contact_sheet(path: str | PathLike, videos: Tensor, labels: Sequence[int | str | None]) -> None:
     """Writes a PNG: a row for every video [K, T, C, H, W], at most 16 of its frames, its label on the left."""
     frames = videos.shape[1]
     chosen = torch.linspace(0, frames - 1, min(frames, 16)).round().long()

@@ -145,7 +145,7 @@ class FrameDiT(nn.Module):
         u_norm_eps_outside: bool = False,
         gradient_checkpointing: bool = False,
         *,
-        _temporal_attention: Callable[..., nn.Module],
+        _temporal_attention: Callable[..., nn.Module] | None,
     ):
         config = {k: v for k, v in locals().items() if k not in ("self", "__class__", "_temporal_attention")}
         super().__init__()
@@ -166,22 +166,32 @@ class FrameDiT(nn.Module):
         self.register_buffer("pos_embed", position_embedding(side, hidden_size))
         self.register_buffer("temp_embed", temporal_embedding(num_frames, hidden_size))
 
-        matrix_options = {k: v for k, v in config.items() if k in inspect.signature(MatrixAttention).parameters}
-        self.blocks = nn.ModuleList()
-        for _ in range(0, depth, 2):
-            spatial = SpatialAttention(hidden_size, num_row_heads)
-            temporal = _temporal_attention(hidden_size, side * side, **matrix_options)
-            self.blocks += [Block(hidden_size, spatial, mlp_ratio), Block(hidden_size, temporal, TEMPORAL_MLP_RATIO)]
+        self.blocks = nn.ModuleList(self._create_blocks(side * side, _temporal_attention))
         self.final_layer = FinalLayer(hidden_size, patch_size**2 * self.out_channels)
         self._initialize()
+
+    def _create_blocks(self, tokens: int, temporal_attention: Callable[..., nn.Module] | None) -> list[nn.Module]:
+        """For frames of so many tokens."""
+        assert temporal_attention is not None
+        config, dim = self.config, self.config["hidden_size"]
+        if config["depth"] % 2:
+            raise ValueError(
+                f"{type(self).__name__}: depth must be even (a spatial and a temporal block each), "
+                f"got {config['depth']}"
+            )
+        matrix_options = {k: v for k, v in config.items() if k in inspect.signature(MatrixAttention).parameters}
+        blocks: list[nn.Module] = []
+        for _ in range(0, config["depth"], 2):
+            spatial = SpatialAttention(dim, config["num_row_heads"])
+            temporal = temporal_attention(dim, tokens, **matrix_options)
+            blocks += [Block(dim, spatial, config["mlp_ratio"]), Block(dim, temporal, TEMPORAL_MLP_RATIO)]
+        return blocks
 
     def _check_config(self) -> None:
         config, name = self.config, type(self).__name__
         for key in ("input_size", "patch_size", "in_channels", "hidden_size", "depth", "num_frames", "num_classes"):
             if config[key] < 1:
                 raise ValueError(f"{name}: {key} must be at least 1, got {config[key]}")
-        if config["depth"] % 2:
-            raise ValueError(f"{name}: depth must be even (a spatial and a temporal block each), got {config['depth']}")
         if config["extras"] not in (NO_CONDITION, CLASSES, TEXT):
             raise ValueError(f"{name}: extras must be 1 (none), 2 (classes) or 78 (text), got {config['extras']}")
         if not 0 <= config["class_dropout_prob"] <= 1:
@@ -234,12 +244,17 @@ class FrameDiT(nn.Module):
             ValueError: shapes do not fit the model, or a condition is missing; the message names what came.
         """
         self._check_input(x, t, y, text_embedding, y_image, use_image_num)
-        video_frames = self.num_frames
         condition, final_condition, condition_of_frame = self._conditions(t, y, text_embedding, y_image, use_image_num)
+        tokens = self.x_embedder(x.flatten(0, 1)).unflatten(0, x.shape[:2]) + self.pos_embed
+        tokens = self._run_blocks(tokens, condition, condition_of_frame, use_image_num)
+        return self._unpatchify(self.final_layer(tokens, final_condition, condition_of_frame))
+
+    def _run_blocks(
+        self, tokens: Tensor, condition: Tensor, condition_of_frame: Tensor | None, use_image_num: int
+    ) -> Tensor:
+        video_frames = self.num_frames
         # One condition for all frames, or one for each: the video's frames then have the first.
         video_condition = condition[:, :1]
-
-        tokens = self.x_embedder(x.flatten(0, 1)).unflatten(0, x.shape[:2]) + self.pos_embed
         for i, block in enumerate(self.blocks):
             if i % 2 == 0:
                 tokens = self._run(i // 2, block, tokens, condition, condition_of_frame)
@@ -249,7 +264,7 @@ class FrameDiT(nn.Module):
                     video = video + self.temp_embed[:, :video_frames].unsqueeze(2)
                 video = self._run(i // 2, block, video, video_condition, None)
                 tokens = torch.cat([video, tokens[:, video_frames:]], dim=1) if use_image_num else video
-        return self._unpatchify(self.final_layer(tokens, final_condition, condition_of_frame))
+        return tokens
 
     def forward_with_cfg(
         self,

@@ -1,4 +1,4 @@
-"""The names of FrameDiT's models: ``FrameDiT{G,H}[IMG]-SIZE/QK-V/PATCH[-softmax_u][-concat]``, and text to video."""
+"""The names of the models: ``FrameDiT{G,H}[IMG]-SIZE/QK-V/PATCH[-softmax_u][-concat]``, text to video, VideoDiT."""
 
 import difflib
 import inspect
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from frameattn._optional import require
 from frameattn.models.framedit import FrameDiT, FrameDiTG, FrameDiTH
+from frameattn.models.video_dit import VideoDiT
 
 if TYPE_CHECKING:
     from frameattn.models.text_to_video import FrameDiTHT2V
@@ -36,6 +37,10 @@ def _build_registry() -> dict[str, tuple[Callable[..., FrameDiT], dict[str, Any]
                 registry[name] = FrameDiTG, options
             else:
                 registry[f"{name}-concat"] = FrameDiTH, {**options, "fuse_mode": "concat"}
+    for size, of_size in _SIZES.items():
+        heads = of_size["num_row_heads"]
+        options = dict(patch_size=2, num_heads=heads, **{k: v for k, v in of_size.items() if k != "num_row_heads"})
+        registry[f"VideoDiT-{size}/2"] = VideoDiT, options
     registry["FusedMatLatteIMG-XL/128-512/2-concat"] = registry["FrameDiTHIMG-XL/128-512/2-concat"]  # its old name
     return registry
 
@@ -79,8 +84,9 @@ def check_arguments(name: str, arguments: Iterable[str]) -> None:
     if is_text_to_video(name):
         known = [k for k in inspect.signature(text_to_video_class().__init__).parameters if k != "self"]
     else:
-        known = [k for k in inspect.signature(FrameDiT).parameters if not k.startswith("_")]
-        known += ["fuse_mode"] if _REGISTRY[name][0] is FrameDiTH else []
+        kind = _REGISTRY[name][0]
+        known = [k for k in inspect.signature(VideoDiT if kind is VideoDiT else FrameDiT).parameters if k[0] != "_"]
+        known += ["fuse_mode"] if kind is FrameDiTH else []
     for key in arguments:
         if key not in known:
             raise TypeError(f"{name.split('-')[0]} has no argument {key!r}: did you mean {_nearest(key, known)!r}?")

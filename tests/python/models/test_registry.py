@@ -1,4 +1,4 @@
-"""The 66 official names, what they build, and what is said about names and arguments that do not exist."""
+"""The 66 official names and VideoDiT, what they build, and what is said about names and arguments that do not exist."""
 
 import itertools
 import re
@@ -10,6 +10,7 @@ from frameattn.models import FrameDiTG, FrameDiTH, create_model, list_models
 
 SIZES = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 1152, 16)}
 TEXT_TO_VIDEO = "FrameDiTHT2V-XL/256-2-1-2-concat"
+OURS = [f"VideoDiT-{size}/2" for size in SIZES]
 OLD_NAME = "FusedMatLatteIMG-XL/128-512/2-concat"
 RULED = [
     f"FrameDiT{family}{images}-{size}/{dims}/2{u}{'-concat' if family == 'H' else ''}"
@@ -26,10 +27,10 @@ def create_on_meta(name, **overrides):
 
 def test_names():
     names = list_models()
-    assert len(names) == len(set(names)) == 66
-    assert set(names) == {*RULED, OLD_NAME, TEXT_TO_VIDEO}
+    assert len(names) == len(set(names)) == 70
+    assert set(names) == {*RULED, OLD_NAME, TEXT_TO_VIDEO, *OURS}
     names.clear()  # a list of the caller's own
-    assert len(list_models()) == 66
+    assert len(list_models()) == 70
 
 
 @pytest.mark.parametrize("name", RULED)
