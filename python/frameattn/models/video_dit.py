@@ -93,6 +93,8 @@ class VideoDiT(FrameDiT):
         ValueError: arguments do not fit together.
 
     Examples:
+        >>> import torch
+        >>> from frameattn.models import VideoDiT
         >>> model = VideoDiT(8, 2, in_channels=1, hidden_size=24, depth=2, num_heads=2, num_frames=3, learn_sigma=False)
         >>> model(torch.randn(1, 3, 1, 8, 8), torch.tensor([500])).shape
         torch.Size([1, 3, 1, 8, 8])
