@@ -27,9 +27,7 @@ _needed, _found = (
     _of_torch(torch.__version__, CUDA_VERSION and torch.version.cuda),
 )
 if _needed != _found:
-    raise ImportError(
-        f"frameattn was built for torch {_needed}, but torch {torch.__version__} is installed: {_AGAIN}."
-    )
+    raise ImportError(f"frameattn was built for torch {_needed}, but torch {torch.__version__} is installed: {_AGAIN}.")
 
 try:
     from frameattn import _C
@@ -37,9 +35,7 @@ except ImportError as error:
     _why = str(error)
     if (_of_this_python := sysconfig.get_config_var("SOABI")) != PYTHON_ABI:
         _why = f"it was built for {PYTHON_ABI}, and this Python is {_of_this_python}"
-    raise ImportError(
-        f"frameattn's compiled library does not load ({_why}): {_AGAIN}."
-    ) from error
+    raise ImportError(f"frameattn's compiled library does not load ({_why}): {_AGAIN}.") from error
 
 
 def operator_namespace() -> str:
