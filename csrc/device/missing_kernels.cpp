@@ -10,9 +10,9 @@ namespace frameattn {
 void refuse_cpu_build(const c10::OperatorHandle& op, torch::jit::Stack*) {
   TORCH_CHECK(false, op.operator_name().name,
               ": this is a CPU build of frameattn (torch " TORCH_VERSION
-              "), and the tensors are on CUDA. Move them to the CPU, or install frameattn's wheel for your torch's CUDA "
-              "(docs/install.md), or build it where there are a CUDA build of torch and nvcc: FRAMEATTN_CUDA=1 pip install "
-              "--no-build-isolation .");
+              "), and the tensors are on CUDA. Move them to the CPU, install the wheel for your torch's CUDA "
+              "(docs/install.md), or build where a CUDA torch and nvcc are: "
+              "FRAMEATTN_CUDA=1 pip install --no-build-isolation .");
 }
 
 #ifndef FRAMEATTN_WITH_CUDA
