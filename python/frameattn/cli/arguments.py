@@ -4,6 +4,10 @@ import argparse
 import math
 import re
 
+import torch
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
 
 def positive(text: str) -> int:
     if (number := int(text)) < 1:

@@ -32,11 +32,9 @@ from torch.overrides import TorchFunctionMode
 
 import frameattn
 from frameattn._errors import UsageError, as_usage_error
-from frameattn.cli.arguments import grid, positive
+from frameattn.cli.arguments import DTYPES, grid, positive
 from frameattn.cli.devices import choose_device
 from frameattn.cli.video_models import MODELS, Grid, VideoModel
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -33,11 +33,10 @@ from torch.nn import functional as F
 import frameattn
 from frameattn._errors import UsageError, as_usage_error
 from frameattn._optional import require
-from frameattn.cli.arguments import grid, positive, positive_number
+from frameattn.cli.arguments import DTYPES, grid, positive, positive_number
 from frameattn.cli.devices import choose_device
 from frameattn.cli.similarity import create_lpips, psnr, ssim
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 WARM_UP_STEPS = 2
 LARGEST_TILE = 256  # side of a frame on the contact sheet
 # Options, and the arguments of pipelines that they are.

@@ -17,18 +17,15 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
-import torch
-
 from frameattn._errors import UsageError, as_usage_error
 from frameattn._optional import require
-from frameattn.cli.arguments import positive, positive_number
+from frameattn.cli.arguments import DTYPES, positive, positive_number
 from frameattn.cli.devices import choose_device
 from frameattn.data import VideoFolder
 from frameattn.data.encode import Encoder, TextEncoder, Vae, read_captions
 from frameattn.training.signals import stop_signals
 
 PRINT_EVERY = 100  # clips, where there is no terminal for a bar
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
